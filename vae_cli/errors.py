@@ -1,0 +1,24 @@
+"""What goes wrong through no fault of this program, as one message and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something that was given cannot be used: what was given, what is allowed, what to type instead. Exit code 2."""
+
+    exit_code = 2
+
+
+class Failure(UserError):
+    """A command that was well put could not be carried out: a full disk, a diverged run. Exit code 1."""
+
+    exit_code = 1
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Return " Did you mean 'X'?" for the allowed word nearest to the one given, or nothing where none is near."""
+    matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
