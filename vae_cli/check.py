@@ -17,8 +17,9 @@ class Interval:
     high: float = inf
     open_low: bool = False
 
-    def __contains__(self, number: float) -> bool:
-        return isfinite(number) and (self.low < number if self.open_low else self.low <= number) and number <= self.high
+    def holds(self, number: Any) -> bool:
+        above = self.low < number if self.open_low else self.low <= number
+        return bool(isfinite(number) and above and number <= self.high)
 
     def __str__(self) -> str:
         below = "" if self.low == -inf else f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
@@ -42,7 +43,7 @@ def is_allowed(value: object, kind: Any) -> bool:
         return True
     if origin is Annotated:
         base, *bounds = get_args(kind)
-        return is_allowed(value, base) and all(value in bound for bound in bounds if isinstance(bound, Interval))
+        return is_allowed(value, base) and all(bound.holds(value) for bound in bounds if isinstance(bound, Interval))
     if origin is Literal:
         return any(value == word and type(value) is type(word) for word in get_args(kind))
     if origin in (Union, types.UnionType):

@@ -1,0 +1,133 @@
+"""What every dataset gives: images in three disjoint splits, fixed by a seed of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.check import Natural
+from vae_cli.errors import UserError
+
+MEAN_BYTES = 1 << 24  # of pixels in one step of Split.mean
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one array of images that belong together.
+
+    images: uint8 levels or float32 (N, C, H, W), in memory or memory-mapped, shared with the other splits or not;
+    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def batch(self, positions: Tensor) -> Tensor:
+        """Return the images at these positions of the split, float32 (B, C, H, W); 8-bit levels are divided by 255."""
+        images = self.images.index_select(0, self._rows(positions))
+        return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+    def batch_labels(self, positions: Tensor) -> Tensor:
+        """Return the labels at these positions of the split, int64 (B,); ValueError where the images have none."""
+        if self.labels is None:
+            raise ValueError("these images have no labels")
+        return self.labels.index_select(0, self._rows(positions))
+
+    def mean(self) -> Tensor:
+        """Return the mean image of the split, float32 (C, H, W), in the units of `batch`; an empty split has none."""
+        if len(self) == 0:
+            raise ValueError("an empty split has no mean image")
+        total = torch.zeros(self.images.shape[1:], dtype=torch.float64)
+        images_a_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
+        for rows in self.index.split(images_a_step):
+            total += self.images.index_select(0, rows).cpu().sum(0, dtype=torch.float64)
+        if self.images.dtype == torch.uint8:
+            total /= 255
+        return (total / len(self)).to(self.images.device, torch.float32)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same split with its images, labels and index on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Split(self.images.to(device), labels, self.index.to(device))
+
+    def _rows(self, positions: Tensor) -> Tensor:
+        return self.index.index_select(0, positions.to(self.index.device))
+
+
+class Splits(NamedTuple):
+    """Train, validation (may be empty) and test images, and the name of each label where they have names."""
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...] | None
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Return the same splits on a device, where splits that share one array still share it."""
+        train, validation, test = self.train.to(device), self.validation.to(device), self.test.to(device)
+        if self.validation.images is self.train.images:
+            validation = Split(train.images, train.labels, validation.index)
+        if self.test.images is self.train.images:
+            test = Split(train.images, train.labels, test.index)
+        return Splits(train, validation, test, self.classes)
+
+
+class Dataset(ABC):
+    """A source of images.
+
+    provides: what a likelihood or a metric may ask for: "unit_interval" (values between 0 and 1), "levels" (the values
+    are 8-bit levels divided by 255), "labels".
+    """
+
+    provides: frozenset[str]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, known without loading any."""
+
+    def check(self) -> None:  # noqa: B027 (most choices have nothing to look at)
+        """Raise UserError for what can be seen to be wrong on this machine without loading an image."""
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Return the splits: disjoint, the same images for the same split_seed. UserError for settings that do not fit
+        the images, Failure where they cannot be had."""
+
+
+def random_state(*seed: int) -> np.random.RandomState:
+    """Return a generator whose numbers are the same in every version of NumPy: it keeps RandomState's stream as it is.
+
+    Several numbers name independent streams of one seed.
+    """
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+
+
+def partition(count: int, validation: Natural, split_seed: Natural, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows of the train, validation and test images among `count`, each int64 (n,).
+
+    One random permutation has the test images at its head and the validation images at its tail, so the size of one
+    split does not move another, and a smaller held-out set is part of a larger one. UserError where nothing is left
+    to train on.
+    """
+    if test >= count:
+        raise UserError(
+            f"dataset.test={test} leaves nothing to train on: there are {count} images. Give dataset.test "
+            f"a smaller number or a fraction."
+        )
+    if validation >= count - test:
+        raise UserError(
+            f"dataset.validation={validation} leaves nothing to train on: there are {count - test} training images. "
+            f"Give dataset.validation a number between 0 and {count - test - 1}."
+        )
+    rows = torch.from_numpy(random_state(split_seed).permutation(count).astype(np.int64))
+    return rows[test : count - validation], rows[count - validation :], rows[:test]

@@ -1,0 +1,197 @@
+"""What TensorBoard shows of a run: curves, histograms, pictures, latent codes and the row in the HPARAMS tab."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from vae_cli.image import grid, save_png
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vae_cli.image import Picture
+
+Status: TypeAlias = Literal["finished", "interrupted", "failed"]
+Hparam: TypeAlias = bool | int | float | str
+
+# The names sort before and after those of the SummaryWriter, events.out.tfevents.<seconds>..., in the order in which
+# TensorBoard reads the files of a run.
+START = "events.out.tfevents.0000000000.start"
+END = "events.out.tfevents.{:010d}.~end"
+
+POINTS = 5000  # latent codes in the projector: its limit for t-SNE, UMAP and comfort
+SPRITE = 64  # longest side of their pictures: 71 * 71 of them fit the 8192 pixels of a texture
+
+
+class EventWriter:
+    """Writes the events of one run into its folder, for `tensorboard --logdir` of that folder or one above it.
+
+    Events at `purge_step` and later that an earlier writer left in the folder are hidden: a run that resumes from a
+    checkpoint made after step s passes s + 1, and every curve goes on without a repeated step.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a fifth of a second
+
+        self.folder = folder
+        # TensorBoard keeps the first end that it finds in a run, and this run is going on.
+        for end in folder.glob("events.*.~end"):
+            end.unlink()
+        self._writer: Any = SummaryWriter(folder, purge_step=purge_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("finished")
+        else:
+            self.close("failed" if issubclass(kind, Exception) else "interrupted")
+
+    def hparams(self, values: Mapping[str, Hparam]) -> None:
+        """Write the run's row of the HPARAMS tab; its metrics are all scalars of the run, as they come.
+
+        What a run does not have (sigma.value of a learned sigma) is left out; a name keeps one type in all runs.
+        """
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+        # No experiment summary: TensorBoard would take the columns of the whole folder from the first run's. Without
+        # one it takes the union over all runs, finds types and domains itself and puts first what differs.
+        start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, str):
+                start.hparams[name].string_value = value
+            elif math.isfinite(value):  # JSON has no other numbers
+                start.hparams[name].number_value = value
+        content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
+        # In a file of its own, which a resumed run writes anew: TensorBoard keeps the first start that it finds in a
+        # run, and a run that is trained further has other epochs.
+        self._write_alone(START, metadata.SESSION_START_INFO_TAG, content)
+
+    def close(self, status: Status) -> None:
+        """Write what is pending and how the run ended; an interrupted one has not ended and stays "unknown"."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        if status == "interrupted":
+            return
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        end = plugin_data_pb2.SessionEndInfo(
+            status=api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE,
+            end_time_secs=time.time(),
+        )
+        content = plugin_data_pb2.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
+        self._write_alone(END.format(int(time.time())), metadata.SESSION_END_INFO_TAG, content)
+
+    def _write_alone(self, name: str, tag: str, content: Any) -> None:
+        """Write one summary for the HPARAMS plugin as an event file of its own."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+        # The tensor is empty; without one TensorBoard's data server would not list the summary.
+        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
+        now = time.time()
+        new = self.folder / f".{name.replace('tfevents', 'new')}"  # TensorBoard reads whatever is named tfevents
+        with new.open("wb") as file:
+            records = RecordWriter(file)
+            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            records.write(Event(wall_time=now, step=0, summary=Summary(value=[value])).SerializeToString())
+        os.replace(new, self.folder / name)
+
+    def layout(self) -> None:
+        """Lay out the custom scalars page: each term of the loss, training over validation, and the posterior."""
+        terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
+        losses = {term: ["Multiline", [f"^(train|validation)/{term}$"]] for term in terms}  # tags are patterns
+        posterior = {
+            "posterior scale": ["Multiline", ["^posterior/scale_(mean|min)$"]],
+            "spread of loc": ["Multiline", ["^posterior/loc_std$"]],
+        }
+        self._writer.add_custom_scalars({"train and validation": losses, "posterior": posterior})
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write one point for each tag, such as train/loss, at a step; a value that is not finite is shown as such."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # One event for all of them: SummaryWriter.add_scalar would make one each.
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._writer.file_writer.add_summary(Summary(value=points), step)
+
+    def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Write a histogram of the finite values of each tensor, whatever its shape; one without any is left out."""
+        for tag, tensor in values.items():
+            finite = tensor.detach().float()
+            finite = finite[finite.isfinite()]
+            if finite.numel():
+                self._writer.add_histogram(tag, finite, step)
+
+    def pictures(self, tag: str, picture: Picture, step: int) -> None:
+        """Write one uint8 picture (H, W, 3)."""
+        self._writer.add_image(tag, picture, step, dataformats="HWC")
+
+    def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
+        """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1] where there are any.
+
+        The first 5000 are shown, and they take the place of the ones shown before.
+        """
+        from google.protobuf import text_format
+        from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+        from torch.nn.functional import pad
+
+        # SummaryWriter.add_embedding adds an entry a call, forgets those of the run before it was resumed, and has no
+        # limit on the size of the sprites.
+        folder = self.folder / "projector"
+        folder.mkdir(exist_ok=True)
+        codes = codes[:POINTS].detach().float().nan_to_num().cpu()
+        codes = pad(codes, (0, max(0, 3 - codes.shape[1])))  # the projector draws the first three components
+        _write_lines(folder / "tensors.tsv", ["\t".join(f"{number:.6g}" for number in code) for code in codes.tolist()])
+
+        config = ProjectorConfig()
+        # TensorBoard caches codes by name.
+        shown = config.embeddings.add(tensor_name=f"z at step {step}", tensor_path="projector/tensors.tsv")
+        if labels is not None:
+            _write_lines(folder / "metadata.tsv", [" ".join(label.split()) or "-" for label in labels[:POINTS]])
+            shown.metadata_path = "projector/metadata.tsv"
+        if images is not None:
+            height, width = _save_sprites(folder / "sprite.png", images[:POINTS])
+            shown.sprite.image_path = "projector/sprite.png"
+            shown.sprite.single_image_dim.extend([width, height])
+        _write_lines(self.folder / "projector_config.pbtxt", [text_format.MessageToString(config).rstrip("\n")])
+
+    def flush(self) -> None:
+        """Write what is pending to disk."""
+        self._writer.flush()
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    new = path.with_name(f".{path.name}")
+    new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:
+    """Write images (N, C, H, W) as a square sheet without separators and return the height and width of one of them."""
+    from torch.nn.functional import avg_pool2d, pad
+
+    shrink = math.ceil(max(images.shape[2:]) / SPRITE)
+    images = avg_pool2d(images.detach().float(), shrink, ceil_mode=True) if shrink > 1 else images
+    # As many rows as columns, even if some stay empty: the projector takes one for the other.
+    columns = math.ceil(math.sqrt(len(images)))
+    images = pad(images, (0, 0, 0, 0, 0, 0, 0, columns**2 - len(images)))
+    save_png(path, grid(images, columns, side=SPRITE // 2, pad=0))
+    factor = max(1, round(SPRITE / 2 / max(images.shape[2:])))
+    return images.shape[2] * factor, images.shape[3] * factor

@@ -1,0 +1,548 @@
+"""What stands between our command line and Hydra: the call, the check of a whole sweep, and messages for people."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
+from yaml import YAMLError
+
+from vae_cli import catalog
+from vae_cli.errors import Failure, UserError, nearest
+
+Check = Callable[[DictConfig], bool]
+
+_PLUGINS = {
+    "hydra/launcher/joblib": ("joblib", "hydra-joblib-launcher"),
+    "hydra/launcher/ray": ("ray", "hydra-ray-launcher"),
+    "hydra/launcher/submitit_local": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher/submitit_slurm": ("submitit", "hydra-submitit-launcher"),
+    "hydra/sweeper/optuna": ("optuna", "hydra-optuna-sweeper"),
+    "hydra/sweeper/ax": ("ax", "hydra-ax-sweeper"),
+    "hydra/sweeper/nevergrad": ("nevergrad", "hydra-nevergrad-sweeper"),
+}
+
+
+def run(
+    task: Callable[[], Any],
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    cfg: str | None = None,
+    package: str | None = None,
+    resolve: bool = False,
+    info: str | None = None,
+    config_name: str | None = None,
+    config_dir: str | None = None,
+    hydra_help: bool = False,
+) -> None:
+    """Run a task that `hydra.main` wraps as if its overrides and flags stood on the command line.
+
+    Raises UserError for whatever Hydra refuses; what the task itself raises comes through unchanged.
+    """
+    overrides = [override.strip() for override in overrides]
+    only_one = {"-m": multirun, "--cfg": cfg, "--info": info, "--hydra-help": hydra_help}
+    given = [flag for flag, value in only_one.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} cannot be given together: each asks for something else. Give one.")
+    for flag, value in {"--resolve": resolve, "--package": package}.items():
+        if value and not cfg:
+            raise UserError(f"{flag} says how a configuration is shown: give it together with --cfg job.")
+    for flag, word, words in (
+        ("--cfg", cfg, ("job", "hydra", "all")),
+        ("--info", info, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    ):
+        if word is not None and word not in words:
+            raise UserError(f"{flag} {word}: there is no such view.{nearest(word, words)} Views: {', '.join(words)}.")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder.")
+    extra_dirs = [Path(config_dir)] if config_dir is not None else []
+    for override in overrides:
+        _check_shape(override, extra_dirs)
+
+    flags = {"cfg": cfg, "package": package, "info": info, "config-name": config_name, "config-dir": config_dir}
+    argv = [sys.argv[0], *(_defer_to_jobs(overrides) if multirun else overrides)]
+    argv += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    switches = {"multirun": multirun, "resolve": resolve, "hydra-help": hydra_help}
+    argv += [f"--{name}" for name, value in switches.items() if value]
+    with _hydra_raises(argv):
+        try:
+            if package is None:
+                task()
+            else:
+                _show_package(task, package)
+        except SystemExit as stop:  # Hydra ends its views this way
+            if stop.code:
+                raise
+        except Exception as error:  # every failure passes here; the ones that are not the user's go on as they are
+            message = translate(error, overrides, config_name=config_name, extra_dirs=extra_dirs)
+            if message is None or message is error:
+                raise
+            raise message from error
+
+
+@contextmanager
+def check_sweeps(check: Check) -> Iterator[None]:
+    """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
+
+    `check` gets each job's configuration as the task would (`HydraConfig` is set): if it raises a UserError nothing is
+    started and the message names the job; if it returns False, as for a finished run, the job is left out.
+    """
+    instantiate = Plugins.instantiate_launcher
+
+    def instantiate_checked(
+        self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> Launcher:
+        launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
+        return _CheckedLauncher(launcher, check, hydra_context, config)
+
+    Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Plugins.instantiate_launcher = instantiate  # type: ignore[method-assign]
+
+
+class _CheckedLauncher(Launcher):
+    def __init__(self, launcher: Launcher, check: Check, hydra_context: HydraContext, config: DictConfig) -> None:
+        self.launcher = launcher
+        self.check = check
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Do nothing: the launcher inside is set up already."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        to_do = [
+            overrides
+            for index, overrides in enumerate(job_overrides, start=initial_job_idx)
+            if self._passes(overrides, index)
+        ]
+        # A sweeper that learns from results needs one for every job; a finished run then reports what it has.
+        basic = str(self.config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
+        if not basic:
+            return self.launcher.launch(job_overrides, initial_job_idx)
+        results = self.launcher.launch(to_do, initial_job_idx) if to_do else []
+        _raise_failures(results, to_do)
+        return results
+
+    def _passes(self, overrides: Sequence[str], index: int) -> bool:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = index
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        task_config = copy.deepcopy(config)
+        with read_write(task_config), open_dict(task_config):
+            del task_config["hydra"]
+        try:
+            return self.check(task_config)
+        except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
+            message = translate(error, overrides)
+            if message is None:
+                raise
+            named = type(message)(f"The job {_words(overrides)} cannot run, so none was started: {message}")
+            raise named from error
+        finally:
+            HydraConfig.instance().cfg = before
+
+
+def _raise_failures(results: Sequence[JobReturn], jobs: Sequence[Sequence[str]]) -> None:
+    failed: list[tuple[str, Exception]] = []
+    for result, overrides in zip(results, jobs, strict=True):
+        if result.status is not JobStatus.COMPLETED:
+            try:
+                _ = result.return_value
+            except Exception as error:  # whatever the job raised: it is reported below
+                failed.append((_words(overrides), translate(error, overrides) or error))
+    if failed:
+        lines = [f"  {words}: {one_line(error)}" for words, error in failed]
+        count = f"{len(failed)} of {len(jobs)} jobs failed" if len(jobs) > 1 else "The job failed"
+        raise Failure("\n".join([f"{count}:", *lines])) from failed[0][1]
+
+
+def one_line(error: BaseException) -> str:
+    """Say an error in one line: a message for people as it is, anything else with its type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def _hydra_raises(argv: list[str]) -> Iterator[None]:
+    """Let Hydra read these words, raise its errors instead of printing them, and put everything back after."""
+    before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    value = JobReturn.__dict__["return_value"]
+
+    def quiet(result: JobReturn) -> Any:
+        if result.status is JobStatus.FAILED:
+            raise result._return_value
+        return value.fget(result)
+
+    sys.argv = argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    JobReturn.return_value = value.getter(quiet)  # type: ignore[method-assign]  # else it prints before it raises
+    try:
+        yield
+    finally:
+        sys.argv = before_argv
+        JobReturn.return_value = value  # type: ignore[method-assign]
+        if before_full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before_full
+
+
+def _show_package(task: Callable[[], Any], package: str) -> None:
+    try:
+        with redirect_stderr(StringIO()):
+            task()
+    except SystemExit as stop:
+        if stop.code:
+            words = [*catalog.defaults(), *catalog.settings()]
+            raise UserError(
+                f"--package {package}: the configuration has no such part.{nearest(package, words)}"
+            ) from stop
+        raise
+
+
+def _check_shape(override: str, extra_dirs: Sequence[Path]) -> None:
+    """Refuse what Hydra would misread or only complain about much later."""
+    if override.startswith("-"):
+        raise UserError(f"'{override}' is a flag, and flags stand before any '--'.")
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    groups, settings = catalog.groups(*extra_dirs), catalog.settings()
+    if equals and not name:
+        raise UserError(f"'{override}' names nothing to set. {_FORM}")
+    if equals and not value and not key.startswith("~"):
+        raise UserError(f"'{override}' gives no value. {_example(name, groups)}")
+    if override.startswith("~") and (name in settings or (name in catalog.defaults() and name != "experiment")):
+        raise UserError(f"'{override}' would remove '{name}', which every run needs. {_example(name, groups)}")
+    if name in groups and value in ("null", "None", "none") and value not in groups[name].choices:
+        raise UserError(
+            f"'{override}': '{value}' is no choice of {name}. Leave {name} out or choose one of: "
+            f"{', '.join(groups[name].choices)}."
+        )
+
+
+def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
+    """Rewrite `likelihood.scale=1` as `likelihood.scale=choice(1)` where `likelihood` itself is swept.
+
+    Hydra applies plain values once before it applies any swept choice, and would refuse a key that the default choice
+    does not have although every job has it.
+    """
+    parsed: list[tuple[str, Override | None]] = []
+    for override in overrides:
+        try:
+            parsed.append((override, OverridesParser.create().parse_override(override)))
+        except HydraException:  # Hydra meets it again and says so
+            parsed.append((override, None))
+    groups = [one for _, one in parsed if one is not None and one.is_sweep_override() and "." not in one.key_or_group]
+    below = tuple("" if one.key_or_group == "experiment" else f"{one.package or one.key_or_group}." for one in groups)
+    return [
+        f"{one.key_or_group}=choice({override.partition('=')[2]})"
+        if one is not None
+        and below
+        and one.type is not None
+        and not (one.is_sweep_override() or one.is_add() or one.is_force_add() or one.is_delete())
+        and not one.is_hydra_override()
+        and "." in one.key_or_group
+        and one.key_or_group.startswith(below)
+        else override
+        for override, one in parsed
+    ]
+
+
+# Messages -------------------------------------------------------------------------------------------------------------
+
+_FORM = "Overrides look like key=value, for example sigma=fixed or latent=8."
+
+
+def translate(
+    error: BaseException,
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str | None = None,
+    extra_dirs: Sequence[Path] = (),
+) -> UserError | None:
+    """Return one message for what Hydra or OmegaConf refused, or None for an error that is not theirs."""
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return cause
+    groups = catalog.groups(*extra_dirs)
+    for cause in reversed(chain):
+        if isinstance(cause, OmegaConfBaseException):
+            return UserError(_omegaconf_message(cause, overrides, groups))
+    if isinstance(error, OverrideParseException):
+        return UserError(_syntax_message(error.override, groups))
+    if isinstance(error, MissingConfigException):
+        return UserError(_missing_message(error, overrides, config_name, groups))
+    if isinstance(error, InstantiationException):
+        return UserError(_first_line(error))
+    if isinstance(error, (ConfigCompositionException, HydraException)) or "Config group override" in str(error):
+        return UserError(_override_message(overrides, groups) or _first_line(error))
+    if isinstance(error, YAMLError):
+        return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
+    if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
+        return UserError(_first_line(error))
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _syntax_message(override: str, groups: dict[str, catalog.Group]) -> str:
+    settings = catalog.settings()
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    if not equals:
+        owners = [group for group in groups.values() if override in group.choices and group.name != "schedule"]
+        if owners:
+            return f"'{override}' is a choice of {owners[0].name}: type {owners[0].name}={override}."
+        if name in groups or name in settings:
+            return f"'{override}' gives no value. {_example(name, groups)}"
+        return f"'{override}' is no override.{nearest(override, [*groups, *settings])} {_FORM}"
+    if value.startswith("="):
+        return f"'{override}' has one '=' too many. Did you mean '{key}={value.lstrip('=')}'?"
+    start = f"'{override}' cannot be read as an override"
+    if value.count("[") != value.count("]") or value.count("{") != value.count("}"):
+        return f"{start}: a bracket is not closed. Quote a list for the shell: '{key}=[1,2]'."
+    if value.startswith("~"):
+        return f"{start}: '~' means something else to Hydra. Write the folder out, or type {key}=$HOME{value[1:]}."
+    if re.search(r"[=~!&#|<>;?*`^\"' ]", value):
+        quoted = value.replace('"', "")
+        return f"{start}: its value holds a character with a meaning of its own. Quote it twice: '{key}=\"{quoted}\"'."
+    return f"{start}. {_FORM}"
+
+
+def _missing_message(
+    error: MissingConfigException, overrides: Sequence[str], config_name: str | None, groups: dict[str, catalog.Group]
+) -> str:
+    missing = error.missing_cfg_file or ""
+    if not error.options and missing == config_name:
+        return f"--config-name {config_name}: there is no {config_name}.yaml in the bundled configurations or --config-dir."
+    group, _, choice = missing.rpartition("/")
+    if missing in _PLUGINS:
+        extra, distribution = _PLUGINS[missing]
+        return f"{group}={choice} is not installed: type {_install(extra, distribution)}."
+    if not group or not error.options:
+        return _first_line(error)
+    options = sorted(error.options)
+    message = f"'{choice}' is no choice of {group}.{nearest(choice, options)} Choices: {', '.join(options)}."
+    # Not given by hand: a preset asks for it.
+    presets = [override for override in overrides if override.startswith("experiment=")]
+    if presets and not any(re.search(rf"\b{re.escape(choice)}\b", word) for word in overrides):
+        message = f"{presets[0]}: {message}"
+    return message
+
+
+def _install(extra: str, distribution: str) -> str:
+    try:
+        extras = metadata.metadata("vae-cli").get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:  # run from a clone
+        extras = []
+    return f"pip install 'vae-cli[{extra}]'" if extra in extras else f"pip install {distribution}"
+
+
+def _omegaconf_message(
+    error: OmegaConfBaseException, overrides: Sequence[str], groups: dict[str, catalog.Group]
+) -> str:
+    key = str(error.full_key or error.key or "")
+    if isinstance(error, (InterpolationToMissingValueError, MissingMandatoryValue)):
+        named = re.search(r"Missing mandatory value: ([^\s]+)", str(error))
+        key = named.group(1) if named else key
+        return f"{key} has no default and needs a value: type {key}=VALUE."
+    if isinstance(error, InterpolationKeyError):
+        named = re.search(r"Interpolation key '([^']*)'", str(error))
+        asked = named.group(1) if named else ""
+        words = [*groups, *catalog.settings()]
+        return f"{key} refers to ${{{asked}}}, and the configuration has no '{asked}'.{nearest(asked, words)}"
+    if isinstance(error, UnsupportedInterpolationType):
+        return f"{key}: {_first_line(error)}. What OmegaConf and Hydra provide looks like ${{oc.env:HOME}}, ${{now:%Y}}."
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and key:
+        return _unknown_key_message(key, error.parent_node, overrides, groups)
+    override = next((word for word in overrides if word.lstrip("+~").partition("=")[0] == key), key)
+    return f"{override}: {_first_line(error)}" if override else _first_line(error)
+
+
+def _unknown_key_message(
+    full_key: str, parent: Any, overrides: Sequence[str], groups: dict[str, catalog.Group]
+) -> str:
+    settings = catalog.settings()
+    above, _, key = full_key.rpartition(".")
+    keys = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
+    if not above:
+        return _unknown_root_message(full_key, groups)
+    if full_key.startswith("hydra."):
+        return f"Hydra's own configuration has no '{full_key}'.{nearest(key, keys)} {above} has: {', '.join(keys)}."
+    group = groups.get(above)
+    choice = _choice_of(parent, group)
+    if group is None or choice is None:
+        if above in settings or not keys:
+            schedules = ", ".join(groups["schedule"].choices) if "schedule" in groups else ""
+            hint = f" To make it a schedule, type +schedule@{above}=linear (or {schedules})." if schedules else ""
+            return f"There is no '{full_key}': {above} is one value.{hint if above not in settings else ''}"
+        keys = [name for name in keys if not name.startswith("_")]
+        return f"{above} has no '{key}'.{nearest(key, keys)} It has: {', '.join(keys)}."
+    others = [f"{group.name}={other.name}" for other in group.choices.values() if key in other.settings]
+    own = _typed(choice)
+    message = f"{group.name}={choice.name} has no '{key}'."
+    near = nearest(key, own)
+    if near or not others:
+        near_other = "" if near else _near_elsewhere(key, group)
+        has = f" It has: {', '.join(own)}." if own else " It has no settings."
+        return f"{message}{near or near_other}{has}"
+    value = next((word.partition("=")[2] for word in overrides if word.startswith(f"{full_key}=")), "VALUE")
+    return f"{message} {_and(others)} {'has' if len(others) == 1 else 'have'}: type {others[0]} {full_key}={value}."
+
+
+def _unknown_root_message(key: str, groups: dict[str, catalog.Group]) -> str:
+    settings = catalog.settings()
+    choosable = catalog.defaults()
+    words = [*choosable, *settings]
+    message = f"There is no group or setting '{key}'."
+    hint = nearest(key, words)
+    if not hint:
+        dotted = [
+            f"{name}.{key}" for name, group in groups.items() for choice in group.choices.values()
+            if name in choosable and name != "experiment" and key in choice.settings
+        ]
+        dotted.sort(key=lambda word: key not in _default_keys(word.partition(".")[0], groups))
+        hint = f" Did you mean '{dotted[0]}'?" if dotted else nearest(key.replace("/", "."), words)
+    return f"{message}{hint} Groups: {', '.join(choosable)}. Settings: {', '.join(settings)}."
+
+
+def _default_keys(group: str, groups: dict[str, catalog.Group]) -> dict[str, catalog.Setting]:
+    choice = groups[group].choices.get(catalog.defaults()[group].default)
+    return choice.settings if choice is not None else {}
+
+
+def _near_elsewhere(key: str, group: catalog.Group) -> str:
+    for choice in group.choices.values():
+        if near := nearest(key, choice.settings):
+            return f"{near} That is a setting of {group.name}={choice.name}."
+    return ""
+
+
+def _choice_of(parent: Any, group: catalog.Group | None) -> catalog.Choice | None:
+    """Find the choice in force by the class it builds: it may come from a default, an override or a preset."""
+    if group is None or not isinstance(parent, DictConfig):
+        return None
+    target = OmegaConf.to_container(parent, resolve=False)
+    named = target.get("_target_") if isinstance(target, dict) else None
+    return next((choice for choice in group.choices.values() if choice.target and choice.target == named), None)
+
+
+def _override_message(overrides: Sequence[str], groups: dict[str, catalog.Group]) -> str | None:
+    """Find the override that Hydra cannot have liked: its exceptions here carry nothing but prose."""
+    settings = catalog.settings()
+    choosable = catalog.defaults()
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            return _syntax_message(text, groups)
+        key, plain = override.key_or_group, text.lstrip("+~")
+        value = text.partition("=")[2]
+        if override.is_sweep_override():
+            if override.is_hydra_override():
+                return f"'{text}': Hydra's own settings cannot be swept. Give one value."
+            continue
+        if override.package is not None and key not in groups and not key.startswith("hydra"):
+            return f"'{text}': there is no group '{key}'.{nearest(key, groups)} Groups: {', '.join(groups)}."
+        if override.package is not None and not override.is_add() and key not in choosable:
+            return f"'{text}' adds to the configuration, which a leading + says: type +{plain}."
+        if override.package is not None and not override.is_add():
+            return f"'{text}': {key} stands in one place only. Type {key}={value}."
+        if override.is_force_add() and key in groups:
+            return f"'{text}': a choice needs no +. Type {plain}."
+        if override.is_add() and override.package is None and (key in choosable or key in settings):
+            return f"'{text}': '{key}' is there already, so it needs no +. Type {plain}."
+        if override.is_add() and key in groups and override.package is None:
+            return f"'{text}' does not say where the {key} goes: type +{key}@regularizer.beta={value}, for example."
+        if override.is_delete():
+            return f"'{text}': there is no '{key}' to remove.{nearest(key, [*choosable, *settings])}"
+        if key in groups and not isinstance(override.value(), (str, list, dict)):
+            choices = groups[key].choices
+            return f"'{text}': '{value}' is no choice of {key}. Choices: {', '.join(choices)}."
+        if key in groups and value == "???":
+            return f"'{text}' gives no choice. {_example(key, groups)}"
+        if override.is_add() and "." in key:
+            return f"'{text}': '{key}' is there already, so it needs no +. Type {plain}."
+    swept = [text for text in overrides if _is_sweep(text)]
+    if swept:
+        return f"'{swept[0]}' gives several values: give -m to sweep over them, or one value."
+    return None
+
+
+def _is_sweep(text: str) -> bool:
+    return OverridesParser.create().parse_override(text).is_sweep_override()
+
+
+def _example(name: str, groups: dict[str, catalog.Group]) -> str:
+    if name in groups:
+        choices = list(groups[name].choices)
+        return f"Type {name}={choices[0]}, for example. Choices: {', '.join(choices)}."
+    setting = catalog.settings().get(name)
+    if setting is None:
+        words = [*groups, *catalog.settings()]
+        return f"Type {name}=VALUE.{'' if '.' in name else nearest(name, words)}"
+    comment = f": {setting.comment}" if setting.comment else ""
+    return f"Type {name}={setting.default} for the default{comment}."
+
+
+def _typed(choice: catalog.Choice) -> list[str]:
+    return [key for key, setting in choice.settings.items() if not setting.default.startswith("${")]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _words(overrides: Sequence[str]) -> str:
+    return " ".join(overrides) or "(the defaults)"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

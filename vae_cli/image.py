@@ -1,0 +1,158 @@
+"""Pictures from tensors: grids, files to look at, and files to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from vae_cli.errors import UserError
+
+if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need them: commands start faster
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
+
+BACKGROUND = 255
+SEPARATOR = 214  # a grey that parts white pictures as well as black ones
+INK = 70
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [0, 1] of any shape as uint8 in 0 to 255: clamped, rounded, what is not finite as 0."""
+    return images.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).mul(255).round().byte()
+
+
+def grid(
+    images: Tensor, columns: int, side: int = 64, pad: int = 2, row_labels: Sequence[str] | None = None
+) -> Picture:
+    """Return images (N, C, H, W) in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
+
+    Images have 1 or 3 channels. Small ones are enlarged by a whole factor, without smoothing, so that their longer side
+    is about `side` pixels; `pad` pixels part them. `row_labels` are written at the left of the rows, one each.
+    """
+    import numpy as np
+
+    count, channels, _, _ = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, not {channels}")
+    if count == 0 or columns < 1:
+        raise ValueError(f"a grid needs an image and a column, not {count} and {columns}")
+    factor = max(1, round(side / max(images.shape[2:])))
+    cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
+    _, height, width, _ = cells.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+
+    margin = _label_width(row_labels, height) if row_labels else 0
+    picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
+    for index, cell in enumerate(cells):
+        top = pad + (index // columns) * (height + pad)
+        left = margin + pad + (index % columns) * (width + pad)
+        # Each image brings its own frame, so that places without one stay background.
+        picture[top - pad : top + height + pad, left - pad : left + width + pad] = SEPARATOR
+        picture[top : top + height, left : left + width] = cell
+    # A frame overlaps the image before it and above it by nothing but the separator they share.
+    return _draw_labels(picture, row_labels, height, pad) if row_labels else picture
+
+
+def _font_size(height: int) -> int:
+    return min(18, max(11, height // 5))
+
+
+def _label_width(labels: Sequence[str], height: int) -> int:
+    from PIL import ImageFont
+
+    size = _font_size(height)
+    return round(max(ImageFont.load_default(size).getlength(label) for label in labels)) + size
+
+
+def _draw_labels(picture: Picture, labels: Sequence[str], height: int, pad: int) -> Picture:
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = _font_size(height)
+    font = ImageFont.load_default(size)
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    right = _label_width(labels, height) - size // 2
+    for row, label in enumerate(labels):
+        middle = pad + row * (height + pad) + height / 2
+        draw.text((right, middle), label, fill=(INK, INK, INK), font=font, anchor="rm")
+    return np.array(canvas)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Give the path of a new file that takes the place of `path` once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Write a picture (H, W, 3) as PNG: the file is there whole or not at all."""
+    from PIL import Image
+
+    with _beside(path) as new:
+        Image.fromarray(picture).save(new, format="PNG")
+
+
+def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
+    """Write one picture (H, W, 3) or more as a GIF that repeats for ever, each shown for so many milliseconds."""
+    from PIL import Image
+
+    # Grey pictures keep all their 256 shades; a palette of colors would be shared out between them.
+    grey = all((frame == frame[..., :1]).all() for frame in frames)
+    images = [Image.fromarray(frame).convert("L" if grey else "RGB") for frame in frames]
+    with _beside(path) as new:
+        images[0].save(new, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+
+
+def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Return the image file as a float tensor of the given shape (C, H, W) in [0, 1], C being 1 or 3.
+
+    The shorter side is scaled to fit and the middle is kept; what is transparent becomes white.
+    Raises `UserError` for a file that is missing or is no image.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    try:
+        with Image.open(path) as file:
+            image = _opaque(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise UserError(f"There is no file '{path}'.") from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"'{path}' is not an image that can be read.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+        raise UserError(f"'{path}' is not an image that can be read: {error}") from error
+    pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image of any mode as grey ("L") or color ("RGB") with 8 bits a channel, on white."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
+        top = 1.0 if image.mode == "F" else 65535.0
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64) / top, nan=0.0).clip(0, 1)
+        return Image.fromarray((levels * 255).round().astype(np.uint8)).convert(mode)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)

@@ -1,0 +1,89 @@
+"""Who sets the encoder's noise: all choices of the axis `sigma`.
+
+z = loc(x) + sigma * epsilon, epsilon ~ N(0, I). Each choice turns the network's output for an image into q(z|x), a
+distribution of batch (B,) and event (D,). `raw_size` says how many numbers it reads for each latent dimension.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from vae_cli.check import Count, Positive
+from vae_cli.delta import Delta
+from vae_cli.errors import UserError
+from vae_cli.schedule import Schedule, as_schedule
+
+# exp(+-15) is 3e-7 to 3e6: wider than any scale that means something in float32, and its square does not overflow.
+LOG_SCALE_BOUND = 15.0
+
+
+class Sigma(nn.Module):
+    """A family of posteriors: forward maps raw (B, raw_size * D) to q(z|x).
+
+    provides  "noise" unless the posterior is a point mass, for which rate and ELBO are not defined
+    """
+
+    raw_size: ClassVar[int] = 1
+    provides: ClassVar[frozenset[str]] = frozenset({"noise"})
+
+
+class Learned(Sigma):
+    """N(loc(x), scale(x)^2): the encoder sets loc and log scale of every image and dimension (Kingma and Welling 2014).
+
+    raw (B, 2 * D) holds the D locations and then the D logarithms of the scales.
+    """
+
+    raw_size = 2
+
+    def forward(self, raw: Tensor) -> Distribution:
+        loc, log_scale = raw.chunk(2, -1)
+        return diagonal_normal(loc, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp())
+
+
+class Shared(Sigma):
+    """N(loc(x), s^2): s is one learned vector, the same for all images. It begins at 1."""
+
+    def __init__(self, latent: Count) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(latent))
+
+    def forward(self, raw: Tensor) -> Distribution:
+        return diagonal_normal(raw, self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp())
+
+
+class Fixed(Sigma):
+    """N(loc(x), value^2): a hard-coded constant or a schedule, in which no parameter has a say.
+
+    Raises UserError where the value is, or becomes, 0 or less.
+    """
+
+    def __init__(self, value: Positive | Schedule = 1.0) -> None:
+        super().__init__()
+        self.value = as_schedule(value)
+        least = self.value.bounds()[0]
+        if not least > 0:
+            raise UserError(
+                f"sigma.value={least:g} is not allowed: the scale of a normal is above 0. "
+                "For no noise at all type sigma=deterministic."
+            )
+
+    def forward(self, raw: Tensor) -> Distribution:
+        return diagonal_normal(raw, self.value())
+
+
+class Deterministic(Sigma):
+    """A point mass at loc(x): no epsilon, and no random number is drawn."""
+
+    provides = frozenset()
+
+    def forward(self, raw: Tensor) -> Distribution:
+        return Delta(raw)
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor) -> Distribution:
+    """N(loc, diag(scale^2)) over the last dimension; the arguments are not checked, for that costs a step dearly."""
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
