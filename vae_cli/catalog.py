@@ -6,7 +6,7 @@ libraries that compose the configuration cost tenths of a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,66 @@ def settings() -> dict[str, Setting]:
         for key in keys
         if len(key.path) == 1 and key.path[0] not in ("defaults", "hydra")
     }
+
+
+def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[str, str]]:
+    """Return the overrides that a word may become, each with a phrase, given the overrides that stand before it."""
+    known = groups(*extra_dirs)
+    named = {name: setting.comment for name, setting in (defaults() | settings()).items()}
+    chosen = {name: [setting.default] for name, setting in defaults().items()}
+    chosen |= {key: value.split(",") for key, _, value in (one.partition("=") for one in before) if key in known}
+    keys = {
+        f"{name}.{setting.key}": setting
+        for name, choices in chosen.items()
+        if name in known and name != "experiment"
+        for choice in choices
+        if choice in known[name].choices
+        for setting in known[name].choices[choice].settings.values()
+        if not setting.default.startswith("${")
+    }
+    named |= {key: setting.comment for key, setting in keys.items() if word}
+    named |= {
+        f"+schedule@{key}": "" for key, setting in keys.items() if word[:1] == "+" and "schedule" in setting.comment
+    }
+    named = {f"{key}=": comment for key, comment in named.items()}
+    if "=" not in word:
+        fitting = {key: comment for key, comment in named.items() if key.startswith(word)}
+        if len(fitting) != 1:
+            return list(fitting.items())
+        # A shell puts a space behind the only candidate; with values beside it, it stops at the '='.
+        word = next(iter(fitting))
+    else:
+        fitting = {}
+    key, _, value = word.partition("=")
+    first, comma, last = value.rpartition(",")
+    values: dict[str, str] = {}
+    if group := known.get(key.lstrip("+").partition("@")[0]):
+        values = {choice.name: choice.description for choice in group.choices.values()}
+    elif setting := keys.get(key) or settings().get(key):
+        values = {setting.default: setting.comment}
+        if setting.default in ("true", "false"):
+            values = {"true": setting.comment, "false": setting.comment}
+    return [
+        *fitting.items(),
+        *(
+            (f"{key}={first}{comma}{name}", text)
+            for name, text in values.items()
+            if name.startswith(last) and name not in first.split(",")
+        ),
+    ]
+
+
+def run_folders(runs_dir: Path) -> list[str]:
+    """Return the finished and unfinished runs below a folder, as paths, sorted."""
+    found: list[str] = []
+    pending = [runs_dir]
+    while pending:
+        folder = pending.pop()
+        if (folder / "config.yaml").is_file():  # nothing inside a run is a run
+            found.append(str(folder))
+        else:
+            pending += [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    return sorted(found)
 
 
 @dataclass(frozen=True)

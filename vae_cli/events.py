@@ -25,6 +25,7 @@ Hparam: TypeAlias = bool | int | float | str
 START = "events.out.tfevents.0000000000.start"
 END = "events.out.tfevents.{:010d}.~end"
 
+BINS = 64  # of equal width; by default they widen with the value, and a constant scale of 1 seems to vary
 POINTS = 5000  # latent codes in the projector: its limit for t-SNE, UMAP and comfort
 SPRITE = 64  # longest side of their pictures: 71 * 71 of them fit the 8192 pixels of a texture
 
@@ -40,10 +41,17 @@ class EventWriter:
         from torch.utils.tensorboard import SummaryWriter  # takes a fifth of a second
 
         self.folder = folder
-        # TensorBoard keeps the first end that it finds in a run, and this run is going on.
+        # TensorBoard keeps the first end that it finds in a run, and this run is going on. The files themselves stay: a
+        # TensorBoard that is running would stumble over a missing one and stop reading.
         for end in folder.glob("events.*.~end"):
-            end.unlink()
-        self._writer: Any = SummaryWriter(folder, purge_step=purge_step)
+            os.truncate(end, 0)
+        # Files are read in the order of their names, which count seconds: this one has to come last.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
+        # TensorBoard's reader in Python takes the first purge of a run for its beginning and hides nothing (its data
+        # server needs none: it drops what is repeated). So a new run begins with one.
+        is_new = not any(folder.glob("events.out.tfevents.*"))
+        self._writer: Any = SummaryWriter(folder, purge_step=0 if is_new else purge_step)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +79,7 @@ class EventWriter:
                 start.hparams[name].bool_value = value
             elif isinstance(value, str):
                 start.hparams[name].string_value = value
-            elif math.isfinite(value):  # JSON has no other numbers
+            else:  # JSON has no other numbers
                 start.hparams[name].number_value = value
         content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
         # In a file of its own, which a resumed run writes anew: TensorBoard keeps the first start that it finds in a
@@ -137,7 +145,7 @@ class EventWriter:
             finite = tensor.detach().float()
             finite = finite[finite.isfinite()]
             if finite.numel():
-                self._writer.add_histogram(tag, finite, step)
+                self._writer.add_histogram(tag, finite, step, bins=BINS)
 
     def pictures(self, tag: str, picture: Picture, step: int) -> None:
         """Write one uint8 picture (H, W, 3)."""
@@ -148,7 +156,7 @@ class EventWriter:
 
         The first 5000 are shown, and they take the place of the ones shown before.
         """
-        from google.protobuf import text_format
+        from google.protobuf import text_format  # type: ignore[import-untyped]
         from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
         from torch.nn.functional import pad
 

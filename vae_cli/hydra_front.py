@@ -37,7 +37,6 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     UnsupportedInterpolationType,
 )
-from yaml import YAMLError
 
 from vae_cli import catalog
 from vae_cli.errors import Failure, UserError, nearest
@@ -89,8 +88,7 @@ def run(
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder.")
     extra_dirs = [Path(config_dir)] if config_dir is not None else []
-    for override in overrides:
-        _check_shape(override, extra_dirs)
+    _check_shapes(overrides, extra_dirs)
 
     flags = {"cfg": cfg, "package": package, "info": info, "config-name": config_name, "config-dir": config_dir}
     argv = [sys.argv[0], *(_defer_to_jobs(overrides) if multirun else overrides)]
@@ -110,7 +108,7 @@ def run(
             message = translate(error, overrides, config_name=config_name, extra_dirs=extra_dirs)
             if message is None or message is error:
                 raise
-            raise message from error
+            raise message from (message.__cause__ if message in _causes(error) else error)
 
 
 @contextmanager
@@ -241,24 +239,31 @@ def _show_package(task: Callable[[], Any], package: str) -> None:
         raise
 
 
-def _check_shape(override: str, extra_dirs: Sequence[Path]) -> None:
-    """Refuse what Hydra would misread or only complain about much later."""
-    if override.startswith("-"):
-        raise UserError(f"'{override}' is a flag, and flags stand before any '--'.")
-    key, equals, value = override.partition("=")
-    name = key.lstrip("+~")
-    groups, settings = catalog.groups(*extra_dirs), catalog.settings()
-    if equals and not name:
-        raise UserError(f"'{override}' names nothing to set. {_FORM}")
-    if equals and not value and not key.startswith("~"):
-        raise UserError(f"'{override}' gives no value. {_example(name, groups)}")
-    if override.startswith("~") and (name in settings or (name in catalog.defaults() and name != "experiment")):
-        raise UserError(f"'{override}' would remove '{name}', which every run needs. {_example(name, groups)}")
-    if name in groups and value in ("null", "None", "none") and value not in groups[name].choices:
-        raise UserError(
-            f"'{override}': '{value}' is no choice of {name}. Leave {name} out or choose one of: "
-            f"{', '.join(groups[name].choices)}."
-        )
+def _check_shapes(overrides: Sequence[str], extra_dirs: Sequence[Path]) -> None:
+    """Refuse what Hydra would take for something else, or would only complain about much later."""
+    groups, settings, axes = catalog.groups(*extra_dirs), catalog.settings(), catalog.defaults()
+    placed = set(catalog.groups()) - set(axes)  # bundled groups that need a place: schedule
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        name = key.lstrip("+~")
+        choices = list(groups[name].choices) if name in groups else []
+        if override.startswith("-"):
+            raise UserError(f"'{override}' is a flag, and flags stand before any '--'.")
+        if equals and not name:
+            raise UserError(f"'{override}' names nothing to set. {_FORM}")
+        if equals and not value and not key.startswith("~"):
+            raise UserError(f"'{override}' gives no value. {_example(name, groups)}")
+        if key.startswith("~") and (name in settings or name in axes) and name != "experiment":
+            raise UserError(f"'{override}' would remove '{name}', which every run needs. {_example(name, groups)}")
+        if equals and name in placed:
+            raise UserError(
+                f"'{override}' does not say what it sets: type +{name}@regularizer.beta={value}, for example."
+            )
+        if choices and value in ("null", "~") and value not in choices:
+            raise UserError(f"'{override}': leave {name} out, or choose one of: {', '.join(choices)}.")
+        if name in axes and name != "experiment" and value.startswith("["):
+            inside = value.strip("[]")
+            raise UserError(f"'{override}': {name} takes one choice. To run several, type -m {name}={inside}.")
 
 
 def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
@@ -275,22 +280,26 @@ def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
             parsed.append((override, None))
     groups = [one for _, one in parsed if one is not None and one.is_sweep_override() and "." not in one.key_or_group]
     below = tuple("" if one.key_or_group == "experiment" else f"{one.package or one.key_or_group}." for one in groups)
-    return [
-        f"{one.key_or_group}=choice({override.partition('=')[2]})"
-        if one is not None
-        and below
-        and one.type is not None
-        and not (one.is_sweep_override() or one.is_add() or one.is_force_add() or one.is_delete())
-        and not one.is_hydra_override()
-        and "." in one.key_or_group
-        and one.key_or_group.startswith(below)
-        else override
-        for override, one in parsed
-    ]
+    deferred = []
+    for text, one in parsed:
+        plain = one is not None and text[0] not in "+~" and not one.is_sweep_override() and "." in one.key_or_group
+        if plain and not text.startswith("hydra.") and text.startswith(below):
+            key, _, value = text.partition("=")
+            text = f"{key}=choice({value})"
+        deferred.append(text)
+    return deferred
 
 
 # Messages -------------------------------------------------------------------------------------------------------------
 
+_TELLING = (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    UnsupportedInterpolationType,
+    ConfigAttributeError,
+    ConfigKeyError,
+)
 _FORM = "Overrides look like key=value, for example sigma=fixed or latent=8."
 
 
@@ -307,9 +316,10 @@ def translate(
         if isinstance(cause, UserError):
             return cause
     groups = catalog.groups(*extra_dirs)
-    for cause in reversed(chain):
-        if isinstance(cause, OmegaConfBaseException):
-            return UserError(_omegaconf_message(cause, overrides, groups))
+    refused = [cause for cause in chain if isinstance(cause, OmegaConfBaseException)]
+    if refused:
+        telling = [cause for cause in refused if isinstance(cause, _TELLING) and cause.full_key]
+        return UserError(_omegaconf_message((telling or refused)[0], overrides, groups))
     if isinstance(error, OverrideParseException):
         return UserError(_syntax_message(error.override, groups))
     if isinstance(error, MissingConfigException):
@@ -318,7 +328,7 @@ def translate(
         return UserError(_first_line(error))
     if isinstance(error, (ConfigCompositionException, HydraException)) or "Config group override" in str(error):
         return UserError(_override_message(overrides, groups) or _first_line(error))
-    if isinstance(error, YAMLError):
+    if type(error).__module__.startswith("yaml."):
         return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
     if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
         return UserError(_first_line(error))
@@ -328,7 +338,9 @@ def translate(
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        # OmegaConf wipes the cause of what it wraps; the context still has it.
+        wrapped = error.__context__ if isinstance(error, (OmegaConfBaseException, HydraException)) else None
+        error = error.__cause__ or wrapped
 
 
 def _syntax_message(override: str, groups: dict[str, catalog.Group]) -> str:
@@ -345,8 +357,10 @@ def _syntax_message(override: str, groups: dict[str, catalog.Group]) -> str:
     if value.startswith("="):
         return f"'{override}' has one '=' too many. Did you mean '{key}={value.lstrip('=')}'?"
     start = f"'{override}' cannot be read as an override"
-    if value.count("[") != value.count("]") or value.count("{") != value.count("}"):
+    if value.count("[") != value.count("]"):
         return f"{start}: a bracket is not closed. Quote a list for the shell: '{key}=[1,2]'."
+    if value.count("{") != value.count("}") or value.count("(") != value.count(")"):
+        return f"{start}: a bracket is not closed."
     if value.startswith("~"):
         return f"{start}: '~' means something else to Hydra. Write the folder out, or type {key}=$HOME{value[1:]}."
     if re.search(r"[=~!&#|<>;?*`^\"' ]", value):
@@ -360,7 +374,7 @@ def _missing_message(
 ) -> str:
     missing = error.missing_cfg_file or ""
     if not error.options and missing == config_name:
-        return f"--config-name {config_name}: there is no {config_name}.yaml in the bundled configurations or --config-dir."
+        return f"--config-name {config_name}: neither the bundled configurations nor --config-dir have {missing}.yaml."
     group, _, choice = missing.rpartition("/")
     if missing in _PLUGINS:
         extra, distribution = _PLUGINS[missing]
@@ -391,30 +405,34 @@ def _omegaconf_message(
     if isinstance(error, (InterpolationToMissingValueError, MissingMandatoryValue)):
         named = re.search(r"Missing mandatory value: ([^\s]+)", str(error))
         key = named.group(1) if named else key
-        return f"{key} has no default and needs a value: type {key}=VALUE."
+        return f"{key} needs a value: type {key}=VALUE."
     if isinstance(error, InterpolationKeyError):
         named = re.search(r"Interpolation key '([^']*)'", str(error))
         asked = named.group(1) if named else ""
         words = [*groups, *catalog.settings()]
-        return f"{key} refers to ${{{asked}}}, and the configuration has no '{asked}'.{nearest(asked, words)}"
+        where = next((f"'{word}'" for word in overrides if f"${{{asked}" in word), f"{key} refers to ${{{asked}}}")
+        return f"{where}: the configuration has no '{asked}'.{nearest(asked, words)}"
     if isinstance(error, UnsupportedInterpolationType):
-        return f"{key}: {_first_line(error)}. What OmegaConf and Hydra provide looks like ${{oc.env:HOME}}, ${{now:%Y}}."
+        where = next((f"'{word}'" for word in overrides if "${" in word), key)
+        return f"{where}: {_first_line(error)}. What there is looks like ${{latent}}, ${{oc.env:HOME}} or ${{now:%Y}}."
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and key:
         return _unknown_key_message(key, error.parent_node, overrides, groups)
-    override = next((word for word in overrides if word.lstrip("+~").partition("=")[0] == key), key)
-    return f"{override}: {_first_line(error)}" if override else _first_line(error)
+    own = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key or "${" in word]
+    where = f"'{own[0]}'" if own else key
+    return f"{where}: {_first_line(error)}" if where else _first_line(error)
 
 
-def _unknown_key_message(
-    full_key: str, parent: Any, overrides: Sequence[str], groups: dict[str, catalog.Group]
-) -> str:
+def _unknown_key_message(full_key: str, parent: Any, overrides: Sequence[str], groups: dict[str, catalog.Group]) -> str:
     settings = catalog.settings()
     above, _, key = full_key.rpartition(".")
     keys = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
     if not above:
         return _unknown_root_message(full_key, groups)
+    keys = [name for name in keys if not name.startswith("_")]
     if full_key.startswith("hydra."):
-        return f"Hydra's own configuration has no '{full_key}'.{nearest(key, keys)} {above} has: {', '.join(keys)}."
+        has = f" {above} has: {', '.join(keys)}." if keys else ""
+        launcher = " Other launchers have more settings: hydra/launcher=joblib." if above == "hydra.launcher" else ""
+        return f"Hydra's own configuration has no '{full_key}'.{nearest(key, keys)}{has}{launcher}"
     group = groups.get(above)
     choice = _choice_of(parent, group)
     if group is None or choice is None:
@@ -422,18 +440,15 @@ def _unknown_key_message(
             schedules = ", ".join(groups["schedule"].choices) if "schedule" in groups else ""
             hint = f" To make it a schedule, type +schedule@{above}=linear (or {schedules})." if schedules else ""
             return f"There is no '{full_key}': {above} is one value.{hint if above not in settings else ''}"
-        keys = [name for name in keys if not name.startswith("_")]
         return f"{above} has no '{key}'.{nearest(key, keys)} It has: {', '.join(keys)}."
     others = [f"{group.name}={other.name}" for other in group.choices.values() if key in other.settings]
-    own = _typed(choice)
-    message = f"{group.name}={choice.name} has no '{key}'."
-    near = nearest(key, own)
-    if near or not others:
-        near_other = "" if near else _near_elsewhere(key, group)
-        has = f" It has: {', '.join(own)}." if own else " It has no settings."
-        return f"{message}{near or near_other}{has}"
+    own = [name for name, setting in choice.settings.items() if not setting.default.startswith("${")]
+    message = f"{group.name}={choice.name} has no '{key}'"
+    if not others:
+        has = f"it has: {', '.join(own)}" if own else "it has no settings"
+        return f"{message}; {has}.{nearest(key, own) or _near_elsewhere(key, group)}"
     value = next((word.partition("=")[2] for word in overrides if word.startswith(f"{full_key}=")), "VALUE")
-    return f"{message} {_and(others)} {'has' if len(others) == 1 else 'have'}: type {others[0]} {full_key}={value}."
+    return f"{message}; {_and(others)} {'has' if len(others) == 1 else 'have'}: type {others[0]} {full_key}={value}."
 
 
 def _unknown_root_message(key: str, groups: dict[str, catalog.Group]) -> str:
@@ -444,12 +459,14 @@ def _unknown_root_message(key: str, groups: dict[str, catalog.Group]) -> str:
     hint = nearest(key, words)
     if not hint:
         dotted = [
-            f"{name}.{key}" for name, group in groups.items() for choice in group.choices.values()
+            f"{name}.{key}"
+            for name, group in groups.items()
+            for choice in group.choices.values()
             if name in choosable and name != "experiment" and key in choice.settings
         ]
         dotted.sort(key=lambda word: key not in _default_keys(word.partition(".")[0], groups))
         hint = f" Did you mean '{dotted[0]}'?" if dotted else nearest(key.replace("/", "."), words)
-    return f"{message}{hint} Groups: {', '.join(choosable)}. Settings: {', '.join(settings)}."
+    return f"{message}{hint}\n  groups: {', '.join(choosable)}\n  settings: {', '.join(settings)}"
 
 
 def _default_keys(group: str, groups: dict[str, catalog.Group]) -> dict[str, catalog.Setting]:
@@ -460,7 +477,7 @@ def _default_keys(group: str, groups: dict[str, catalog.Group]) -> dict[str, cat
 def _near_elsewhere(key: str, group: catalog.Group) -> str:
     for choice in group.choices.values():
         if near := nearest(key, choice.settings):
-            return f"{near} That is a setting of {group.name}={choice.name}."
+            return f"{near} {group.name}={choice.name} has that."
     return ""
 
 
@@ -498,8 +515,6 @@ def _override_message(overrides: Sequence[str], groups: dict[str, catalog.Group]
             return f"'{text}': a choice needs no +. Type {plain}."
         if override.is_add() and override.package is None and (key in choosable or key in settings):
             return f"'{text}': '{key}' is there already, so it needs no +. Type {plain}."
-        if override.is_add() and key in groups and override.package is None:
-            return f"'{text}' does not say where the {key} goes: type +{key}@regularizer.beta={value}, for example."
         if override.is_delete():
             return f"'{text}': there is no '{key}' to remove.{nearest(key, [*choosable, *settings])}"
         if key in groups and not isinstance(override.value(), (str, list, dict)):
@@ -529,10 +544,6 @@ def _example(name: str, groups: dict[str, catalog.Group]) -> str:
         return f"Type {name}=VALUE.{'' if '.' in name else nearest(name, words)}"
     comment = f": {setting.comment}" if setting.comment else ""
     return f"Type {name}={setting.default} for the default{comment}."
-
-
-def _typed(choice: catalog.Choice) -> list[str]:
-    return [key for key, setting in choice.settings.items() if not setting.default.startswith("${")]
 
 
 def _first_line(error: BaseException) -> str:

@@ -127,7 +127,7 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """
     import numpy as np
     import torch
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     channels, height, width = shape
     try:
@@ -135,7 +135,7 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
             image = _opaque(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB")
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UserError(f"'{path}' is not an image that can be read.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error

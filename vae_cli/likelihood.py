@@ -20,7 +20,7 @@ from torch.distributions import Normal as NormalDistribution
 
 from vae_cli.check import Positive
 from vae_cli.part import Need
-from vae_cli.schedule import Schedule, as_schedule
+from vae_cli.schedule import Number, Schedule, as_schedule
 from vae_cli.sigma import LOG_SCALE_BOUND
 
 GREY_VALUES = Need("dataset", "unit_interval", "its values are not between 0 and 1; type likelihood=gaussian")
@@ -101,7 +101,7 @@ class _LocationScale(Likelihood):
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         if scale == "learned":
-            self.scale: nn.Module = LearnedScale()
+            self.scale: Number = LearnedScale()
         elif scale == "optimal":
             self.scale = OptimalScale()
         else:
@@ -156,7 +156,7 @@ class Laplace(_LocationScale):
         return over_pixels(LaplaceDistribution(raw, self.scale(), validate_args=False))
 
 
-class LearnedScale(nn.Module):
+class LearnedScale(Number):
     """One scale for all pixels, learned by gradient through its logarithm."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class LearnedScale(nn.Module):
         return self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp()
 
 
-class OptimalScale(nn.Module):
+class OptimalScale(Number):
     """One scale for all pixels, a running mean of the one that fits each training batch best.
 
     At the best scale the loss is flat in it, so that following it instead of differentiating through it changes no

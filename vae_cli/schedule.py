@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from vae_cli.check import Count, NonNegative, Positive, Probability
 
 
-class Schedule(nn.Module, ABC):
+class Number(nn.Module, ABC):
+    """One number that the model uses: forward() gives it, 0-dimensional, and its course is shown as a curve."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The number of this moment."""
+
+
+class Schedule(Number):
     """A number as a function of the epochs gone by, whole or broken.
 
     The number of this moment is a 0-dimensional buffer, so that it lies on the model's device, travels in the

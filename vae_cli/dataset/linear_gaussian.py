@@ -40,7 +40,7 @@ class LinearGaussian(Dataset):
     ) -> None:
         if not eigenvalues:
             raise UserError(
-                "dataset.eigenvalues is empty: give one number above 0 for each pixel, such as dataset.eigenvalues=[2,1]."
+                "dataset.eigenvalues is empty: give a number above 0 for each pixel, such as dataset.eigenvalues=[2,1]."
             )
         self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
         self.split_seed = split_seed

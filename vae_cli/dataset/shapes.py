@@ -14,8 +14,8 @@ from vae_cli.check import Count, Interval, Natural
 from vae_cli.dataset.split import Dataset, Split, Splits, partition, random_state
 
 SHAPES = ("square", "ellipse", "heart")
-MARGIN = 0.5  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
-RADIUS = 0.4  # of the circle around a sprite of scale 1: no sprite is ever cut
+MARGIN = 0.4  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
+RADIUS = 0.5  # of the circle around a sprite of scale 1: no sprite is ever cut
 IMAGES_A_STEP = 512
 
 # A heart is a square of side 1 that stands on a corner and a half disc on each of its two upper sides. These are the
@@ -33,7 +33,7 @@ class Shapes(Dataset):
     factors: float32 (N, 5), the columns named by factor_names, the rows those of `Split.images`, so that
     `factors[split.index]` are a split's. shape: 0, 1 or 2, which is also the label; scale: 0.5 to 1; orientation:
     0 to 2 pi, counterclockwise; x and y: 0 to 1, the sprite's center of mass from left to right and from top to bottom
-    over the middle half of the image. All are independent and uniform.
+    over the middle two fifths of the image. All are independent and uniform.
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})

@@ -1,0 +1,78 @@
+"""What several test files use."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import ProxyHandler, Request, build_opener
+
+import pytest
+
+Get = Callable[..., Any]
+
+
+@contextmanager
+def _serve(logdir: Path, *flags: str) -> Iterator[str]:
+    """Run TensorBoard over a folder and give its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    break
+            else:
+                pytest.fail("TensorBoard did not start:\n" + "".join(said))
+            yield address[0]
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def tensorboard() -> Iterator[Callable[..., Get]]:
+    """Start TensorBoard over a folder of runs: `get = tensorboard(logdir)`.
+
+    `get("plugin/scalars/scalars", run="digits/default", tag="train/loss")` returns the parsed answer to a query of
+    /data/..., `get("plugin/hparams/session_groups", {...})` that to JSON sent with POST. What else `tensorboard` is
+    given are flags of TensorBoard's.
+    """
+    open_url = build_opener(ProxyHandler({})).open  # the test machine's proxy is not for 127.0.0.1
+
+    with ExitStack() as stack:
+
+        def start(logdir: Path, *flags: str) -> Get:
+            address = stack.enter_context(_serve(logdir, *flags))
+
+            def get(path: str, payload: object = None, **query: str) -> Any:
+                parts = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+                body = None if payload is None else json.dumps(payload).encode()
+                request = Request(f"{address}/data/{path}?{parts}", body, {"Content-Type": "application/json"})
+                with open_url(request, timeout=30) as answer:
+                    content = answer.read()
+                try:
+                    return json.loads(content)
+                except ValueError:  # a picture, a tensor, a list of labels
+                    return content
+
+            # TensorBoard serves while it reads: wait until two looks in a row show every run and the same events.
+            runs = {str(file.parent.relative_to(logdir)) for file in logdir.rglob("*tfevents*")}
+            before: object = None
+            for _ in range(150):
+                seen = get("plugin/timeseries/tags"), get("plugin/hparams/experiment", {})
+                if runs == set(get("runs")) and seen == before:
+                    return get
+                before = seen
+                time.sleep(0.2)
+            return pytest.fail(f"TensorBoard shows {get('runs')}, not {sorted(runs)}")
+
+        yield start

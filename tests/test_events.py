@@ -1,0 +1,210 @@
+"""What a run writes for TensorBoard, read back through TensorBoard itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vae_cli import events
+from vae_cli.events import EventWriter, Hparam
+from vae_cli.image import grid
+
+Get = Callable[..., Any]
+
+COMMON: dict[str, Hparam] = {"dataset": "digits", "latent": 4, "optimizer.lr": 1e-3, "network.batch_norm": False}
+RUNS: dict[str, dict[str, Hparam]] = {
+    "digits/default": COMMON | {"sigma": "learned", "epochs": 1},
+    "digits/sigma-deterministic": COMMON | {"sigma": "deterministic", "epochs": 1},
+    "digits/sigma-fixed_sigma.value-0.5": COMMON | {"sigma": "fixed", "sigma.value": 0.5, "epochs": 2},
+    "digits/sigma-shared": COMMON | {"sigma": "shared", "epochs": 1},
+}
+RESUMED = "digits/sigma-fixed_sigma.value-0.5"
+STATUS: dict[str, events.Status] = {"digits/sigma-deterministic": "failed", "digits/sigma-shared": "interrupted"}
+STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+
+
+def terms(hparams: Mapping[str, Hparam]) -> list[str]:
+    return ["loss", "distortion"] if hparams["sigma"] == "deterministic" else ["loss", "distortion", "rate", "elbo"]
+
+
+def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: int, shift: float = 0.0) -> None:
+    """Write the steps from the first to the last as a training would; `shift` marks them."""
+    writer.hparams(hparams)
+    writer.layout()
+    images = torch.rand(8, 1, 8, 8)
+    for step in range(first, last + 1):
+        writer.scalars({f"train/{term}": step + shift for term in terms(hparams)}, step)
+        if step % 5 == 0:
+            writer.scalars({f"validation/{term}": step + shift for term in terms(hparams)}, step)
+            writer.histograms({"posterior/loc": torch.randn(20, 4), "posterior/scale": torch.full((20, 4), 0.5)}, step)
+            writer.pictures("reconstructions", grid(images, 4), step)
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four runs: finished, failed, resumed after a crash (three steps past its checkpoint), interrupted."""
+    logdir = tmp_path_factory.mktemp("runs")
+    for name, hparams in RUNS.items():
+        if name == RESUMED:
+            crashed = EventWriter(logdir / name)
+            train(crashed, hparams | {"epochs": 1}, 1, 13, shift=100)
+            crashed.embedding(torch.randn(5, 4), None, None, 13)
+            crashed.close("failed")
+        writer = EventWriter(logdir / name, purge_step=11 if name == RESUMED else None)
+        train(writer, hparams, 11 if name == RESUMED else 1, 20)
+        if name != "digits/sigma-shared":
+            writer.scalars({f"test/{term}": 7.0 for term in terms(hparams)}, 20)
+        labels = [f"label\t{index}" for index in range(6)]
+        latent = 1 if name == "digits/default" else 4
+        writer.embedding(torch.arange(6.0 * latent).reshape(6, latent), labels, torch.rand(6, 1, 8, 6), 20)
+        writer.close(STATUS.get(name, "finished"))
+    return logdir
+
+
+def session_groups(get: Get, *columns: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    payload = {"allowedStatuses": STATUSES, "sliceSize": 100, "colParams": columns}
+    groups = get("plugin/hparams/session_groups", payload)["sessionGroups"]
+    assert len({group["name"] for group in groups}) == len(groups)
+    return {group["name"]: group for group in groups}
+
+
+# TensorBoard reads with its data server where it can, else in Python: they treat a resumed run differently.
+@pytest.mark.parametrize("reader", ["auto", "false"])
+def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, tensorboard: Callable[..., Get]) -> None:
+    get = tensorboard(logdir, f"--load_fast={reader}")
+
+    # Curves
+    tags = get("plugin/scalars/tags")
+    for run, hparams in RUNS.items():
+        parts = ["train", "validation"] if run == "digits/sigma-shared" else ["train", "validation", "test"]
+        assert set(tags[run]) == {f"{part}/{term}" for part in parts for term in terms(hparams)}
+        for tag, every in {"train/loss": 1, "validation/loss": 5}.items():
+            points = [(step, value) for _, step, value in get("plugin/scalars/scalars", run=run, tag=tag)]
+            shift = 100 if run == RESUMED else 0
+            assert points == [(step, step + (shift if step < 11 else 0)) for step in range(every, 21, every)]
+
+    # Histograms and pictures
+    for kind, expected in {"histograms": {"posterior/loc", "posterior/scale"}, "images": {"reconstructions"}}.items():
+        assert {run: set(tags) for run, tags in get(f"plugin/{kind}/tags").items()} == dict.fromkeys(RUNS, expected)
+    for _, _, buckets in get("plugin/histograms/histograms", run=RESUMED, tag="posterior/scale"):
+        assert [bucket for bucket in buckets if bucket[2]] == [[0.5, 0.5, 80]]
+    pictures = get("plugin/images/images", run=RESUMED, tag="reconstructions", sample="0")
+    assert [picture["step"] for picture in pictures] == [5, 10, 15, 20]
+
+    # The HPARAMS tab
+    columns = {info["name"]: info for info in get("plugin/hparams/experiment", {})["hparamInfos"]}
+    assert set(columns) == set().union(*RUNS.values())
+    assert {name for name, info in columns.items() if info["differs"]} == {"sigma", "epochs"}
+    assert set(columns["sigma"]["domainDiscrete"]) == {"learned", "shared", "fixed", "deterministic"}
+    assert columns["sigma.value"]["type"] == columns["latent"]["type"] == "DATA_TYPE_FLOAT64"
+    assert columns["network.batch_norm"]["type"] == "DATA_TYPE_BOOL"
+
+    rows = session_groups(get)
+    assert {name: row["hparams"] for name, row in rows.items()} == RUNS
+    assert {name: [session["status"] for session in row["sessions"]] for name, row in rows.items()} == {
+        "digits/default": ["STATUS_SUCCESS"],
+        "digits/sigma-deterministic": ["STATUS_FAILURE"],
+        RESUMED: ["STATUS_SUCCESS"],
+        "digits/sigma-shared": ["STATUS_UNKNOWN"],
+    }
+    for name, row in rows.items():
+        metrics = {metric["name"]["tag"]: metric["value"] for metric in row["metricValues"]}
+        values = {"train": 20.0, "validation": 20.0} | ({} if name == "digits/sigma-shared" else {"test": 7.0})
+        assert metrics == {f"{part}/{term}": value for part, value in values.items() for term in terms(RUNS[name])}
+
+    only = {"excludeMissingValues": True}
+    assert set(session_groups(get, {"hparam": "sigma", "filterDiscrete": ["fixed"]})) == {RESUMED}
+    assert set(session_groups(get, {"hparam": "network.batch_norm", "filterDiscrete": [False]})) == set(RUNS)
+    between = {"minValue": 0.4, "maxValue": 0.6}
+    assert set(session_groups(get, {"hparam": "sigma.value", "filterInterval": between, **only})) == {RESUMED}
+
+    # Custom scalars: one chart a term, however many runs wrote the same layout
+    categories = {category["title"]: category["chart"] for category in get("plugin/custom_scalars/layout")["category"]}
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in categories["train and validation"]}
+    assert len(charts) == len(categories["train and validation"])
+    assert set(charts) == {"loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo"}
+    matches = get("plugin/custom_scalars/scalars", run="digits/default", tag=charts["rate"][0])["tag_to_events"]
+    assert set(matches) == {"train/rate", "validation/rate"}
+
+    # The projector
+    assert set(get("plugin/projector/runs")) == set(RUNS)
+    for run, shape in {"digits/default": [6, 3], RESUMED: [6, 4]}.items():
+        (shown,) = get("plugin/projector/info", run=run)["embeddings"]
+        assert shown["tensorName"] == "z at step 20"
+        assert shown["tensorShape"] == shape
+        asked = {"run": run, "name": shown["tensorName"]}
+        codes = torch.frombuffer(bytearray(get("plugin/projector/tensor", **asked)), dtype=torch.float32)
+        assert codes.reshape(shape)[:, 0].tolist() == [index * (1.0 if shape[1] == 3 else 4.0) for index in range(6)]
+        assert get("plugin/projector/metadata", **asked).decode().splitlines() == [f"label {i}" for i in range(6)]
+        sheet = Image.open(io.BytesIO(get("plugin/projector/sprite_image", **asked)))
+        width, height = shown["sprite"]["singleImageDim"]
+        assert (width, height) == (24, 32)
+        assert sheet.size == (3 * width, 3 * height)  # as many rows as columns
+
+
+def test_a_failure_is_written_and_an_interruption_is_not(tmp_path: Path) -> None:
+    cases: list[tuple[type[BaseException] | None, int]] = [(None, 1), (ValueError, 1), (KeyboardInterrupt, 0)]
+    for error, ends in cases:
+        folder = tmp_path / str(error)
+        writer = EventWriter(folder)
+        with suppress(ValueError, KeyboardInterrupt), writer:
+            writer.hparams(COMMON)
+            if error:
+                raise error
+        assert len(list(folder.glob("*end"))) == ends
+        writer.close("finished")  # a second time: nothing happens
+        assert len(list(folder.glob("*end"))) == ends
+
+
+def test_points_that_are_not_finite_are_shown_and_left_out_of_histograms(
+    tmp_path: Path, tensorboard: Callable[..., Get]
+) -> None:
+    with EventWriter(tmp_path / "run") as writer:
+        writer.hparams({"sigma": "learned", "sigma.value": float("nan")})
+        writer.scalars({"train/loss": float("nan"), "train/rate": float("inf")}, 1)
+        writer.histograms({"loc": torch.tensor([[1.0, float("nan")], [3.0, float("inf")]])}, 1)
+        writer.histograms({"empty": torch.tensor([float("nan")]), "none": torch.empty(0)}, 1)
+    get = tensorboard(tmp_path)
+    assert get("plugin/scalars/scalars", run="run", tag="train/loss")[0][2] == "NaN"
+    assert get("plugin/scalars/scalars", run="run", tag="train/rate")[0][2] == "Infinity"
+    assert set(get("plugin/histograms/tags")["run"]) == {"loc"}
+    ((_, _, buckets),) = get("plugin/histograms/histograms", run="run", tag="loc")
+    assert sum(count for _, _, count in buckets) == 2
+    assert session_groups(get)["run"]["hparams"] == {"sigma": "learned"}
+
+
+def test_the_projector_has_a_limit_and_sprites_fit_a_texture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EventWriter(tmp_path) as writer:
+        monkeypatch.setattr(events, "POINTS", 10)
+        writer.embedding(torch.randn(12, 2), [str(index) for index in range(12)], torch.rand(12, 3, 100, 150), 1)
+        assert len((tmp_path / "projector/tensors.tsv").read_text().splitlines()) == 10
+        assert len((tmp_path / "projector/metadata.tsv").read_text().splitlines()) == 10
+        assert Image.open(tmp_path / "projector/sprite.png").size == (4 * 50, 4 * 34)  # 150 by 100 shrunk threefold
+        writer.embedding(torch.randn(3, 2), None, None, 2)
+        config = (tmp_path / "projector_config.pbtxt").read_text()
+    assert config.count("embeddings") == 1
+    assert "metadata_path" not in config
+    largest = events.SPRITE * round(events.POINTS**0.5 + 1)
+    assert largest <= 8192
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_nothing_needs_tensorflow(tmp_path: Path) -> None:
+    code = (
+        "import sys, json; from pathlib import Path; sys.modules['tensorflow'] = None\n"
+        "from vae_cli.events import EventWriter\n"
+        "print(json.dumps([name for name in ('torch', 'numpy', 'PIL', 'tensorboard') if name in sys.modules]))\n"
+        "with EventWriter(Path(sys.argv[1])) as writer: writer.hparams({'latent': 4}); writer.layout()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []  # and the module itself imports nothing heavy

@@ -1,0 +1,153 @@
+"""Pictures: their pixels, and files written and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_cli.errors import UserError
+from vae_cli.image import BACKGROUND, SEPARATOR, grid, load_image, save_gif, save_png, to_uint8
+
+
+def test_to_uint8_clamps_rounds_and_hides_what_is_not_finite() -> None:
+    values = torch.tensor([-1.0, 0.0, 0.499, 1.0, 2.0, float("nan"), float("inf"), -float("inf")])
+    assert to_uint8(values.reshape(2, 1, 2, 2)).flatten().tolist() == [0, 0, 127, 255, 255, 0, 0, 0]
+    assert to_uint8(values).dtype == torch.uint8
+    assert to_uint8(values.to(torch.bfloat16).requires_grad_()).shape == (8,)
+
+
+def test_every_level_survives() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(levels / 255), levels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_image_where_it_belongs(channels: int) -> None:
+    images = torch.randint(0, 256, (5, channels, 4, 6)) / 255
+    picture = grid(images, columns=3, side=12, pad=2)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (2 * (8 + 2) + 2, 3 * (12 + 2) + 2, 3)
+    for index, image in enumerate(images):
+        top, left = 2 + index // 3 * 10, 2 + index % 3 * 14
+        cell = torch.from_numpy(picture[top : top + 8, left : left + 12]).permute(2, 0, 1)
+        large = image.repeat_interleave(2, 1).repeat_interleave(2, 2)  # no smoothing
+        assert torch.equal(cell, to_uint8(large).expand(3, -1, -1))
+        assert (picture[top - 2 : top, left : left + 12] == SEPARATOR).all()
+        assert (picture[top : top + 8, left + 12 : left + 14] == SEPARATOR).all()
+    assert (picture[12:, 30:] == BACKGROUND).all()  # the place without an image
+
+
+@pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (32, 64), (64, 64), (128, 128)])
+def test_a_grid_enlarges_small_images_by_a_whole_factor(size: int, shown: int) -> None:
+    assert grid(torch.rand(1, 1, size, size), columns=8, pad=0).shape == (shown, shown, 3)
+
+
+def test_row_labels_stand_beside_their_rows() -> None:
+    images = torch.zeros(4, 1, 8, 8)
+    plain, labeled = grid(images, 2), grid(images, 2, row_labels=["input", ""])
+    margin = labeled.shape[1] - plain.shape[1]
+    assert margin > 0
+    assert np.array_equal(labeled[:, margin:], plain)
+    assert (labeled[:66, :margin] < 128).any()
+    assert (labeled[66:, :margin] == BACKGROUND).all()
+
+
+def test_a_grid_of_nothing_or_of_strange_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="an image"):
+        grid(torch.zeros(0, 1, 8, 8), 2)
+    with pytest.raises(ValueError, match="not 2"):
+        grid(torch.zeros(1, 2, 8, 8), 2)
+
+
+def test_a_png_is_read_back_as_written_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    picture = grid(torch.rand(4, 3, 8, 8), 2)
+    save_png(tmp_path / "new" / "a.png", picture)
+    save_png(tmp_path / "new" / "a.png", picture)  # replaces
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), picture)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        save_png(path, np.zeros((4, 4, 7), np.uint8))
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gif_has_its_frames(channels: int, tmp_path: Path) -> None:
+    frames = [grid(torch.full((1, channels, 8, 8), level / 255), 1, pad=0) for level in (10, 77, 200)]
+    save_gif(tmp_path / "a.gif", frames, 120)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.info["duration"], image.info["loop"]) == (3, 120, 0)  # type: ignore[attr-defined]
+        for index, frame in enumerate(frames):
+            image.seek(index)
+            assert np.array_equal(np.asarray(image.convert("RGB")), frame)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_any_mode_is_read(mode: str, channels: int, tmp_path: Path) -> None:
+    # A white left half and a black right half, in every mode.
+    half = np.zeros((6, 10), np.uint8)
+    half[:, :5] = 255
+    if mode in ("I", "I;16"):
+        image = Image.fromarray(half.astype(np.uint16) * 257)
+        image = image.convert("I") if mode == "I" else image
+    elif mode == "F":
+        image = Image.fromarray(half.astype(np.float32) / 255)
+    else:
+        image = Image.fromarray(half).convert("RGB").convert(mode)
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "F", "I") else "a.png")
+    image.save(path)
+    loaded = load_image(path, (channels, 6, 10))
+    assert loaded.shape == (channels, 6, 10)
+    assert loaded.dtype == torch.float32
+    assert loaded.is_contiguous()
+    torch.testing.assert_close(loaded, torch.from_numpy(half / 255).float().expand(channels, -1, -1), atol=0.02, rtol=0)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png", (1, 4, 4))
+    assert loaded[0, :2].eq(0).all()
+    assert loaded[0, 2:].eq(1).all()
+
+
+def test_the_middle_is_kept_and_the_shorter_side_fits(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.T.copy()).save(tmp_path / "tall.png")
+    for name in ("wide.png", "tall.png"):
+        for side in (5, 10, 20):
+            assert load_image(tmp_path / name, (3, side, side)).min() > 0.7  # scaling mixes neighbors
+
+
+def test_an_image_of_the_right_size_is_untouched(tmp_path: Path) -> None:
+    picture = grid(torch.rand(1, 3, 64, 64), 1, pad=0)
+    save_png(tmp_path / "a.png", picture)
+    loaded = load_image(tmp_path / "a.png", (3, 64, 64))
+    assert np.array_equal(to_uint8(loaded).permute(1, 2, 0).numpy(), picture)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n broken", "cut", "folder"])
+def test_a_file_that_is_no_image_is_named(content: bytes | str | None, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    if content == "folder":
+        path.mkdir()
+    elif content == "cut":
+        save_png(path, grid(torch.rand(4, 3, 64, 64), 2))
+        path.write_bytes(path.read_bytes()[:1000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"picture\.png"):
+        load_image(path, (3, 8, 8))

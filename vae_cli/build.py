@@ -1,0 +1,272 @@
+"""From a configuration to objects: only classes that are allowed, only values that their constructors take."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, describe, is_allowed
+from vae_cli.dataset import Dataset, Splits
+from vae_cli.errors import UserError, nearest
+from vae_cli.likelihood import Likelihood
+from vae_cli.model import VAE
+from vae_cli.naming import AXES
+from vae_cli.network import Network
+from vae_cli.optimizer import ScheduledOptimizer
+from vae_cli.part import check_together
+from vae_cli.regularizer import Regularizer
+from vae_cli.schedule import Schedule
+
+Config = dict[str, Any]
+ALLOWED = ("vae_cli", "torch.optim", "torchvision.datasets")
+
+SETTINGS: dict[str, Any] = {
+    "latent": Count,
+    "epochs": Count,
+    "batch_size": Count,
+    "seed": Natural,
+    "max_grad_norm": Positive | None,
+    "precision": Literal["float32", "bfloat16"],
+    "device": str,
+    "data_dir": str | None,
+    "runs_dir": str,
+    "run_name": str | None,
+    "overwrite": bool,
+    "log_every": Count,
+    "checkpoint_minutes": Positive,
+}
+
+
+@dataclass
+class Experiment:
+    """Everything that a training needs, built and checked.
+
+    config is plain and resolved; its key `choices` maps each axis to the word that chose its part.
+    """
+
+    config: Config
+    device: torch.device
+    splits: Splits
+    model: VAE
+    regularizer: Regularizer
+    optimizer: ScheduledOptimizer
+
+
+def build_experiment(config: Config) -> Experiment:
+    """Check a whole configuration and build what it names. Raises UserError, or Failure where there are no data."""
+    check_settings(config)
+    # Adam's state fills with denormal numbers, which slow a step by half; later threads inherit what is set here.
+    torch.set_flush_denormal(True)
+    device = find_device(config["device"])
+    dataset = build(config["dataset"], "dataset", Dataset)
+    parts = build_parts(config, dataset)
+    splits = dataset.load()
+    if len(splits.train) == 0:
+        raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
+    model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits))
+    regularizer: Regularizer = parts["regularizer"]
+    model.to(device)
+    regularizer.to(device)
+    parameters = [*model.parameters(), *regularizer.parameters()]
+    return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
+
+
+def check_config(config: Config) -> None:
+    """Check a configuration as far as that needs no data. Raises UserError."""
+    check_settings(config)
+    find_device(config["device"])
+    dataset = build(config["dataset"], "dataset", Dataset)
+    dataset.check()
+    parts = build_parts(config, dataset)
+    model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
+    build_optimizer(config["optimizer"], [*model.parameters(), *parts["regularizer"].parameters()])
+
+
+def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
+    """Build the parts of all axes but the optimizer, and refuse those that do not go together. Raises UserError."""
+    kinds: dict[str, type] = {
+        "network": Network,
+        "sigma": nn.Module,
+        "likelihood": Likelihood,
+        "prior": nn.Module,
+        "regularizer": nn.Module,
+    }
+    parts: dict[str, Any] = {}
+    for axis, kind in kinds.items():
+        with initial_weights(config["seed"], axis):
+            parts[axis] = build(config[axis], axis, kind)
+    if dataset is not None:
+        check_together({**parts, "dataset": dataset}, config["choices"])
+    return parts
+
+
+def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
+    """The model of a run, with weights that are still to be loaded."""
+    return assemble(build_parts(config), config, shape, torch.zeros(shape), 1.0)
+
+
+def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, int], mean: Tensor, spread: float) -> VAE:
+    """Put a model together from its parts, for images of this shape, mean and spread (see Likelihood.start).
+
+    Encoder and decoder take their weights from streams of random numbers of their own, so that runs of one seed begin
+    with the same decoder and the same locations whatever the sigma mode.
+    """
+    network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
+    with initial_weights(config["seed"], "encoder"):
+        encoder = network.encoder(shape, config["latent"], sigma.raw_size)
+    start = likelihood.start(mean, spread)
+    with initial_weights(config["seed"], "decoder"):
+        decoder = network.decoder(config["latent"], start)
+    return VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
+
+
+def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOptimizer:
+    """The optimizer that a node of the configuration names. Raises UserError."""
+    arguments = _arguments(node, "optimizer")
+    if "lr" in arguments:
+        _check_value(arguments["lr"], NonNegative | Schedule, "optimizer.lr")
+    return ScheduledOptimizer(find_class(node["_target_"], "optimizer", Optimizer), parameters, arguments)
+
+
+def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
+    """Build the object that a node names by `_target_`, from its other keys, after they are checked against the types
+    in the constructor's signature. Raises UserError, with the full key in it."""
+    target = find_class(node["_target_"], path, kind)
+    arguments = _arguments(node, path)
+    # A class without a constructor of its own has nn.Module's *args and **kwargs, which are no settings.
+    parameters = {
+        name: p
+        for name, p in inspect.signature(target).parameters.items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    hints = get_type_hints(target.__init__, include_extras=True)
+    for key, value in arguments.items():
+        if key not in parameters:
+            allowed = f"Allowed are {', '.join(parameters)}." if parameters else f"{target.__name__} takes no settings."
+            raise UserError(f"{path}.{key} is not a setting.{nearest(key, parameters)} {allowed}")
+        _check_value(value, hints.get(key, Any), f"{path}.{key}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    if missing:
+        raise UserError(f"{path}.{missing[0]} is missing; type {path}.{missing[0]}=...")
+    return target(**arguments)
+
+
+def _arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
+    return {
+        key: build(value, f"{path}.{key}", Schedule) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in node.items()
+        if key != "_target_"
+    }
+
+
+def _check_value(value: Any, kind: Any, path: str) -> None:
+    if not is_allowed(value, kind):
+        raise UserError(f"{path}={_shown(value)} is not allowed: it has to be {describe(kind)}.")
+    if isinstance(value, Schedule):
+        for bound in (metadata for option in get_args(kind) for metadata in get_args(option)[1:]):
+            if isinstance(bound, Interval) and not all(bound.holds(number) for number in value.bounds()):
+                low, high = value.bounds()
+                raise UserError(f"{path} goes from {low:g} to {high:g}, and has to be {bound} all the time.")
+
+
+def _shown(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def find_class(target: str, path: str, kind: type) -> Any:
+    """Import the class that `_target_` names, where it is allowed: this package's own, torch.optim's, torchvision's
+    data sets, and those of modules that the user trusts by name. Raises UserError."""
+    module_name, _, name = str(target).rpartition(".")
+    allowed = (*ALLOWED, *trusted())
+    if not _is_within(module_name, allowed):
+        top = module_name.partition(".")[0] or target
+        raise UserError(
+            f"{path}._target_={target} is code from outside {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]}, and is not "
+            f"run unless you say so: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
+        )
+    if trusted() and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own module lies where the user stands
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}._target_={target} is not there: no module is named '{error.name}'.") from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"{path}._target_={target} is not there.{nearest(name, vars(module))}")
+    if not (isinstance(found, type) and issubclass(found, kind) and _is_within(found.__module__, allowed)):
+        raise UserError(f"{path}._target_={target} cannot be used as {path}: it is not a {kind.__name__}.")
+    return found
+
+
+def trusted() -> tuple[str, ...]:
+    """The modules whose code the user has allowed, from VAE_TRUST, which --trust sets; worker processes inherit it."""
+    return tuple(name for name in os.environ.get("VAE_TRUST", "").replace(",", " ").split() if name)
+
+
+def _is_within(module: str, prefixes: Iterable[str]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def check_settings(config: Config) -> None:
+    """Check the settings that every run has. Raises UserError."""
+    for key, kind in SETTINGS.items():
+        if key not in config:
+            raise UserError(f"{key} is missing; type {key}=...")
+        _check_value(config[key], kind, key)
+    for axis in AXES:
+        if not isinstance(config.get(axis), Mapping) or "_target_" not in config[axis]:
+            raise UserError(f"{axis} is missing; type {axis}=...")
+    allowed = [*SETTINGS, *AXES, "choices"]
+    for key in config:
+        if key not in allowed:
+            raise UserError(f"{key} is not a setting.{nearest(key, allowed)} Allowed are {', '.join(allowed[:-1])}.")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; `auto` takes a GPU where there is one. Raises UserError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name} is not a device; type device=auto, cpu, cuda, cuda:1 or mps.") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}.get(device.type, False)
+    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def stream(seed: int, *names: object) -> int:
+    """A seed for one purpose, the same on every machine, and unlike that for any other purpose."""
+    return int.from_bytes(hashlib.blake2b(repr((seed, *names)).encode(), digest_size=7).digest())
+
+
+@contextmanager
+def initial_weights(seed: int, part: str) -> Iterator[None]:
+    """Draw the initial weights of a part from a stream of its own, and leave the global one alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, part))
+        yield
+
+
+def _mean_and_spread(splits: Splits) -> tuple[Tensor, float]:
+    """Mean of the training images, and root mean squared distance from it, for which a thousand images are enough."""
+    mean = splits.train.mean()
+    some = torch.linspace(0, len(splits.train) - 1, min(1000, len(splits.train))).long()
+    return mean, float((splits.train.batch(some) - mean).square().mean().sqrt())

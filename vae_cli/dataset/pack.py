@@ -1,0 +1,244 @@
+"""Images packed once into a memory-mapped array of one size, and the folder where that is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_cli.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMAT = 1  # of a pack; another number and all are packed again
+IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
+BYTES_A_STEP = 1 << 26
+
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
+    """Some images on their way into a pack: uint8 (n, C, H, W), and their labels where there are any."""
+
+    images: NDArray[np.uint8]
+    labels: Sequence[int] | None
+
+
+class Pack(NamedTuple):
+    """images: uint8 (N, C, H, W), memory-mapped, never written back; labels: int64 (N,) or None; classes: names."""
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """Return the folder that datasets are read from and written to: the one given, else $VAE_DATA_DIR, else the user's
+    cache folder ($XDG_CACHE_HOME/vae, or where the system keeps caches). UserError where it is a file."""
+    given = data_dir or os.environ.get("VAE_DATA_DIR")
+    folder = Path(given).expanduser().absolute() if given else _cache_folder() / "vae"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"data_dir={folder} is a file. Name a folder, which is made where there is none.")
+    return folder
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if cache.is_absolute():
+        return cache
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path.home() / ".cache"
+
+
+def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
+    """Return where the images called `name` are packed under these settings, which decide what is in the pack."""
+    key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
+    return data / "packed" / f"{name[:50]}-{key[:12]}"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
+    together download or pack once. The system ends the wait when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as lock:
+        try:
+            from fcntl import LOCK_EX, flock
+        except ImportError:  # Windows: the work may be done twice, and the result is the same
+            pass
+        else:
+            with suppress(OSError):  # a file system without locks, likewise
+                flock(lock, LOCK_EX)
+        yield
+
+
+def open_pack(folder: Path, fingerprint: str) -> Pack | None:
+    """Return the pack of the images with this fingerprint, or None where there is none."""
+    home = folder / fingerprint
+    try:
+        about = json.loads((home / "about.json").read_text(encoding="utf-8"))
+        # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
+        images = torch.from_numpy(np.load(home / "images.npy", mmap_mode="c"))
+        labels = torch.from_numpy(np.load(home / "labels.npy")) if about["labels"] else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # not there, or not whole
+        return None
+    classes = about["classes"]
+    return Pack(images, labels, None if classes is None else tuple(classes))
+
+
+def write_pack(
+    folder: Path,
+    fingerprint: str,
+    shape: tuple[int, int, int],
+    chunks: Generator[Chunk, None, None],
+    classes: Sequence[str] | None = None,
+) -> Pack:
+    """Write the images as `<folder>/<fingerprint>/`, remove what else is packed in the folder and return the pack.
+
+    The pack appears at once and whole, by the renaming of its folder: a packing that is killed leaves no pack, and the
+    next one removes its remains. Failure where the disk is full or cannot be written.
+    """
+    try:
+        part = folder / f".partial-{token_hex(4)}"  # not mkdtemp's, which nobody else may read
+        part.mkdir()
+        try:
+            _write(part, shape, chunks, classes)
+            shutil.rmtree(folder / fingerprint, ignore_errors=True)  # of a pack that could not be opened
+            os.replace(part, folder / fingerprint)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        for other in folder.iterdir():
+            if other.is_dir() and other.name != fingerprint:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    pack = open_pack(folder, fingerprint)
+    if pack is None:
+        raise Failure(f"The packed images in {folder} were removed while they were written. Give the command again.")
+    return pack
+
+
+def cannot_write(folder: Path, error: OSError) -> Failure:
+    return Failure(
+        f"Cannot write to {folder}: {error.strerror or error}. Name a folder that can be written and has the space "
+        f"with data_dir=<folder>."
+    )
+
+
+def _write(
+    part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
+) -> None:
+    # Plain writes, not a memory map: when the disk is full they raise an error, where a map kills the process.
+    count, labels = 0, list[int]()
+    # An error's traceback would keep the chunks alive, and their progress bar would write over its message.
+    with closing(chunks), open(part / "images.npy", "wb") as file:
+        start = _write_header(file, count, shape)
+        for chunk in chunks:
+            file.write(chunk.images.tobytes())
+            count += len(chunk.images)
+            labels += chunk.labels or ()
+        file.seek(0)
+        if _write_header(file, count, shape) != start:
+            raise AssertionError("NumPy no longer leaves room for the count in the header of a .npy file")
+        _flush(file)
+    if labels:
+        with open(part / "labels.npy", "wb") as file:
+            np.save(file, np.array(labels, dtype=np.int64))
+            _flush(file)
+    about = {"images": count, "labels": bool(labels), "classes": None if classes is None else list(classes)}
+    with open(part / "about.json", "wb") as file:
+        file.write(json.dumps(about).encode())
+        _flush(file)
+
+
+def _write_header(file: BinaryIO, count: int, shape: tuple[int, int, int]) -> int:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def in_threads(
+    read: Callable[[int], T], count: int, shape: tuple[int, int, int], description: str
+) -> Generator[list[T], None, None]:
+    """Yield what `read` returns for 0 ... count - 1, in order and in lists, with a progress bar on a terminal.
+
+    The lists are short enough for images of this shape to fit into memory.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+        task = bar.add_task(description, total=count)
+        step = max(1, min(IMAGES_A_STEP, BYTES_A_STEP // prod(shape)))
+        for start in range(0, count, step):
+            results = list(threads.map(read, range(start, min(start + step, count))))
+            bar.advance(task, len(results))
+            yield results
+
+
+def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the part of an image that is kept: the centered square of `crop` pixels
+    or, without one, the largest centered part with the proportions of `shape`. UserError where the crop is larger."""
+    if crop is not None and crop > min(height, width):
+        raise UserError(
+            f"dataset.crop={crop} is larger than an image of {height} by {width} pixels. "
+            f"Give {min(height, width)} or less, or null."
+        )
+    part_height = crop or max(1, min(height, round(width * shape[1] / shape[2])))
+    part_width = crop or max(1, min(width, round(height * shape[2] / shape[1])))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def to_pixels(
+    image: Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
+) -> NDArray[np.uint8]:
+    """Return a picture of any mode and size as levels uint8 (C, H, W), C = 1 or 3.
+
+    It is turned as its EXIF data say, laid on the background where it is transparent, cut to its middle and resized
+    with anti-aliasing.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    # A JPEG far larger than wanted is decoded at a fraction of its size, still at least twice what is wanted.
+    if crop is None:
+        image.draft(None, (2 * width, 2 * height))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert would clip at 255
+        image = Pillow.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, background), image)
+    image = image.convert(mode)
+    top, left, rows, columns = middle(image.height, image.width, shape, crop)
+    image = image.crop((left, top, left + columns, top + rows))
+    # The filter of a reduction is as wide as the reduction asks for: this is what makes it anti-aliased.
+    image = image.resize((width, height), Pillow.Resampling.BILINEAR)
+    return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -1,0 +1,262 @@
+"""One run from its first step, or from where it stopped, to its summary."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from vae_cli.build import Config, Experiment, stream
+from vae_cli.errors import Failure, UserError
+from vae_cli.evaluation import questioned
+from vae_cli.events import EventWriter
+from vae_cli.meter import NotFinite
+from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
+from vae_cli.progress import Progress
+from vae_cli.run import RunDir, load_checkpoint
+from vae_cli.training import POSTERIOR, State, measure, restore, train
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = 1000  # test codes that are shown in TensorBoard's projector
+
+
+def look_at(folder: RunDir, config: Config) -> Literal["new", "resume", "finished"]:
+    """Say what is to be done in a run's folder, without changing anything.
+
+    Raises UserError where the folder holds something else: another configuration, a run that is under way, or files
+    that are no run.
+    """
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; type another run_name=... or runs_dir=...")
+    if not folder.config_file.exists():
+        foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
+        if foreign:
+            raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
+        return "new"
+    summary = folder.summary()
+    if folder.status() == "running":
+        raise UserError(
+            f"{path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
+            f"{summary.get('started')}; wait for it, or type another run_name=..."
+        )
+    if config["overwrite"]:
+        return "new"
+    refuse_other(folder, config)
+    if not folder.checkpoint_file.exists():
+        return "new"
+    is_over = folder.status() == "finished" and summary.get("epoch", 0) >= config["epochs"]
+    return "finished" if is_over else "resume"
+
+
+def refuse_other(folder: RunDir, config: Config) -> None:
+    """Raise UserError, naming the keys, where a folder holds a run whose configuration differs in what matters."""
+    there, here = (_what_matters(c) for c in (folder.config(), config))
+    differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
+    if differing:
+        named = ", ".join(
+            f"{k}={show(there.get(k, 'nothing'))} there and {show(here.get(k, 'nothing'))} here" for k in differing
+        )
+        raise UserError(
+            f"{folder.path} holds another run: {named}. Type another run_name=..., or overwrite=true to start anew."
+        )
+
+
+def _what_matters(config: Config) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not {key.partition(".")[0], key.rpartition(".")[2]} & NO_PART_OF_THE_NAME or key.endswith(".epochs")
+    }
+
+
+def run_experiment(experiment: Experiment, folder: RunDir, console: Console) -> dict[str, Any]:
+    """Train what is new, go on with what was interrupted, and return the summary, which is also written.
+
+    Raises UserError or Failure; then the folder keeps the last good checkpoint and its summary says `failed`.
+    """
+    config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
+    is_new = look_at(folder, config) != "resume"
+    if is_new:
+        clear(folder)
+    else:
+        load_checkpoint(folder.checkpoint_file)  # a damaged one is refused before anything is written
+    folder.write_config(config)
+    about = {"started": begun, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
+    folder.write_summary({"status": "running", **about})
+    with logged(folder), outcome(folder, about):
+        torch.manual_seed(stream(config["seed"], "noise"))
+        state = State() if is_new else restore(experiment, folder)
+        if not is_new:
+            folder.forget_metrics_after(state.step)
+            console.print(f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False)
+        log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
+        return _train_and_test(experiment, folder, console, state, about)
+
+
+def _train_and_test(
+    experiment: Experiment, folder: RunDir, console: Console, state: State, about: dict[str, Any]
+) -> dict[str, Any]:
+    config, images = experiment.config, len(experiment.splits.train)
+    first, steps = state.step, math.ceil(images / config["batch_size"])
+    progress = Progress(console, config["epochs"], steps, images)
+    with EventWriter(folder.path, purge_step=first + 1 if first else None) as events:
+        events.hparams(hparams(config))
+        events.layout()
+        with progress:
+            progress.start(first)
+            try:
+                train(experiment, folder, events, progress, state)
+            except NotFinite as error:
+                raise Failure(diverged(error, folder)) from error
+        summary = {"status": "finished", **about, **final(experiment, folder, events, state, steps)}
+        summary["warnings"] = progress.warnings
+    folder.write_summary(summary)
+    log.info("finished at step %d", state.step)
+    return summary
+
+
+def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: State, steps: int) -> dict[str, Any]:
+    """Measure the best weights, or the last where no image was held out, on the test images; the rest is on record."""
+    config, step = experiment.config, state.step
+    if state.best:
+        experiment.model.load_state_dict(load_checkpoint(folder.best_file, experiment.device)["model"])
+    chosen = state.best.get("epoch", config["epochs"])
+    record = next(r for r in reversed(folder.metrics()) if r["epoch"] == chosen)
+    tested = measure(experiment, experiment.splits.test)
+    events.scalars({f"test/{name}": value for name, value in tested.items() if name not in POSTERIOR}, step)
+    embed(experiment, events, step)
+    seconds = state.training_seconds
+    return {
+        "epoch": config["epochs"],
+        "step": step,
+        "weights_of_epoch": chosen,
+        "train": _under("train", record),
+        "validation": _under("validation", record),
+        "test": {name: value for name, value in tested.items() if name not in POSTERIOR},
+        "posterior": {name: value for name, value in tested.items() if name in POSTERIOR},
+        "seconds": round(state.seconds, 3),
+        "images_per_second": round(config["epochs"] * len(experiment.splits.train) / seconds, 1),
+    }
+
+
+def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
+    """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
+    test, classes = experiment.splits.test.to(experiment.device), experiment.splits.classes
+    positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
+    with questioned(experiment.model, experiment.config["seed"], experiment.device):
+        inference = experiment.model(test.batch(positions))
+    labels = None
+    if test.labels is not None:
+        labels = [classes[n] if classes else str(n) for n in test.batch_labels(positions).tolist()]
+    images = inference.x if inference.x.shape[1] in (1, 3) else None
+    events.embedding(inference.loc, labels, images, step)
+
+
+def hparams(config: Config) -> dict[str, bool | int | float | str]:
+    """The row of a run in TensorBoard's HPARAMS tab: the choice of each axis and every setting that matters."""
+    row: dict[str, bool | int | float | str] = dict(config["choices"])
+    for key, value in _what_matters({k: v for k, v in config.items() if k != "choices"}).items():
+        if not key.endswith("_target_") and value is not None:
+            row[key] = value if isinstance(value, int | float | str) else show(value)
+    return row
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """What is needed to know where figures come from: configuration, versions, commit, device, threads."""
+    packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    cuda = experiment.device.type == "cuda"
+    return {
+        "config": experiment.config,
+        "versions": versions,
+        "git_commit": git_commit(),
+        "device": torch.cuda.get_device_name(experiment.device) if cuda else str(experiment.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the clone that this code runs from, with a + where it was changed since; None outside a clone."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or a repository of another owner
+    return found.stdout.strip()
+
+
+def diverged(error: NotFinite, folder: RunDir) -> str:
+    """Say what broke, at which step, what is left, and what to type."""
+    left = "no checkpoint had been written yet"
+    if folder.checkpoint_file.exists():
+        left = f"the last good checkpoint, of step {load_checkpoint(folder.checkpoint_file)['step']}, is kept"
+    return (
+        f"the training of {folder.path} diverged: {error}; {left}. A smaller learning rate (optimizer.lr=1e-4) or "
+        "clipped gradients (max_grad_norm=100) may help."
+    )
+
+
+def clear(folder: RunDir) -> None:
+    """Remove what an earlier run left in its folder, and nothing that is not a run's."""
+    own = "config.yaml checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt"
+    for name in own.split():
+        (folder.path / name).unlink(missing_ok=True)
+    for event in folder.path.glob("events.*"):
+        event.unlink()
+    for name in ("samples", "interpolations", "evaluation", "projector"):
+        shutil.rmtree(folder.path / name, ignore_errors=True)
+
+
+@contextmanager
+def logged(folder: RunDir) -> Iterator[None]:
+    """Write this package's log messages to train.log while the run is under way."""
+    handler = logging.FileHandler(folder.log_file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("vae_cli")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def outcome(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
+    """Leave the truth in summary.json where the run does not come to its end."""
+    try:
+        yield
+    except Exception as error:  # whatever it is: it is written down and raised again
+        log.exception("failed")
+        folder.write_summary({"status": "failed", "error": str(error), **about})
+        raise
+    except BaseException:
+        log.info("interrupted")
+        folder.write_summary({"status": "interrupted", **about})
+        raise
+
+
+def _under(split: str, record: dict[str, Any]) -> dict[str, float]:
+    return {name.partition("/")[2]: value for name, value in record.items() if name.startswith(f"{split}/")}

@@ -1,0 +1,69 @@
+"""How the loss goes down: the axis `optimizer`, any of torch.optim, with a learning rate that may be a schedule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vae_cli.errors import UserError, nearest
+from vae_cli.schedule import Constant, Schedule, as_schedule
+
+
+class ScheduledOptimizer:
+    """An optimizer whose learning rate follows a schedule.
+
+    arguments are those of the class, lr a number or a Schedule. Raises UserError for what the class does not take.
+    """
+
+    def __init__(
+        self, kind: Callable[..., Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]
+    ) -> None:
+        allowed = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
+        for key in arguments:
+            if key not in allowed:
+                raise UserError(
+                    f"optimizer.{key} is no argument of {kind.__name__}.{nearest(key, allowed)} "
+                    f"Allowed are {', '.join(allowed)}."
+                )
+        self.lr: Schedule = as_schedule(arguments["lr"]) if "lr" in arguments else as_schedule(1e-3)
+        # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
+        rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
+        try:
+            self.inner = kind(list(parameters), **{**arguments, **rates})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{kind.__name__} refuses its arguments: {error}") from error
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.inner.param_groups[0]["lr"])
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad(set_to_none=True)
+
+    def advance(self, epoch: float) -> None:
+        """Set the learning rate of this moment."""
+        if isinstance(self.lr, Constant):
+            return
+        rate = self.lr.at(epoch)
+        for group in self.inner.param_groups:
+            group["lr"] = rate
+
+    def step(self) -> None:
+        self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
+    """Scale the gradient down to a norm where it is longer."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)

@@ -1,0 +1,89 @@
+"""What a person sees while a model trains: a bar in a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+SHOWN = ("loss", "distortion", "rate", "penalty")
+
+
+def is_milestone(epoch: int, epochs: int) -> bool:
+    """Whether an epoch is one of the nine in each power of ten that get pictures and a line: 1 ... 9, 10, 20, ..."""
+    return epoch % 10 ** (len(str(epoch)) - 1) == 0 or epoch == epochs
+
+
+class Progress:
+    """The progress of one training, and warnings in words, each said once."""
+
+    def __init__(self, console: Console, epochs: int, steps: int, images: int) -> None:
+        self.console = console
+        self.epochs, self.steps, self.images = epochs, steps, images
+        self.warnings: list[str] = []
+        self._bar = RichProgress(
+            TextColumn("[bold]epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            TextColumn("[cyan]{task.fields[rate]}"),
+            TextColumn("{task.fields[terms]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._began = (0, 0.0)
+
+    def start(self, step: int) -> None:
+        """Show the training from this step on."""
+        fields: dict[str, Any] = {"epoch": step // self.steps, "epochs": self.epochs, "rate": "", "terms": ""}
+        self._task = self._bar.add_task("", total=self.epochs * self.steps, completed=step, **fields)
+        self._began = (step, time.perf_counter())
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, step: int, means: Mapping[str, float]) -> None:
+        """Move the bar."""
+        if self._task is not None and self.console.is_terminal:
+            first, then = self._began
+            speed = (step - first) * self.images / self.steps / max(time.perf_counter() - then, 1e-9)
+            terms = "  ".join(f"{name} {means[name]:.1f}" for name in SHOWN if name in means)
+            epoch = min(self.epochs, (step - 1) // self.steps + 1)
+            rate = f"{speed:,.0f} images/s"
+            self._bar.update(self._task, completed=step, epoch=epoch, rate=rate, terms=terms)
+
+    def epoch(self, epoch: int, record: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        """Say how an epoch ended, where there is no bar, and warn where a mode misbehaves."""
+        if not self.console.is_terminal and is_milestone(epoch, self.epochs):
+            split = "validation" if "validation/loss" in record else "train"
+            terms = "  ".join(f"{n} {record[f'{split}/{n}']:.2f}" for n in SHOWN if f"{split}/{n}" in record)
+            self.console.print(f"epoch {epoch}/{self.epochs}  {split}: {terms}", soft_wrap=True, highlight=False)
+        if measured.get("collapsed", 0.0) > 0.5:
+            self.warn(
+                "sigma has collapsed: in most latent dimensions it is below 1 % of the spread of loc, so that the "
+                "noise limits nothing and the rate is paid, or unbounded, in loc alone."
+            )
+        if measured.get("active_units") == 0 and epoch >= min(5, self.epochs):
+            self.warn(
+                "no latent dimension is active: the decoder ignores the code (posterior collapse). "
+                "A smaller regularizer.beta, or a warm-up of it, may help: +schedule@regularizer.beta=linear"
+            )
+
+    def warn(self, text: str) -> None:
+        """Say a warning, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.console.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=not self.console.is_terminal)

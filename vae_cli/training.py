@@ -1,0 +1,254 @@
+"""Train a model: the loop, and what is written at the end of a step, an epoch and a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vae_cli.build import Experiment, stream
+from vae_cli.dataset import Split
+from vae_cli.evaluation import evaluate, questioned
+from vae_cli.events import EventWriter
+from vae_cli.image import grid
+from vae_cli.interruption import Interruption
+from vae_cli.meter import Meter, NotFinite
+from vae_cli.optimizer import clip_gradient
+from vae_cli.progress import Progress, is_milestone
+from vae_cli.run import RunDir, load_checkpoint, save_checkpoint
+from vae_cli.schedule import Constant, Number, Schedule
+
+MONITORED = 1000  # training images whose posterior is looked at where none are held out
+POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
+
+
+@dataclass
+class State:
+    """How far a training has come; with the weights it is all that a checkpoint holds."""
+
+    step: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+
+
+def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State) -> None:
+    """Train until all epochs are over; `state` says where to begin, and where the training stands at any time.
+
+    Raises NotFinite where the loss is no number, KeyboardInterrupt or SystemExit where a signal asks to stop; in both
+    cases the last good checkpoint stays.
+    """
+    config, model, regularizer = experiment.config, experiment.model, experiment.regularizer
+    optimizer = experiment.optimizer
+    images = experiment.splits.train.to(experiment.device)
+    batch_size, seed = config["batch_size"], config["seed"]
+    steps = math.ceil(len(images) / batch_size)
+    schedules = moving_schedules(experiment)
+    parameters = [*model.parameters(), *regularizer.parameters()]
+    clock = Clock(state, config["checkpoint_minutes"])
+
+    with Interruption() as interruption:
+        for epoch in range(state.step // steps, config["epochs"]):
+            order = epoch_order(len(images), seed, epoch).to(experiment.device)
+            for positions in order.split(batch_size)[state.step % steps :]:
+                for schedule in schedules:
+                    schedule.advance(state.step / steps)
+                optimizer.advance(state.step / steps)
+
+                inference = model(images.batch(positions))
+                penalty = regularizer(inference)
+                loss = (inference.distortion + penalty).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                clip_gradient(parameters, config["max_grad_norm"])
+                optimizer.step()
+
+                state.step += 1
+                with torch.no_grad():
+                    state.meter.add(state.step, inference.terms(penalty))
+                if state.step % config["log_every"] == 0:
+                    log_step(experiment, events, progress, state)
+                if state.step % steps and (interruption.signal or clock.is_due()):
+                    save(experiment, run, events, state, clock)
+                    interruption.raise_noted()
+
+            end_epoch(experiment, run, events, progress, state, clock, epoch + 1)
+            save(experiment, run, events, state, clock)
+            interruption.raise_noted()
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of the images in an epoch, which depends on nothing but the seed and the epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "order", epoch)))
+
+
+def numbers(experiment: Experiment) -> dict[str, Number]:
+    """The numbers that the loss uses, by the names of their curves: beta, capacity, sigma_value ..."""
+    named = {name: module for name, module in experiment.regularizer.named_modules() if isinstance(module, Number)}
+    for name, module in experiment.model.named_modules():
+        if isinstance(module, Number):
+            named[name.replace(".", "_")] = module
+    return named
+
+
+def moving_schedules(experiment: Experiment) -> list[Schedule]:
+    """The schedules that have to be advanced; the learning rate's is the optimizer's own affair."""
+    return [n for n in numbers(experiment).values() if isinstance(n, Schedule) and not isinstance(n, Constant)]
+
+
+def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
+    """Write a point of each training curve: the means since the last one, and the numbers of this moment."""
+    means = state.meter.point()
+    values = {**means, **{name: float(number()) for name, number in numbers(experiment).items()}}
+    values["learning_rate"] = experiment.optimizer.rate
+    events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)
+    progress.step(state.step, means)
+
+
+def end_epoch(
+    experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State, clock: Clock, epoch: int
+) -> None:
+    """Validate, write the record of the epoch, and keep the weights if they are the best."""
+    config, held_out = experiment.config, experiment.splits.validation
+    means = state.meter.epoch()
+    clock.stop()
+    measured = measure(experiment, held_out if len(held_out) else monitored(experiment))
+    record = {f"train/{name}": value for name, value in means.items()}
+    if len(held_out):
+        record |= {f"validation/{name}": value for name, value in measured.items() if name not in POSTERIOR}
+    record |= {f"posterior/{name}": value for name, value in measured.items() if name in POSTERIOR}
+    bad = [name for name, value in record.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFinite(state.step, bad)
+    # The training curves have points of their own.
+    events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
+    if is_milestone(epoch, config["epochs"]):
+        picture(experiment, events, state.step)
+    run.append_metrics({"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record})
+    if len(held_out):
+        keep_best(experiment, run, state, measured["loss"], epoch)
+    progress.epoch(epoch, record, measured)
+    clock.start()
+
+
+def measure(experiment: Experiment, split: Split) -> dict[str, float]:
+    """The terms of the loss and the shape of the posterior over a split."""
+    seed = experiment.config["seed"]
+    return evaluate(experiment.model, experiment.regularizer, split.to(experiment.device), seed, experiment.device)
+
+
+def monitored(experiment: Experiment) -> Split:
+    """Some training images, to look at the posterior where none are held out."""
+    train = experiment.splits.train
+    return Split(train.images, train.labels, train.index[:MONITORED])
+
+
+def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float, epoch: int) -> None:
+    """Keep the weights if their validation loss is the least under the weights and scales that the loss now has.
+
+    Losses under another beta cannot be compared: while a schedule moves, the newest weights count as the best.
+    """
+    moving = {name: float(n()) for name, n in numbers(experiment).items() if isinstance(n, Schedule)}
+    if not state.best or state.best["numbers"] != moving or loss < state.best["loss"]:
+        state.best = {"loss": loss, "numbers": moving, "epoch": epoch, "step": state.step}
+        shape = list(experiment.splits.train.images.shape[1:])
+        save_checkpoint(run.best_file, {"step": state.step, "shape": shape, "model": experiment.model.state_dict()})
+
+
+def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
+    """Write histograms of the posterior, images beside their reconstructions, and samples from the prior."""
+    model, split = experiment.model, experiment.splits.validation
+    shown = (split if len(split) else monitored(experiment)).to(experiment.device)
+    with questioned(model, experiment.config["seed"], experiment.device):
+        inference = model(shown.batch(torch.arange(min(500, len(shown)), device=experiment.device)))
+        histograms = {"posterior/loc": inference.loc}
+        if inference.scale is not None:
+            histograms["posterior/scale"] = inference.scale
+        if inference.rate is not None and inference.rate_per_dimension is not None:
+            histograms["posterior/rate_per_dimension"] = inference.rate_per_dimension.mean(0)
+        events.histograms(histograms, step)
+        count = min(10, len(inference.x))
+        pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
+        events.pictures("images/reconstructions", grid(pairs, count, row_labels=["input", "mean"]), step)
+        samples = model.decode(model.prior().sample((64,))).mean
+        events.pictures("images/samples", grid(samples, 8), step)
+
+
+def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
+    """Write a checkpoint from which the training goes on as if it had never stopped. Raises NotFinite rather than
+    replace good weights by bad ones."""
+    meter = state.meter.state_dict()
+    parameters = torch.stack([p.isfinite().all() for p in experiment.model.parameters()])
+    if not bool(parameters.all()):
+        raise NotFinite(state.step, ["weights"])
+    events.flush()  # what the curves show up to here must not get lost behind a checkpoint
+    device = experiment.device
+    state.seconds, state.training_seconds = clock.seconds(), clock.training_seconds()
+    save_checkpoint(
+        run.checkpoint_file,
+        {
+            "step": state.step,
+            "seconds": state.seconds,
+            "training_seconds": state.training_seconds,
+            "shape": list(experiment.splits.train.images.shape[1:]),
+            "config": experiment.config,
+            "model": experiment.model.state_dict(),
+            "regularizer": experiment.regularizer.state_dict(),
+            "optimizer": experiment.optimizer.state_dict(),
+            "meter": meter,
+            "best": state.best,
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        },
+    )
+    clock.saved()
+
+
+def restore(experiment: Experiment, run: RunDir) -> State:
+    """Go back to the newest checkpoint. Raises UserError or Failure where it cannot be used."""
+    state = load_checkpoint(run.checkpoint_file, experiment.device)
+    experiment.model.load_state_dict(state["model"])
+    experiment.regularizer.load_state_dict(state["regularizer"])
+    experiment.optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"].cpu())
+    if state["device_rng"] is not None and experiment.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device_rng"].cpu(), experiment.device)
+    restored = State(state["step"], state["seconds"], state["training_seconds"], state["best"])
+    restored.meter.load_state_dict(state["meter"])
+    return restored
+
+
+class Clock:
+    """Seconds of a run over all of its sessions, those spent on training steps among them, and the next checkpoint."""
+
+    def __init__(self, state: State, checkpoint_minutes: float) -> None:
+        self._begin = time.perf_counter() - state.seconds
+        self._training = state.training_seconds
+        self._since: float | None = time.perf_counter()
+        self._between = checkpoint_minutes * 60
+        self.saved()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def training_seconds(self) -> float:
+        return self._training + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def start(self) -> None:
+        """Training steps begin."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Training steps end for now."""
+        self._training = self.training_seconds()
+        self._since = None
+
+    def saved(self) -> None:
+        self._next = time.perf_counter() + self._between
+
+    def is_due(self) -> bool:
+        return time.perf_counter() >= self._next
