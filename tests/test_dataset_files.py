@@ -280,7 +280,12 @@ def test_runs_that_start_together_pack_once(photos: Path, monkeypatch: pytest.Mo
     pytest.importorskip("fcntl")
     written = []
     real = pack._write
-    monkeypatch.setattr(pack, "_write", lambda *arguments: (written.append(1), real(*arguments)))
+
+    def write(*arguments: Any) -> None:
+        written.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr(pack, "_write", write)
     threads = [threading.Thread(target=image_folder(photos).load) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -34,7 +34,7 @@ STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNIN
 
 
 def terms(hparams: Mapping[str, Hparam]) -> list[str]:
-    return ["loss", "distortion"] if hparams["sigma"] == "deterministic" else ["loss", "distortion", "rate", "elbo"]
+    return ["loss", "distortion"] if hparams["sigma"] == "deterministic" else ["loss", "distortion", "rate", "rate_loc"]
 
 
 def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: int, shift: float = 0.0) -> None:
@@ -181,6 +181,7 @@ def test_points_that_are_not_finite_are_shown_and_left_out_of_histograms(
     ((_, _, buckets),) = get("plugin/histograms/histograms", run="run", tag="loc")
     assert sum(count for _, _, count in buckets) == 2
     assert session_groups(get)["run"]["hparams"] == {"sigma": "learned"}
+    assert [info["name"] for info in get("plugin/hparams/experiment", {})["hparamInfos"]] == ["sigma"]
 
 
 def test_the_projector_has_a_limit_and_sprites_fit_a_texture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vae_cli.image import BACKGROUND, SEPARATOR, grid, load_image, save_gif, sav
 
 
 def test_to_uint8_clamps_rounds_and_hides_what_is_not_finite() -> None:
-    values = torch.tensor([-1.0, 0.0, 0.499, 1.0, 2.0, float("nan"), float("inf"), -float("inf")])
+    values = torch.tensor([-1.0, 0.0, 0.499, 0.999, 2.0, float("nan"), float("inf"), -float("inf")])
     assert to_uint8(values.reshape(2, 1, 2, 2)).flatten().tolist() == [0, 0, 127, 255, 255, 0, 0, 0]
     assert to_uint8(values).dtype == torch.uint8
     assert to_uint8(values.to(torch.bfloat16).requires_grad_()).shape == (8,)
@@ -41,7 +42,7 @@ def test_a_grid_shows_every_image_where_it_belongs(channels: int) -> None:
     assert (picture[12:, 30:] == BACKGROUND).all()  # the place without an image
 
 
-@pytest.mark.parametrize(("size", "shown"), [(8, 64), (28, 56), (32, 64), (64, 64), (128, 128)])
+@pytest.mark.parametrize(("size", "shown"), [(8, 64), (24, 72), (28, 56), (32, 64), (64, 64), (128, 128)])
 def test_a_grid_enlarges_small_images_by_a_whole_factor(size: int, shown: int) -> None:
     assert grid(torch.rand(1, 1, size, size), columns=8, pad=0).shape == (shown, shown, 3)
 
@@ -71,13 +72,19 @@ def test_a_png_is_read_back_as_written_and_leaves_nothing_beside(tmp_path: Path)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
-def test_a_png_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-    with pytest.raises(TypeError):
-        save_png(path, np.zeros((4, 4, 7), np.uint8))
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image, file: IO[bytes], **options: object) -> None:
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    picture = grid(torch.rand(1, 1, 8, 8), 1)
+    for path, write in {"a.png": save_png, "a.gif": lambda path, picture: save_gif(path, [picture], 80)}.items():
+        (tmp_path / path).write_bytes(b"old")
+        with pytest.raises(OSError, match="No space"):
+            write(tmp_path / path, picture)
+        assert (tmp_path / path).read_bytes() == b"old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gif", "a.png"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -94,8 +101,8 @@ def test_a_gif_has_its_frames(channels: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_of_any_mode_is_read(mode: str, channels: int, tmp_path: Path) -> None:
-    # A white left half and a black right half, in every mode.
-    half = np.zeros((6, 10), np.uint8)
+    # A white left half and a dark right half, in every mode.
+    half = np.full((6, 10), 0 if mode == "1" else 51, np.uint8)
     half[:, :5] = 255
     if mode in ("I", "I;16"):
         image = Image.fromarray(half.astype(np.uint16) * 257)
@@ -139,8 +146,12 @@ def test_an_image_of_the_right_size_is_untouched(tmp_path: Path) -> None:
     assert np.array_equal(to_uint8(loaded).permute(1, 2, 0).numpy(), picture)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n broken", "cut", "folder"])
-def test_a_file_that_is_no_image_is_named(content: bytes | str | None, tmp_path: Path) -> None:
+HUGE = b"qoif" + (60_000).to_bytes(4, "big") * 2 + b"\x03\x00"
+SHORT = b"qoif" + (4).to_bytes(4, "big") * 2 + b"\x03\x00"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken", HUGE, SHORT, "cut", "folder"])
+def test_a_file_that_is_no_image_is_named(content: bytes | str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     if content == "folder":
         path.mkdir()
@@ -149,5 +160,21 @@ def test_a_file_that_is_no_image_is_named(content: bytes | str | None, tmp_path:
         path.write_bytes(path.read_bytes()[:1000])
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"picture\.png"):
+    with pytest.raises(UserError, match=r"picture\.png' is not an image"):
         load_image(path, (3, 8, 8))
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file '.*picture\.png'"):
+        load_image(tmp_path / "picture.png", (3, 8, 8))
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8), np.uint8)
+    pixels[:, :4] = 255
+    tags = Image.Exif()
+    tags[0x0112] = 6  # the camera was held sideways: left is up
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=tags)
+    loaded = load_image(tmp_path / "a.png", (1, 8, 4))
+    assert loaded[0, :4].eq(1).all()
+    assert loaded[0, 4:].eq(0).all()

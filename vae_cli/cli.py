@@ -25,11 +25,7 @@ _HYDRAS_FLAGS = {
     "--run": "a run needs no flag",
     "-r": "a run needs no flag",
     "--config-path": "add a folder of your own with --config-dir",
-    "-cp": "add a folder of your own with --config-dir",
-    "-cn": "type --config-name",
-    "-cd": "type --config-dir",
     "--shell-completion": "type vae --install-completion",
-    "-sc": "type vae --install-completion",
     "--experimental-rerun": "type the command of the run again",
 }
 
@@ -182,7 +178,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; without it, inside the run's folder.")]
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where datasets lie; without it, where the run found them.")]
+DataDir = Annotated[str | None, typer.Option(help="Where datasets lie; without it, where the run found them.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -361,8 +357,6 @@ def interpolate(
     """Show what lies between images in the latent space of a trained run."""
     from vae_cli.commands import interpolate as command
 
-    if files and len(files) % 2:
-        raise UserError(f"--file was given {len(files)} times: give two for each pair.")
     command.main(
         run,
         pairs=pairs or [],
@@ -423,6 +417,9 @@ def _run() -> int:
         return 130
     except Exception as error:  # the border: whatever happened, a person reads one message
         message, code = _explain(error)
+        if code == 0:  # nothing went wrong, there was only nothing to do
+            print(message)
+            return code
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)
         _print_error(message)
@@ -453,7 +450,8 @@ def _explain_usage(error: Any) -> str:
     command = ctx.command_path if ctx else "vae"
     name = getattr(error, "option_name", None)
     if name is None or not hasattr(error, "possibilities"):
-        return f"{error.format_message().rstrip('.')}. See {command} --help."
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        return f"{message}. See {command} --help."
     if command == "vae train":
         from vae_cli import catalog
 

@@ -22,3 +22,8 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'X'?" for the allowed word nearest to the one given, or nothing where none is near."""
     matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another program's error says in its first line, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

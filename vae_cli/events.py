@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from vae_cli.files import write_text
 from vae_cli.image import grid, save_png
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class EventWriter:
                 start.hparams[name].bool_value = value
             elif isinstance(value, str):
                 start.hparams[name].string_value = value
-            else:  # JSON has no other numbers
+            elif math.isfinite(value):  # JSON has no other numbers
                 start.hparams[name].number_value = value
         content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
         # In a file of its own, which a resumed run writes anew: TensorBoard keeps the first start that it finds in a
@@ -166,29 +167,25 @@ class EventWriter:
         folder.mkdir(exist_ok=True)
         codes = codes[:POINTS].detach().float().nan_to_num().cpu()
         codes = pad(codes, (0, max(0, 3 - codes.shape[1])))  # the projector draws the first three components
-        _write_lines(folder / "tensors.tsv", ["\t".join(f"{number:.6g}" for number in code) for code in codes.tolist()])
+        lines = ["\t".join(f"{number:.6g}" for number in code) + "\n" for code in codes.tolist()]
+        write_text(folder / "tensors.tsv", "".join(lines))
 
         config = ProjectorConfig()
         # TensorBoard caches codes by name.
         shown = config.embeddings.add(tensor_name=f"z at step {step}", tensor_path="projector/tensors.tsv")
         if labels is not None:
-            _write_lines(folder / "metadata.tsv", [" ".join(label.split()) or "-" for label in labels[:POINTS]])
+            lines = [(" ".join(label.split()) or "-") + "\n" for label in labels[:POINTS]]
+            write_text(folder / "metadata.tsv", "".join(lines))
             shown.metadata_path = "projector/metadata.tsv"
         if images is not None:
             height, width = _save_sprites(folder / "sprite.png", images[:POINTS])
             shown.sprite.image_path = "projector/sprite.png"
             shown.sprite.single_image_dim.extend([width, height])
-        _write_lines(self.folder / "projector_config.pbtxt", [text_format.MessageToString(config).rstrip("\n")])
+        write_text(self.folder / "projector_config.pbtxt", text_format.MessageToString(config))
 
     def flush(self) -> None:
         """Write what is pending to disk."""
         self._writer.flush()
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    new = path.with_name(f".{path.name}")
-    new.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(new, path)
 
 
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:

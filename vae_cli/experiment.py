@@ -20,13 +20,14 @@ import torch
 from rich.console import Console
 
 from vae_cli.build import Config, Experiment, stream
+from vae_cli.checkpoint import load_checkpoint
 from vae_cli.errors import Failure, UserError
 from vae_cli.evaluation import questioned
 from vae_cli.events import EventWriter
+from vae_cli.folder import RunDir
 from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
 from vae_cli.progress import Progress
-from vae_cli.run import RunDir, load_checkpoint
 from vae_cli.training import POSTERIOR, State, measure, restore, train
 
 log = logging.getLogger(__name__)

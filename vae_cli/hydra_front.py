@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -27,7 +27,7 @@ from hydra.errors import (
 )
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -115,8 +115,8 @@ def run(
 def check_sweeps(check: Check) -> Iterator[None]:
     """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
 
-    `check` gets each job's configuration as the task would (`HydraConfig` is set): if it raises a UserError nothing is
-    started and the message names the job; if it returns False, as for a finished run, the job is left out.
+    `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
+    the message names the job; if it returns False, as for a finished run, the job is left out.
     """
     instantiate = Plugins.instantiate_launcher
 
@@ -145,17 +145,28 @@ class _CheckedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        to_do = [
-            overrides
-            for index, overrides in enumerate(job_overrides, start=initial_job_idx)
-            if self._passes(overrides, index)
-        ]
-        # A sweeper that learns from results needs one for every job; a finished run then reports what it has.
-        basic = str(self.config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper")
-        if not basic:
+        jobs = list(enumerate(job_overrides, start=initial_job_idx))
+        to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
+        if not str(self.config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+            # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
             return self.launcher.launch(job_overrides, initial_job_idx)
-        results = self.launcher.launch(to_do, initial_job_idx) if to_do else []
-        _raise_failures(results, to_do)
+        failed: list[tuple[Sequence[str], Exception]] = []
+        results: list[JobReturn] = []
+        # What fails before a job's task is called would end the basic launcher's loop, so it gets one job at a time.
+        batches = [[job] for job in to_do] if isinstance(self.launcher, BasicLauncher) else [to_do] if to_do else []
+        for batch in batches:
+            try:
+                returned = self.launcher.launch([words for _, words in batch], batch[0][0])
+            except Exception as error:  # whatever it is, the jobs that follow still run, and it is reported below
+                failed += [(words, error) for _, words in batch]
+                continue
+            results += returned
+            for (_, words), result in zip(batch, returned, strict=True):
+                try:
+                    _ = result.return_value
+                except Exception as error:  # whatever the job raised: it is reported below
+                    failed.append((words, error))
+        _raise_first(failed, len(to_do))
         return results
 
     def _passes(self, overrides: Sequence[str], index: int) -> bool:
@@ -164,11 +175,8 @@ class _CheckedLauncher(Launcher):
             config.hydra.job.id = config.hydra.job.num = index
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
-        task_config = copy.deepcopy(config)
-        with read_write(task_config), open_dict(task_config):
-            del task_config["hydra"]
         try:
-            return self.check(task_config)
+            return self.check(config)
         except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
             message = translate(error, overrides)
             if message is None:
@@ -179,18 +187,17 @@ class _CheckedLauncher(Launcher):
             HydraConfig.instance().cfg = before
 
 
-def _raise_failures(results: Sequence[JobReturn], jobs: Sequence[Sequence[str]]) -> None:
-    failed: list[tuple[str, Exception]] = []
-    for result, overrides in zip(results, jobs, strict=True):
-        if result.status is not JobStatus.COMPLETED:
-            try:
-                _ = result.return_value
-            except Exception as error:  # whatever the job raised: it is reported below
-                failed.append((_words(overrides), translate(error, overrides) or error))
-    if failed:
-        lines = [f"  {words}: {one_line(error)}" for words, error in failed]
-        count = f"{len(failed)} of {len(jobs)} jobs failed" if len(jobs) > 1 else "The job failed"
-        raise Failure("\n".join([f"{count}:", *lines])) from failed[0][1]
+def _raise_first(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
+    lines = []
+    for words, error in failed:
+        message = translate(error, words) or error
+        if getattr(message, "exit_code", 1) == 0:  # finished meanwhile
+            print(message)
+        else:
+            lines.append(f"  {_words(words)}: {one_line(message)}")
+    if lines:
+        title = f"{len(lines)} of {count} jobs failed" if count > 1 else "The job failed"
+        raise Failure("\n".join([f"{title}:", *lines])) from failed[0][1]
 
 
 def one_line(error: BaseException) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vae_cli.errors import UserError
+from vae_cli.files import replace_file
 
 if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need them: commands start faster
     import numpy as np
@@ -88,24 +87,13 @@ def _draw_labels(picture: Picture, labels: Sequence[str], height: int, pad: int)
     return np.array(canvas)
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give the path of a new file that takes the place of `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def save_png(path: Path, picture: Picture) -> None:
     """Write a picture (H, W, 3) as PNG: the file is there whole or not at all."""
     from PIL import Image
 
-    with _beside(path) as new:
-        Image.fromarray(picture).save(new, format="PNG")
+    image = Image.fromarray(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: image.save(file, format="PNG"))
 
 
 def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
@@ -115,8 +103,9 @@ def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
     # Grey pictures keep all their 256 shades; a palette of colors would be shared out between them.
     grey = all((frame == frame[..., :1]).all() for frame in frames)
     images = [Image.fromarray(frame).convert("L" if grey else "RGB") for frame in frames]
-    with _beside(path) as new:
-        images[0].save(new, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: images[0].save(file, format="GIF", **options))
 
 
 def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -137,7 +126,8 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
         raise UserError(f"'{path}' is not an image that can be read.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+    # What the readers of Pillow raise for broken files.
+    except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error
     pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vae_cli.run import RunDir
+from vae_cli.folder import RunDir
 
 ROWS = {
     "distortion": "-log p(x|z)",

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from vae_cli.build import Experiment, stream
+from vae_cli.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.dataset import Split
 from vae_cli.evaluation import evaluate, questioned
 from vae_cli.events import EventWriter
+from vae_cli.folder import RunDir
 from vae_cli.image import grid
 from vae_cli.interruption import Interruption
 from vae_cli.meter import Meter, NotFinite
 from vae_cli.optimizer import clip_gradient
 from vae_cli.progress import Progress, is_milestone
-from vae_cli.run import RunDir, load_checkpoint, save_checkpoint
 from vae_cli.schedule import Constant, Number, Schedule
 
 MONITORED = 1000  # training images whose posterior is looked at where none are held out

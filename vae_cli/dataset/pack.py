@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -71,7 +72,8 @@ def _cache_folder() -> Path:
 def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
     """Return where the images called `name` are packed under these settings, which decide what is in the pack."""
     key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
-    return data / "packed" / f"{name[:50]}-{key[:12]}"
+    plain = re.sub(r"[^\w.-]+", "_", name)[:50]
+    return data / "packed" / f"{plain}-{key[:12]}"
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""Checkpoints: tensors and plain values only, so that they load without running code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_cli.errors import Failure, UserError, first_line
+from vae_cli.files import replace_file
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace a checkpoint by a new one. Raises OSError, and leaves the old one as it was, where that cannot be."""
+    replace_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **state}, file))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint without running code. Raises UserError where there is none, Failure where it is damaged or was
+    written by a newer version."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent} has no {path.name}: its training has not come to a first checkpoint. "
+            "Type the command that started it again, and it goes on."
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise Failure(f"{path} is not a checkpoint of vae.")
+    if state["format"] > CHECKPOINT_FORMAT:
+        raise Failure(
+            f"{path} has format {state['format']}, and this version of vae knows formats up to {CHECKPOINT_FORMAT}; "
+            "install a newer vae."
+        )
+    return state

@@ -1,0 +1,85 @@
+"""`vae sample`: images from a trained run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vae_cli.codes import decode, draw_codes
+from vae_cli.evaluation import questioned
+from vae_cli.folder import find_run
+from vae_cli.image import grid
+from vae_cli.indices import parse_indices
+from vae_cli.output import place, write
+from vae_cli.run import Run
+
+SHOWN = 1024  # images in a picture; the arrays hold all
+
+
+def main(
+    run: str,
+    *,
+    count: int,
+    source: str | None,
+    components: int,
+    temperature: float,
+    seed: int,
+    draw: bool,
+    images: str,
+    draws: int,
+    weights: Literal["best", "last"],
+    device: str,
+    out: Path | None,
+    runs_dir: Path,
+    data_dir: str | Path | None,
+) -> None:
+    """Write a picture of samples, and their codes and images as arrays. Raises UserError or Failure."""
+    trained = Run(find_run(run, runs_dir), weights, device, data_dir)
+    if source is None:
+        source = "prior"
+        if "noise" not in getattr(trained.model.sigma, "provides", ("noise",)):
+            source = "mixture"
+            print(
+                f"sigma={trained.config['choices']['sigma']} adds no noise, so that nothing made its codes fit the "
+                f"prior: they are drawn from {components} Gaussians fitted to the training codes "
+                "(--from prior draws from the prior all the same)."
+            )
+    if source == "posterior":
+        _posterior(trained, images, draws, temperature, seed, draw, out)
+        return
+    z = draw_codes(trained, source, count, temperature, components, seed)
+    with questioned(trained.model, seed, trained.device):
+        drawn = decode(trained, z, draw)
+    picture = grid(drawn[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
+    _say(write(place(trained.path, "samples", source, out), picture, {"z": z.numpy(), "images": drawn.numpy()}))
+    if count > SHOWN:
+        print(f"The picture shows the first {SHOWN} of {count} images; the arrays hold all.")
+
+
+def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int, draw: bool, out: Path | None) -> None:
+    test = run.splits.test
+    chosen = torch.tensor(parse_indices(images, len(test), "--images"))
+    with questioned(run.model, seed, run.device):
+        inference = run.model(run.images(test.batch(chosen)), (draws,))
+        loc = inference.loc
+        z = torch.lerp(loc, inference.z, temperature).transpose(0, 1)  # (B, draws, D)
+        mean = decode(run, loc)
+        drawn = decode(run, z.flatten(0, 1), draw).unflatten(0, z.shape[:2])
+    x = inference.x.cpu()
+    rows = torch.cat([x[:, None], mean[:, None], drawn], 1)
+    labels = [f"test {number}" for number in chosen.tolist()]
+    picture = grid(rows.flatten(0, 1), draws + 2, row_labels=labels)
+    arrays = {"index": chosen, "inputs": x, "loc": loc.cpu(), "mean": mean, "z": z.cpu(), "images": drawn}
+    paths = write(place(run.path, "samples", "posterior", out), picture, {k: v.numpy() for k, v in arrays.items()})
+    print(f"From left to right: the test image, its reconstruction from the mean code, and {draws} draws of the code.")
+    spread = (drawn - drawn.mean(1, keepdim=True)).square().mean().sqrt()
+    print(f"Root mean squared difference that the noise makes in a pixel: {float(spread):.4f}")
+    _say(paths)
+
+
+def _say(paths: list[Path]) -> None:
+    for path in paths:
+        print(path)

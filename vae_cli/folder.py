@@ -1,0 +1,172 @@
+"""The folder of a run: what lies in it, how far it has come, and how it is found by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vae_cli.errors import Failure, UserError, first_line, nearest
+from vae_cli.files import write_json, write_text
+
+Status = Literal["new", "running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of a run, and the names of what lies in it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def best_file(self) -> Path:
+        return self.path / "best.pt"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "train.log"
+
+    def config(self) -> dict[str, Any]:
+        """The whole configuration of the run. Raises UserError where there is none, Failure where it is damaged."""
+        try:
+            config = yaml.safe_load(self.config_file.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise Failure(f"{self.config_file} is damaged: {first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise Failure(f"{self.config_file} is damaged: it holds no settings.")
+        return config
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says, or nothing where there is none yet. Raises Failure where it is damaged."""
+        try:
+            summary = json.loads(self.summary_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}") from error
+        return summary if isinstance(summary, dict) else {}
+
+    def status(self) -> Status:
+        """How far the run has come; a run whose process is no longer there was interrupted."""
+        summary = self.summary()
+        status = summary.get("status", "interrupted" if self.config_file.exists() else "new")
+        if status == "running" and not _is_alive(summary.get("host"), summary.get("pid")):
+            return "interrupted"
+        return status
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.summary_file, summary)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record per epoch; a line that was cut short by a crash is not counted."""
+        records = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    break
+        return records
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the records of epochs that were trained after the checkpoint that is resumed, to be written again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """All runs below a folder, by name; hidden folders are not entered."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "config.yaml" in files:
+            found.append(Path(path))
+            folders.clear()
+    return sorted(found)
+
+
+def find_run(name: str, runs_dir: Path) -> Path:
+    """A run by its path, by `latest` (the one written last), or by a part of its name that no other run has.
+
+    Raises UserError where there is none, or more than one.
+    """
+    path = Path(name)
+    if (path / "config.yaml").exists():
+        return path
+    runs = find_runs(runs_dir)
+    if name != "latest" and path.is_dir():
+        inside = find_runs(path)
+        if len(inside) == 1:
+            return inside[0]
+        if inside:
+            raise UserError(f"{name} holds {len(inside)} runs; name one of them:\n{_listed(inside)}")
+        raise UserError(f"{name} is not a run: it holds no config.yaml.")
+    if not runs:
+        raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
+    if name == "latest":
+        return max(runs, key=_last_written)
+    names = {path.relative_to(runs_dir).as_posix(): path for path in runs}
+    exact = [path for key, path in names.items() if name in (key, path.name)]
+    matches = exact or [path for key, path in names.items() if name.strip("/") in key]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"'{name}' could be {len(matches)} runs; name more of it:\n{_listed(matches)}")
+    raise UserError(
+        f"There is no run '{name}' below {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
+        f"It has:\n{_listed(runs)}"
+    )
+
+
+def _listed(runs: list[Path], most: int = 12) -> str:
+    more = [f"  ... and {len(runs) - most} more: vae runs"] if len(runs) > most else []
+    return "\n".join([*(f"  {run}" for run in runs[:most]), *more])
+
+
+def _last_written(run: Path) -> float:
+    files = [run / "checkpoint.pt", run / "config.yaml"]
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def _is_alive(host: Any, pid: Any) -> bool:
+    if host != socket.gethostname() or not isinstance(pid, int):
+        return host is not None and host != socket.gethostname()  # another machine's processes cannot be seen from here
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,37 @@
+"""Pictures and arrays that a command writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_cli.errors import Failure
+from vae_cli.files import replace_file
+from vae_cli.image import save_gif, save_png
+
+if TYPE_CHECKING:
+    from vae_cli.image import Picture
+
+
+def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
+    """The path, without an ending, under which a command writes: RUN/kind/name unless --out names a file or folder."""
+    if out is None:
+        return run / kind / name
+    return out.with_suffix("") if out.suffix.lower() in (".png", ".npz", ".gif") else out / name
+
+
+def write(stem: Path, picture: Picture, arrays: Mapping[str, Any], frames: list[Picture] | None = None) -> list[Path]:
+    """Write a picture, its arrays and, where there are frames, a film beside it. Raises Failure."""
+    import numpy as np
+
+    png, npz, gif = (stem.parent / f"{stem.name}{ending}" for ending in (".png", ".npz", ".gif"))
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save_png(png, picture)
+        replace_file(npz, lambda file: np.savez_compressed(file, **arrays))
+        if frames is not None:
+            save_gif(gif, frames, 80)
+    except OSError as error:
+        raise Failure(f"{stem.parent} cannot be written to: {error.strerror}. Type --out FOLDER.") from error
+    return [png, npz, *([gif] if frames is not None else [])]
