@@ -76,3 +76,19 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
             return pytest.fail(f"TensorBoard shows {get('runs')}, not {sorted(runs)}")
 
         yield start
+
+
+@pytest.fixture
+def compose() -> Callable[..., dict[str, Any]]:
+    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from vae_cli.catalog import configs_dir
+    from vae_cli.composition import to_plain
+
+    def plain(*overrides: str) -> dict[str, Any]:
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
+
+    return plain

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -206,11 +206,11 @@ def _touch(photos: Path) -> None:
     os.utime(photos / "cats" / "00.png", ns=(1, 1))
 
 
-def _rename(photos: Path) -> None:
-    (photos / "cats" / "00.png").rename(photos / "dogs" / "zero.png")
+def _move(photos: Path) -> None:  # to another class, and at the same place among all
+    (photos / "cats" / "14.png").rename(photos / "dogs" / "14.png")
 
 
-@pytest.mark.parametrize("change", [_add, _remove, _edit, _touch, _rename])
+@pytest.mark.parametrize("change", [_add, _remove, _edit, _touch, _move])
 def test_a_changed_folder_is_packed_again_and_the_old_pack_removed(
     photos: Path, change: Callable[[Path], None]
 ) -> None:
@@ -227,9 +227,10 @@ def test_other_settings_have_a_pack_of_their_own(photos: Path) -> None:
     image_folder(photos).load()
     assert image_folder(photos, side=4).load().train.images.shape == (30, 1, 4, 4)
     assert image_folder(photos, channels=3).load().train.images.shape == (30, 3, 8, 8)
-    assert len(packs(photos)) == 3
+    image_folder(photos, background="black").load()
+    assert len(packs(photos)) == 4
     image_folder(photos).load()
-    assert len(packs(photos)) == 3
+    assert len(packs(photos)) == 4
 
 
 def test_a_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +313,25 @@ def test_a_full_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         image_folder(photos).load()
     assert not packs(photos)
     assert not list((photos.parent / "data" / "packed").glob("*/.partial-*"))
+
+
+def test_the_progress_bar_ends_before_the_error_is_shown(tmp_path: Path) -> None:
+    ended = []
+
+    class Full(np.ndarray[Any, np.dtype[np.uint8]]):
+        def tobytes(self, *arguments: Any) -> bytes:
+            raise OSError(28, "No space left on device")
+
+    def chunks() -> Generator[pack.Chunk, None, None]:
+        try:
+            yield pack.Chunk(np.zeros((1, 1, 2, 2), np.uint8).view(Full), None)
+        finally:
+            ended.append(1)
+
+    with pytest.raises(Failure, match="No space left") as caught:
+        pack.write_pack(tmp_path, "fingerprint", (1, 2, 2), chunks())
+    assert caught.tb  # which holds on to the chunks
+    assert ended
 
 
 def test_a_finished_pack_needs_no_writing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[
     if group := known.get(key.lstrip("+").partition("@")[0]):
         values = {choice.name: choice.description for choice in group.choices.values()}
     elif setting := keys.get(key) or settings().get(key):
-        values = {setting.default: setting.comment}
+        values = {setting.default: setting.comment} if setting.default not in ("", "???") else {}
         if setting.default in ("true", "false"):
             values = {"true": setting.comment, "false": setting.comment}
     return [

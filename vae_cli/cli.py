@@ -396,7 +396,6 @@ def main() -> None:
     """Run the command line and exit: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C."""
     try:
         code = _run()
-        sys.stdout.flush()
     except BrokenPipeError:
         code = _leave_pipe()
     sys.exit(code)
@@ -405,6 +404,7 @@ def main() -> None:
 def _run() -> int:
     try:
         code = app(prog_name="vae", standalone_mode=False)
+        sys.stdout.flush()  # a full disk or a reader that has gone shows itself here at the latest
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         raise
@@ -431,15 +431,10 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # Typer's own, which has no public name in all versions
         return _explain_usage(error), 2
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-    ):
+    if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}. Make room or write elsewhere, for example with runs_dir=FOLDER.", 1
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+        return f"{where}{error.strerror}.{' Make room, or write elsewhere (runs_dir=FOLDER).' if full else ''}", 1
     text = " ".join(str(error).split())
     kind = type(error).__name__
     return f"{kind}{': ' if text else ''}{text} (set HYDRA_FULL_ERROR=1 for the traceback)", 1

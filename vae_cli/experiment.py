@@ -115,7 +115,7 @@ def _train_and_test(
     config, images = experiment.config, len(experiment.splits.train)
     first, steps = state.step, math.ceil(images / config["batch_size"])
     progress = Progress(console, config["epochs"], steps, images)
-    with EventWriter(folder.path, purge_step=first + 1 if first else None) as events:
+    with EventWriter(folder.path, purge_step=first + 1) as events:
         events.hparams(hparams(config))
         events.layout()
         with progress:

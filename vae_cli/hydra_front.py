@@ -12,7 +12,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -147,13 +146,14 @@ class _CheckedLauncher(Launcher):
         setup_globals()
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
-        if not str(self.config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+        if not self._chosen("sweeper").endswith(".BasicSweeper"):
             # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
             return self.launcher.launch(job_overrides, initial_job_idx)
         failed: list[tuple[Sequence[str], Exception]] = []
         results: list[JobReturn] = []
         # What fails before a job's task is called would end the basic launcher's loop, so it gets one job at a time.
-        batches = [[job] for job in to_do] if isinstance(self.launcher, BasicLauncher) else [to_do] if to_do else []
+        one_by_one = self._chosen("launcher").endswith(".BasicLauncher")
+        batches = [[job] for job in to_do] if one_by_one else [to_do] if to_do else []
         for batch in batches:
             try:
                 returned = self.launcher.launch([words for _, words in batch], batch[0][0])
@@ -168,6 +168,10 @@ class _CheckedLauncher(Launcher):
                     failed.append((words, error))
         _raise_first(failed, len(to_do))
         return results
+
+    def _chosen(self, plugin: str) -> str:
+        # By name: Hydra executes its plugins' modules anew, so that the classes in them are not those one can import.
+        return str(self.config.hydra[plugin].get("_target_", ""))
 
     def _passes(self, overrides: Sequence[str], index: int) -> bool:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -411,7 +415,8 @@ def _omegaconf_message(
     key = str(error.full_key or error.key or "")
     if isinstance(error, (InterpolationToMissingValueError, MissingMandatoryValue)):
         named = re.search(r"Missing mandatory value: ([^\s]+)", str(error))
-        key = named.group(1) if named else key
+        # Of a reference the key is where it stands, and the text says what it leads to.
+        key = named.group(1) if named and isinstance(error, InterpolationToMissingValueError) else key
         return f"{key} needs a value: type {key}=VALUE."
     if isinstance(error, InterpolationKeyError):
         named = re.search(r"Interpolation key '([^']*)'", str(error))
@@ -420,11 +425,12 @@ def _omegaconf_message(
         where = next((f"'{word}'" for word in overrides if f"${{{asked}" in word), f"{key} refers to ${{{asked}}}")
         return f"{where}: the configuration has no '{asked}'.{nearest(asked, words)}"
     if isinstance(error, UnsupportedInterpolationType):
-        where = next((f"'{word}'" for word in overrides if "${" in word), key)
+        kind = re.search(r"interpolation type (\w+)", str(error))
+        where = next((f"'{word}'" for word in overrides if kind and f"${{{kind[1]}:" in word), key)
         return f"{where}: {_first_line(error)}. What there is looks like ${{latent}}, ${{oc.env:HOME}} or ${{now:%Y}}."
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and key:
         return _unknown_key_message(key, error.parent_node, overrides, groups)
-    own = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key or "${" in word]
+    own = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
     where = f"'{own[0]}'" if own else key
     return f"{where}: {_first_line(error)}" if where else _first_line(error)
 

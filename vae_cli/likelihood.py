@@ -221,6 +221,8 @@ class DiscretizedLogisticDistribution(Distribution):
         "loc": constraints.real,
         "log_scale": constraints.real,
     }
+    support = constraints.independent(constraints.nonnegative_integer, 0)
+    has_enumerate_support = True
     levels = 256
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
@@ -239,6 +241,11 @@ class DiscretizedLogisticDistribution(Distribution):
         lower = F.logsigmoid(above).masked_fill(last, 0.0)
         upper = F.logsigmoid(width - above).masked_fill(first, 0.0)
         return lower + upper + (-torch.expm1(-width)).log().masked_fill(first | last, 0.0)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.arange(self.levels, device=self.loc.device, dtype=self.loc.dtype) / (self.levels - 1)
+        values = values.reshape(-1, *[1] * self.loc.dim())
+        return values.expand(-1, *self.loc.shape) if expand else values
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,636 @@
+"""The terminal front: help, flags, arguments, messages for wrong input, exit codes, and sweeps checked beforehand."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.conf import HydraConf
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+import vae_cli.commands
+from vae_cli import catalog, cli, hydra_front
+from vae_cli.errors import Failure, UserError
+
+RAN: list[Any] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(catalog.configs_dir()), config_name="train")
+def task(config: DictConfig) -> int:
+    """Stand in for the training of a run."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    RAN.append(plain)
+    if config.latent == 13:
+        raise Failure("the loss is not finite")
+    if config.latent == 14:
+        raise ZeroDivisionError("division by zero")
+    return int(config.latent)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> Iterator[None]:
+    RAN.clear()
+    yield
+    RAN.clear()
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Any:
+    """Run the task above in folders that need no model."""
+
+    def call(*overrides: str, **flags: Any) -> None:
+        folders = [
+            f"hydra.run.dir={tmp_path}/run",
+            f"hydra.sweep.dir={tmp_path}",
+            "hydra.sweep.subdir=${hydra.job.num}",
+        ]
+        hydra_front.run(task, [*folders, *overrides], **flags)
+
+    return call
+
+
+def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a person does, with no terminal."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = [sys.executable, "-m", "vae_cli", *words]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+
+
+# Help -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    program = f"""
+import sys
+from vae_cli.cli import main
+sys.argv = ["vae", *{words!r}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{"torch", "hydra", "omegaconf", "numpy", "yaml", "sklearn", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_vae_alone_shows_the_subcommands(tmp_path: Path) -> None:
+    done = vae(cwd=tmp_path)
+    assert done.returncode == 0
+    for name in ("train", "sample", "interpolate", "runs"):
+        assert f"  {name} " in done.stdout
+
+
+def test_the_help_of_train_lists_every_choice_and_setting(tmp_path: Path) -> None:
+    text = vae("train", "--help", cwd=tmp_path).stdout
+    for group in catalog.groups().values():
+        for choice in group.choices.values():
+            assert f"  {choice.name}" in text
+    for name, setting in catalog.defaults().items():
+        assert f"  {setting.default} (default)" in text or name == "experiment"
+    for setting in catalog.settings().values():
+        assert f"  {setting.key}={setting.default}" in text
+    assert "vae train -m sigma=learned,fixed,deterministic latent=2,8,32" in text
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "interpolate", "runs"])
+@pytest.mark.parametrize("markup", ["rich", None])
+def test_every_subcommand_has_examples_that_are_whole_lines(
+    name: str, markup: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.app, "rich_markup_mode", markup)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.app([name, "--help"], prog_name="vae", standalone_mode=False) in (0, None)
+    text = capsys.readouterr().out
+    assert "Examples" in text
+    assert f" vae {name}" in text
+    assert "[bold" not in text
+
+
+def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
+    front("sigma=fixed", "sigma.value=0.5", "latent=8")
+    assert (RAN[0]["sigma"]["value"], RAN[0]["latent"]) == (0.5, 8)
+
+
+# From words to calls --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Put in place of each command's module one that keeps what it is called with."""
+    kept: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    for name in ("train", "sample", "interpolate", "runs"):
+        module = types.ModuleType(f"vae_cli.commands.{name}")
+
+        def keep(*args: Any, _name: str = name, **kwargs: Any) -> None:
+            kept[_name] = args, kwargs
+
+        module.main = keep  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"vae_cli.commands.{name}", module)
+        monkeypatch.setattr(vae_cli.commands, name, module, raising=False)
+    return kept
+
+
+def call(*words: str) -> None:
+    cli.app(list(words), prog_name="vae", standalone_mode=False)
+
+
+def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAE_TRUST", raising=False)
+    call("train", "sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3")
+    args, flags = calls["train"]
+    assert args == (["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"],)
+    assert flags == {
+        "multirun": True,
+        "cfg": None,
+        "package": None,
+        "resolve": False,
+        "info": None,
+        "config_name": None,
+        "config_dir": "here",
+        "hydra_help": False,
+        "trust": ["mine"],
+    }
+
+
+def test_trusted_modules_come_from_the_environment_too(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_TRUST", "one two")
+    call("train")
+    assert calls["train"][1]["trust"] == ["one", "two"]
+
+
+def test_sample_and_interpolate_and_runs(calls: Any) -> None:
+    call("sample", "latest", "--from", "posterior", "--images", "0,5", "--draw", "--count", "3")
+    args, flags = calls["sample"]
+    assert args == ("latest",)
+    assert (flags["source"], flags["images"], flags["draw"], flags["count"]) == ("posterior", "0,5", True, 3)
+    assert (flags["weights"], flags["runs_dir"], flags["out"]) == ("best", Path("runs"), None)
+    call("interpolate", "r", "--pair", "0,1", "--pair", "2,3", "--path", "norm-corrected", "--grid", "1,2,3,4", "--gif")
+    args, flags = calls["interpolate"]
+    assert args == ("r",)
+    assert (flags["pairs"], flags["path"], flags["corners"], flags["gif"]) == (
+        ["0,1", "2,3"],
+        "norm-corrected",
+        "1,2,3,4",
+        True,
+    )
+    call("runs", "elsewhere")
+    assert calls["runs"] == ((Path("elsewhere"),), {})
+
+
+# The border: one message and an exit code -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "There is no subcommand 'trian'. Did you mean 'train'?"),
+        (["sigma=fixed"], "Did you mean 'vae train sigma=fixed'?"),
+        (["--versoin"], "Did you mean '--version'?"),
+        (["train", "--mltirun"], "Did you mean '--multirun'?"),
+        (["train", "--config-path", "x"], "add a folder of your own with --config-dir"),
+        (["train", "--shell-completion"], "vae --install-completion"),
+        (["train", "--sigma", "fixed"], "settings have no dashes, type sigma=VALUE"),
+        (["train", "--cfg", "foo"], "'foo' is not one of 'job', 'hydra', 'all'"),
+        (["sample"], "Missing argument"),
+        (["sample", "x", "--count", "0"], "greater than or equal to 1"),
+        (["sample", "x", "--from", "nowhere"], "'aggregate'"),
+    ],
+)
+def test_wrong_words_end_in_one_line_and_exit_code_2(words: list[str], said: str, tmp_path: Path) -> None:
+    done = vae(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("vae: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such run"), 2, "vae: no such run\n"),
+        (Failure("diverged"), 1, "vae: diverged\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 1, "vae: x.pt: No space left on device. Make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "vae: runs: Permission denied. Make room"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "vae: a: No such file.\n"),
+        (ValueError("odd"), 1, "vae: ValueError: odd (set HYDRA_FULL_ERROR=1 for the traceback)\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_a_message_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert raising(error, monkeypatch) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(said)
+    assert "Traceback" not in printed
+    assert bool(printed) == bool(said)
+
+
+def test_nothing_to_do_is_said_and_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = UserError("finished already")
+    error.exit_code = 0
+    assert raising(error, monkeypatch) == 0
+    assert capsys.readouterr() == ("finished already\n", "")
+
+
+def test_the_traceback_is_there_for_who_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert raising(UserError("no such run"), monkeypatch) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes work differently")
+@pytest.mark.parametrize("words", ["train --help", "--help"])
+def test_a_reader_that_goes_away_is_no_error(words: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
+    script = f'{{ sleep 0; "{sys.executable}" -m vae_cli {words}; echo $? >&2; }} | true'
+    # `true` leaves without reading; the sleep of the shell's start-up is not relied upon: either way it is quiet.
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() in ("0", "141")
+
+
+def test_a_broken_pipe_is_quiet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "argv", ["vae", "train", "--help"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "vae_cli", "--help"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.stderr.startswith("vae: No space left on device.")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_program_shows_a_configuration(tmp_path: Path) -> None:
+    done = vae("train", "sigma=fixed", "--cfg", "job", "-p", "sigma", "sigma.value=0.5", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "value: 0.5" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_says_what_is_wrong_with_an_override(tmp_path: Path) -> None:
+    done = vae("train", "sigma=fixd", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vae: 'fixd' is no choice of sigma. Did you mean 'fixed'?")
+    full = vae("train", "sigma=fixd", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert full.returncode == 2
+    assert "Traceback" in full.stderr
+    assert "MissingConfigException" in full.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# What Hydra refuses ---------------------------------------------------------------------------------------------------
+
+WRONG: list[tuple[str, str]] = [
+    ("sigm=fixed", "There is no group or setting 'sigm'. Did you mean 'sigma'?"),
+    ("sigma/value=2", "There is no group or setting 'sigma/value'. Did you mean 'sigma'?"),
+    ("latnt=3", "There is no group or setting 'latnt'. Did you mean 'latent'?"),
+    ("lr=0.1", "Did you mean 'optimizer.lr'?"),
+    ("beta=4", "Did you mean 'regularizer.beta'?"),
+    (
+        "sigma=fixd",
+        "'fixd' is no choice of sigma. Did you mean 'fixed'? Choices: deterministic, fixed, learned, shared.",
+    ),
+    ("sigma=3", "'sigma=3': '3' is no choice of sigma. Choices: deterministic,"),
+    ("sigma=null", "'sigma=null': leave sigma out, or choose one of: deterministic,"),
+    ("sigma=???", "'sigma=???' gives no choice."),
+    ("sigma=[fixed,learned]", "sigma takes one choice. To run several, type -m sigma=fixed,learned."),
+    ("experiment=beta", "'beta' is no choice of experiment. Did you mean 'beta_vae'?"),
+    ("experiment=null", "'experiment=null': leave experiment out,"),
+    ("sigma.vlue=2", "sigma=learned has no 'vlue'; it has no settings. Did you mean 'value'? sigma=fixed has that."),
+    ("sigma=fixed sigma.vlue=2", "sigma=fixed has no 'vlue'; it has: value. Did you mean 'value'?"),
+    ("regularizer.bta=1", "regularizer=kl has no 'bta'; it has: beta. Did you mean 'beta'?"),
+    ("sigma.value=0.5", "sigma=learned has no 'value'; sigma=fixed has: type sigma=fixed sigma.value=0.5."),
+    ("experiment=autoencoder regularizer.beta=2", "regularizer=none has no 'beta'; "),
+    (
+        "regularizer.beta.epochs=3",
+        "regularizer.beta is one value. To make it a schedule, type +schedule@regularizer.beta=",
+    ),
+    (
+        "+schedule@regularizer.beta=linear regularizer.beta.epocs=4",
+        "regularizer.beta has no 'epocs'. Did you mean 'epochs'? It has: epochs, start, stop.",
+    ),
+    ("schedule@regularizer.beta=linear", "a leading + says: type +schedule@regularizer.beta=linear."),
+    ("sched@regularizer.beta=linear", "there is no group 'sched'. Did you mean 'schedule'?"),
+    ("+schedule@regularizer.beta=linr", "'linr' is no choice of schedule. Did you mean 'linear'?"),
+    ("+schedule=linear", "does not say what it sets: type +schedule@regularizer.beta=linear"),
+    ("schedule=linear", "does not say what it sets: type +schedule@regularizer.beta=linear"),
+    ("sigma@prior=fixed", "'sigma@prior=fixed': sigma stands in one place only. Type sigma=fixed."),
+    ("latent=", "'latent=' gives no value. Type latent=16 for the default: dimensions of the code z."),
+    ("sigma=", "'sigma=' gives no value. Type sigma="),
+    ("hydra.foo=", "'hydra.foo=' gives no value."),
+    ("=3", "'=3' names nothing to set."),
+    ("sigma==fixed", "'sigma==fixed' has one '=' too many. Did you mean 'sigma=fixed'?"),
+    ("foo", "'foo' is no override. Overrides look like key=value"),
+    ("laten", "'laten' is no override. Did you mean 'latent'?"),
+    ("sigma", "'sigma' gives no value. Type sigma="),
+    ("fixed", "'fixed' is a choice of sigma: type sigma=fixed."),
+    ("latent=[1", "a bracket is not closed. Quote a list for the shell: 'latent=[1,2]'."),
+    ("latent=${epochs", "cannot be read as an override: a bracket is not closed."),
+    ("run_name=a=b", "Quote it twice: 'run_name=\"a=b\"'."),
+    ("data_dir=~/data", "'~' means something else to Hydra. Write the folder out, or type data_dir=$HOME/data."),
+    ("-- --foo", "'--foo' is a flag, and flags stand before any '--'."),
+    ("latent=${latnt}", "'latent=${latnt}': the configuration has no 'latnt'. Did you mean 'latent'?"),
+    ("latent=${foo:1}", "'latent=${foo:1}': Unsupported interpolation type foo."),
+    ("latent=${oc.env:VAE_NO_SUCH_VARIABLE}", "Environment variable 'VAE_NO_SUCH_VARIABLE' not found"),
+    ("latent=???", "latent needs a value: type latent=VALUE."),
+    ("dataset=image_folder", "dataset.path needs a value: type dataset.path=VALUE."),
+    ("sigma=learned,fixed", "'sigma=learned,fixed' gives several values: give -m to sweep over them, or one value."),
+    ("latent=range(1,3)", "'latent=range(1,3)' gives several values: give -m to sweep"),
+    ("+latent=3", "'+latent=3': 'latent' is there already, so it needs no +. Type latent=3."),
+    ("+sigma=fixed", "'+sigma=fixed': 'sigma' is there already, so it needs no +. Type sigma=fixed."),
+    ("+regularizer.beta=3", "so it needs no +. Type regularizer.beta=3."),
+    ("++sigma=fixed", "'++sigma=fixed': a choice needs no +. Type sigma=fixed."),
+    ("~latent", "'~latent' would remove 'latent', which every run needs. Type latent=16"),
+    ("~sigma", "'~sigma' would remove 'sigma', which every run needs."),
+    ("~latnt", "'~latnt': there is no 'latnt' to remove. Did you mean 'latent'?"),
+    ("hydra.foo=1", "Hydra's own configuration has no 'hydra.foo'. hydra has: callbacks,"),
+    ("hydra.mode=FOO", "'hydra.mode=FOO': Invalid value 'FOO', expected one of [RUN, MULTIRUN]"),
+    ("hydra/launcher=nowhere", "'nowhere' is no choice of hydra/launcher."),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
+def test_a_wrong_override_gets_a_message_that_says_what_to_type(words: str, said: str, front: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        front(*words.removeprefix("-- ").split())
+    message = str(caught.value)
+    assert said in message
+    assert caught.value.exit_code == 2
+    for jargon in ("struct", "full_key", "object_type", "ConfigComposition", "See https", "Config search path"):
+        assert jargon not in message
+    assert RAN == []
+
+
+FLAGS: list[tuple[dict[str, Any], str]] = [
+    ({"multirun": True, "cfg": "job"}, "-m and --cfg cannot be given together"),
+    ({"resolve": True}, "--resolve says how a configuration is shown: give it together with --cfg job."),
+    ({"package": "sigma"}, "--package says how a configuration is shown"),
+    ({"cfg": "job", "package": "sigm"}, "--package sigm: the configuration has no such part. Did you mean 'sigma'?"),
+    ({"cfg": "jib"}, "--cfg jib: there is no such view. Did you mean 'job'?"),
+    ({"config_dir": "/nowhere"}, "--config-dir /nowhere: there is no such folder."),
+    ({"config_name": "foo"}, "--config-name foo: neither the bundled configurations nor --config-dir have foo.yaml."),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
+def test_wrong_flags_get_a_message(flags: dict[str, Any], said: str, front: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        front(**flags)
+    assert said in str(caught.value)
+    assert RAN == []
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("joblib", "joblib"), ("submitit_slurm", "submitit"), ("ray", "ray")])
+def test_a_launcher_that_is_not_installed_is_said_how_to_install(name: str, wanted: str, front: Any) -> None:
+    package = f"hydra_plugins.hydra_{wanted}_launcher"
+    try:
+        __import__(package)
+    except ImportError:
+        with pytest.raises(UserError, match=rf"hydra/launcher={name} is not installed: type pip install .*{wanted}"):
+            front(f"hydra/launcher={name}", multirun=True)
+    else:
+        pytest.skip(f"{package} is installed")
+
+
+def test_a_broken_file_of_the_user_is_named(front: Any, tmp_path: Path) -> None:
+    (tmp_path / "sigma").mkdir()
+    (tmp_path / "sigma" / "mine.yaml").write_text("a: [1\nb: {\n")
+    with pytest.raises(UserError, match=r"not valid YAML.*mine\.yaml"):
+        front("sigma=mine", config_dir=str(tmp_path))
+
+
+def test_a_misspelt_choice_inside_a_preset_names_the_preset(front: Any, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /sigma: fixd\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"experiment=mine: 'fixd' is no choice of sigma\. Did you mean 'fixed'\?"):
+        front("experiment=mine", config_dir=str(tmp_path))
+
+
+def test_a_message_raised_inside_a_resolver_comes_through(front: Any) -> None:
+    def refuse() -> None:
+        raise UserError("the folder holds another run")
+
+    OmegaConf.register_new_resolver("test_refuse", refuse, replace=True)
+    with pytest.raises(UserError, match=r"^the folder holds another run$"):
+        front("run_name=${test_refuse:}")
+
+
+def test_what_the_task_raises_comes_through_unchanged_and_without_hydras_line(
+    front: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Failure, match=r"^the loss is not finite$"):
+        front("latent=13")
+    with pytest.raises(ZeroDivisionError):
+        front("latent=14")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_words_and_environment_are_put_back(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = list(sys.argv)
+    front("latent=2")
+    with pytest.raises(UserError):
+        front("latnt=2")
+    assert sys.argv == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_views(front: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    front("prior=scaled_normal", cfg="job", package="prior", resolve=True)
+    assert "latent: 16" in capsys.readouterr().out
+    front(cfg="hydra")
+    assert "launcher" in capsys.readouterr().out
+    assert RAN == []
+
+
+# Sweeps ---------------------------------------------------------------------------------------------------------------
+
+
+def latents() -> list[int]:
+    return [plain["latent"] for plain in RAN]
+
+
+def test_a_sweep_runs_every_combination(front: Any) -> None:
+    front("sigma=learned,fixed", "latent=2,4", multirun=True)
+    assert latents() == [2, 4, 2, 4]
+
+
+def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
+    def check(config: DictConfig) -> bool:
+        assert RAN == []
+        assert "runtime" in config.hydra
+        if config.latent == 4:
+            raise UserError("latent=4 is not allowed")
+        return True
+
+    with hydra_front.check_sweeps(check), pytest.raises(UserError) as caught:
+        front("latent=2,4", "sigma=fixed", multirun=True)
+    said = "The job latent=4 sigma=fixed cannot run, so none was started: latent=4 is not allowed"
+    assert str(caught.value) == said
+    assert RAN == []
+
+
+def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
+    with hydra_front.check_sweeps(lambda config: config.latent != 2):
+        front("latent=2,4,8", multirun=True)
+    assert latents() == [4, 8]
+    with hydra_front.check_sweeps(lambda config: False):
+        front("latent=2,4,8", multirun=True)
+    assert latents() == [4, 8]
+
+
+def test_the_check_is_gone_afterwards(front: Any) -> None:
+    with hydra_front.check_sweeps(lambda config: False):
+        pass
+    front("latent=2,4", multirun=True)
+    assert latents() == [2, 4]
+
+
+def test_one_failed_job_does_not_stop_the_others(front: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with hydra_front.check_sweeps(lambda config: True), pytest.raises(Failure) as caught:
+        front("latent=2,13,14,4", multirun=True)
+    assert latents() == [2, 13, 14, 4]
+    assert caught.value.exit_code == 1
+    said, *lines = str(caught.value).splitlines()
+    assert said == "2 of 4 jobs failed:"
+    assert lines[0].startswith("  latent=13")
+    assert lines[0].endswith(": the loss is not finite")
+    assert lines[1].endswith(": ZeroDivisionError: division by zero")
+    assert isinstance(caught.value.__cause__, Failure)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_that_fails_before_its_task_does_not_stop_the_others(front: Any) -> None:
+    def folder(*, _root_: DictConfig) -> str:
+        if _root_.latent == 4:
+            raise UserError("the folder holds another run")
+        return str(_root_.latent)
+
+    OmegaConf.register_new_resolver("test_folder", folder, replace=True)
+    with hydra_front.check_sweeps(lambda config: True), pytest.raises(Failure, match=r"latent=4.*another run"):
+        front("latent=2,4,8", "hydra.sweep.subdir=${test_folder:}", multirun=True)
+    assert latents() == [2, 8]
+
+
+def test_settings_of_a_swept_choice_reach_the_jobs_that_have_them(front: Any) -> None:
+    # Hydra itself would refuse likelihood.scale, which the default likelihood does not have.
+    front("likelihood=gaussian,laplace", "likelihood.scale=1.5", multirun=True)
+    assert [plain["likelihood"]["scale"] for plain in RAN] == [1.5, 1.5]
+    front("+schedule@regularizer.beta=linear,cosine", "regularizer.beta.epochs=7", multirun=True)
+    assert [plain["regularizer"]["beta"]["epochs"] for plain in RAN[2:]] == [7, 7]
+    with pytest.raises(UserError, match="sigma=learned has no 'value'; sigma=fixed has"):
+        front("sigma=learned,fixed", "sigma.value=2", multirun=True)
+
+
+@pytest.mark.parametrize("word", ["latent=2,x", "sigma=learned,fixd", "sigma.vlue=1,2", "hydra.verbose=true,false"])
+def test_a_wrong_value_in_a_sweep_stops_it_before_it_starts(word: str, front: Any) -> None:
+    def check(config: DictConfig) -> bool:
+        if not isinstance(config.latent, int):
+            raise UserError("latent has to be a whole number")
+        return True
+
+    with hydra_front.check_sweeps(check), pytest.raises(UserError):
+        front(word, "seed=1,2", multirun=True)
+    assert RAN == []
+
+
+class Inner:
+    """Stand in for a launcher that gets all jobs at once."""
+
+    def __init__(self) -> None:
+        self.given: list[Sequence[Sequence[str]]] = []
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        self.given.append(job_overrides)
+        error = Failure("diverged")
+        wrong = [words == ["latent=4"] for words in job_overrides]
+        return [
+            JobReturn(status=JobStatus.FAILED if failed else JobStatus.COMPLETED, _return_value=error if failed else 0)
+            for failed in wrong
+        ]
+
+
+def checked_launcher(inner: Any, sweeper: str) -> hydra_front._CheckedLauncher:
+    class Loader:
+        def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
+            return OmegaConf.create({"hydra": OmegaConf.structured(HydraConf), "first": overrides[0]})
+
+    config = {"hydra": {"sweeper": {"_target_": sweeper}, "launcher": {"_target_": "plugin.ParallelLauncher"}}}
+    context: Any = types.SimpleNamespace(config_loader=Loader())
+    return hydra_front._CheckedLauncher(
+        inner, lambda config: config["first"] != "latent=2", context, OmegaConf.create(config)
+    )
+
+
+def test_a_launcher_of_a_plugin_gets_all_jobs_at_once_without_the_finished_ones() -> None:
+    inner = Inner()
+    launcher = checked_launcher(inner, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    with pytest.raises(Failure, match=r"^1 of 3 jobs failed:\n  latent=4: diverged$"):
+        launcher.launch([["latent=2"], ["latent=3"], ["latent=4"], ["latent=5"]], 0)
+    assert inner.given == [[["latent=3"], ["latent=4"], ["latent=5"]]]
+
+
+def test_a_sweeper_that_learns_gets_a_result_for_every_job() -> None:
+    inner = Inner()
+    launcher = checked_launcher(inner, "plugin.LearningSweeper")
+    results = launcher.launch([["latent=2"], ["latent=3"], ["latent=4"]], 0)
+    assert [result.status for result in results] == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.FAILED]
+
+
+def test_the_real_command_composes(tmp_path: Path) -> None:
+    done = vae("train", "experiment=cv_vae", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(json.dumps(OmegaConf.to_container(OmegaConf.create(done.stdout))))["sigma"]["value"] == 0.7

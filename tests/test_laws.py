@@ -1,0 +1,284 @@
+"""Laws that hold for every choice found in configs/: a new choice is tested without a new test."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
+
+from vae_cli import catalog
+from vae_cli.build import Experiment, build, build_experiment, build_model, check_config
+from vae_cli.checkpoint import load_checkpoint, save_checkpoint
+from vae_cli.dataset import Dataset
+from vae_cli.delta import Delta
+from vae_cli.errors import Failure, UserError
+from vae_cli.evaluation import evaluate
+from vae_cli.inference import Inference
+from vae_cli.likelihood import Likelihood
+from vae_cli.prior import Prior
+
+Compose = Callable[..., dict[str, Any]]
+
+GROUPS = catalog.groups()
+SMALL = {  # what makes a choice quick, or possible, for a test
+    "dataset": {
+        "linear_gaussian": ["likelihood=gaussian", "dataset.images=200", "dataset.test=50", "dataset.validation=50"],
+        "shapes": ["dataset.images=200", "dataset.test=50", "dataset.validation=50", "dataset.side=16"],
+    },
+    "network": {"conv": ["network.width=8"], "resnet": ["network.width=8"]},
+}
+NOT_HERE = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}  # downloads
+
+
+def choices(*axes: str) -> list[list[str]]:
+    """Every choice of each axis, with the defaults on all others, as overrides."""
+    found = []
+    for axis in axes:
+        for choice in GROUPS[axis].choices:
+            if not (axis == "dataset" and choice in NOT_HERE):
+                found.append([f"{axis}={choice}", *SMALL.get(axis, {}).get(choice, [])])
+    return found
+
+
+UNDEFINED = {("deterministic", "scaled_normal")}
+AXES = ["dataset", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer", "experiment"]
+
+
+def one_step(experiment: Experiment, count: int = 32) -> Inference:
+    x = experiment.splits.train.batch(torch.arange(min(count, len(experiment.splits.train))))
+    inference: Inference = experiment.model(x)
+    loss = (inference.distortion + experiment.regularizer(inference)).mean()
+    loss.backward()
+    return inference
+
+
+@pytest.mark.parametrize("overrides", choices(*AXES), ids=" ".join)
+def test_every_parameter_gets_a_finite_gradient_and_moves(compose: Compose, overrides: list[str]) -> None:
+    experiment = build_experiment(compose(*overrides))
+    before = copy.deepcopy(experiment.model.state_dict())
+    inference = one_step(experiment)
+    for name, parameter in experiment.model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert inference.distortion.shape == inference.kl.shape == (32,)
+    assert inference.distortion.isfinite().all()
+    experiment.optimizer.step()
+    moved = [n for n, p in experiment.model.named_parameters() if not torch.equal(p, before[n])]
+    assert {name.partition(".")[0] for name in moved} >= {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize("overrides", choices("sigma", "likelihood", "prior", "network"), ids=" ".join)
+def test_gradients_are_not_zero_everywhere(compose: Compose, overrides: list[str]) -> None:
+    experiment = build_experiment(compose(*overrides))
+    one_step(experiment, 200)
+    for name, parameter in experiment.model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("overrides", choices(*AXES), ids=" ".join)
+def test_state_survives_saving_and_loading(compose: Compose, overrides: list[str], tmp_path: Any) -> None:
+    experiment = build_experiment(compose(*overrides))
+    one_step(experiment)
+    experiment.optimizer.step()
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(file, {"model": experiment.model.state_dict(), "optimizer": experiment.optimizer.state_dict()})
+    shape = tuple(experiment.splits.train.images.shape[1:])
+    again = build_model(experiment.config, shape)  # type: ignore[arg-type]
+    again.load_state_dict(load_checkpoint(file)["model"])
+    x = experiment.splits.test.batch(torch.arange(8))
+    experiment.model.eval()
+    again.eval()
+    torch.manual_seed(0)
+    first = experiment.model(x)
+    torch.manual_seed(0)
+    second = again(x)
+    assert torch.equal(first.distortion, second.distortion)
+    assert torch.equal(first.kl, second.kl)
+
+
+def noisy_posteriors() -> list[tuple[str, str]]:
+    return [(s, p) for s, p in itertools.product(GROUPS["sigma"].choices, GROUPS["prior"].choices)]
+
+
+@pytest.mark.parametrize(("sigma", "prior"), noisy_posteriors())
+def test_kl_equals_monte_carlo(compose: Compose, sigma: str, prior: str) -> None:
+    config = compose(f"sigma={sigma}", f"prior={prior}", "latent=3")
+    if (sigma, prior) in UNDEFINED:
+        with pytest.raises(UserError, match=f"prior={prior} .*sigma={sigma}"):
+            check_config(config)
+        return
+    torch.manual_seed(1)
+    family: Any = build(config["sigma"], "sigma", nn.Module)
+    law: Any = build(config["prior"], "prior", Prior)
+    for parameter in [*family.parameters(), *law.parameters()]:
+        nn.init.normal_(parameter, std=0.3)
+    posterior = family(torch.randn(5, 3 * family.raw_size) * 0.5)
+    z = posterior.rsample((200_000,))
+    unused = torch.zeros(5, 1, 1, 1)
+    inference = Inference(unused, posterior, z, law(), Independent(Normal(unused, 1.0), 3))
+    if inference.rate is None:
+        # A point mass: no density, so no rate; the energy -log p(loc) stands for it.
+        torch.testing.assert_close(inference.kl, -law().log_prob(posterior.mean))
+        assert inference.elbo is None
+        assert set(inference.terms(unused[:, 0, 0, 0])) == {"loss", "distortion", "penalty"}
+        return
+    sampled = posterior.log_prob(z) - law().log_prob(z)
+    error = sampled.std(0) / len(z) ** 0.5
+    assert ((inference.rate - sampled.mean(0)).abs() < 5 * error + 1e-5).all()
+    torch.testing.assert_close(inference.rate, kl_divergence(posterior, law()))
+    parts = inference.normal_kl_parts
+    if parts is not None:
+        torch.testing.assert_close((parts[0] + parts[1]).sum(-1), inference.rate)
+
+
+@pytest.mark.parametrize("choice", GROUPS["likelihood"].choices)
+def test_density_integrates_to_one_and_mean_is_its_mean(compose: Compose, choice: str) -> None:
+    family: Any = build(compose(f"likelihood={choice}")["likelihood"], "likelihood", Likelihood)
+    torch.manual_seed(0)
+    raw = torch.randn(7, family.raw_size, 1, 1) * 2
+    likelihood = family(raw)
+    assert likelihood.batch_shape == (7,)
+    assert likelihood.event_shape == (1, 1, 1)
+    support = likelihood.base_dist.support
+    if support.is_discrete:
+        x = likelihood.base_dist.enumerate_support(expand=False).reshape(-1, 1, 1, 1, 1)
+        weight = torch.ones(len(x))
+    else:
+        low, high = (0.0, 1.0) if hasattr(support, "lower_bound") else (-80.0, 80.0)
+        edges = torch.linspace(low, high, 400_001, dtype=torch.float64)
+        x = ((edges[1:] + edges[:-1]) / 2).float().reshape(-1, 1, 1, 1, 1)
+        weight = (edges[1:] - edges[:-1]).float()
+    density = likelihood.log_prob(x.expand(-1, 7, -1, -1, -1)).exp() * weight[:, None]
+    torch.testing.assert_close(density.double().sum(0), torch.ones(7, dtype=torch.float64), rtol=2e-3, atol=0)
+    mean = (density.double() * x.reshape(-1, 1)).sum(0)
+    torch.testing.assert_close(likelihood.mean.flatten().double(), mean, rtol=5e-3, atol=2e-3)
+    drawn = likelihood.sample((100_000,))
+    error = 6 * drawn.std(0) / len(drawn) ** 0.5 + 1e-3
+    assert ((drawn.mean(0) - likelihood.mean).abs() < error).all()
+
+
+@pytest.mark.parametrize("overrides", choices("likelihood"), ids=" ".join)
+def test_an_untrained_decoder_draws_about_the_mean_image(compose: Compose, overrides: list[str]) -> None:
+    experiment = build_experiment(compose(*overrides, "network=linear"))
+    with torch.no_grad():
+        drawn = experiment.model.decode(torch.zeros(1, experiment.config["latent"])).mean[0]
+    mean = experiment.splits.train.mean()
+    grey = (mean > 0.2) & (mean < 0.8)  # a density on [0, 1] cannot have its mean at the edge
+    torch.testing.assert_close(drawn[grey], mean[grey], rtol=0, atol=0.05)
+
+
+def test_fixed_and_deterministic_differ_only_by_epsilon(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for sigma in ("fixed", "deterministic"):
+        experiment = build_experiment(compose(f"sigma={sigma}"))
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.distributions.normal._standard_normal", lambda shape, **kind: torch.zeros(shape))
+            one_step(experiment)
+        gradients.append([p.grad for p in experiment.model.parameters()])
+    for fixed, deterministic in zip(*gradients, strict=True):
+        assert fixed is not None
+        assert deterministic is not None
+        assert torch.equal(fixed, deterministic)
+
+
+def test_all_sigma_modes_begin_with_the_same_locations_and_decoder(compose: Compose) -> None:
+    models = {s: build_experiment(compose(f"sigma={s}")) for s in GROUPS["sigma"].choices}
+    x = models["learned"].splits.train.batch(torch.arange(10))
+    for experiment in models.values():
+        with torch.no_grad():
+            loc = experiment.model.encode(x).mean
+            torch.testing.assert_close(loc, models["learned"].model.encode(x).mean)
+            z = torch.ones(2, 16)
+            assert torch.equal(experiment.model.decode(z).mean, models["learned"].model.decode(z).mean)
+
+
+def test_noise_of_each_mode(compose: Compose) -> None:
+    x = build(compose()["dataset"], "dataset", Dataset).load().train.batch(torch.arange(50))
+    for sigma in GROUPS["sigma"].choices:
+        model = build_experiment(compose(f"sigma={sigma}")).model
+        for training in (True, False):  # what is random is random in evaluation too
+            model.train(training)
+            spread = model(x, (300,)).z.std(0).mean().detach()
+            expected = 0.0 if isinstance(model.encode(x), Delta) else float(model.encode(x).stddev.mean())
+            assert abs(float(spread) - expected) < 0.02 * max(expected, 0.01)
+
+
+@pytest.mark.parametrize("overrides", choices("sigma", "likelihood", "regularizer", "network"), ids=" ".join)
+def test_one_seed_gives_the_same_bits(compose: Compose, overrides: list[str]) -> None:
+    results = []
+    for _ in range(2):
+        experiment = build_experiment(compose(*overrides))
+        torch.manual_seed(3)
+        for _ in range(3):
+            experiment.optimizer.zero_grad()
+            one_step(experiment)
+            experiment.optimizer.step()
+        results.append([p.detach().clone() for p in experiment.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("overrides", choices("sigma", "likelihood"), ids=" ".join)
+def test_evaluation_repeats_and_disturbs_nothing(compose: Compose, overrides: list[str]) -> None:
+    experiment = build_experiment(compose(*overrides))
+    state, rng = copy.deepcopy(experiment.model.state_dict()), torch.get_rng_state()
+    arguments = (experiment.model, experiment.regularizer, experiment.splits.validation, 0, experiment.device)
+    first, second = evaluate(*arguments), evaluate(*arguments, batch_size=37)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(state[name], value) for name, value in experiment.model.state_dict().items())
+    assert first == evaluate(*arguments)
+    assert experiment.model.training
+    assert first.keys() == second.keys()
+    assert abs(first["distortion"] - second["distortion"]) < 0.05 * abs(first["distortion"]) + 0.5
+
+
+def test_several_draws_of_one_code_share_a_posterior(compose: Compose) -> None:
+    experiment = build_experiment(compose("network=conv", "network.width=8"))
+    x = experiment.splits.train.batch(torch.arange(6))
+    inference = experiment.model(x, (4,))
+    assert inference.z.shape == (4, 6, 16)
+    assert inference.likelihood.batch_shape == (4, 6)
+    assert inference.distortion.shape == (6,)
+    one = experiment.model.decode(inference.z[2]).log_prob(inference.x)
+    torch.testing.assert_close(inference.likelihood.log_prob(inference.x)[2], one)
+
+
+@pytest.mark.parametrize("choice", sorted(NOT_HERE - {"image_folder"}))
+def test_every_data_set_that_is_not_here_can_be_configured(compose: Compose, choice: str, tmp_path: Any) -> None:
+    config = compose(f"dataset={choice}", f"data_dir={tmp_path}")
+    check_config(config)
+
+
+def test_point_mass() -> None:
+    loc = torch.randn(4, 3, requires_grad=True)
+    point = Delta(loc)
+    state = torch.get_rng_state()
+    assert torch.equal(point.rsample(), loc)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
+    assert point.rsample((5,)).shape == (5, 4, 3)
+    assert point.batch_shape == (4,)
+    assert point.event_shape == (3,)
+    assert torch.equal(point.log_prob(loc), torch.zeros(4))
+    assert torch.equal(point.log_prob(loc + 1), torch.full((4,), -torch.inf))
+    assert torch.equal(point.variance, torch.zeros(4, 3))
+    assert point.expand((2, 4)).rsample().shape == (2, 4, 3)
+    prior = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
+    energy = kl_divergence(point, prior)
+    torch.testing.assert_close(energy, loc.square().sum(-1) / 2 + 1.5 * torch.log(torch.tensor(2 * torch.pi)))
+    energy.sum().backward()
+    assert torch.equal(loc.grad, loc.detach())
+
+
+def test_a_failure_to_get_data_is_one(compose: Compose, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(Failure, match="dataset=digits"):
+        build_experiment(compose("dataset=mnist", f"data_dir={tmp_path}"))

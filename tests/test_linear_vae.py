@@ -1,0 +1,112 @@
+"""The linear VAE reaches its closed-form optimum.
+
+Learned sigma: Lucas et al., Don't Blame the ELBO!, NeurIPS 2019. Fixed sigma: the same calculation with the scale held.
+lam are the eigenvalues of the data covariance, eta = 1 the decoder's scale, s the encoder's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vae_cli.build import Experiment, build_experiment
+from vae_cli.training import epoch_order
+
+LATENT = 6
+LEARNED = "sigma=learned"
+FIXED = ["sigma=fixed", "sigma=fixed sigma.value=0.5"]
+
+
+def trained(compose: Callable[..., dict[str, Any]], sigma: str) -> Experiment:
+    """Train with the parts of a run, without its folder, until nothing moves any more."""
+    experiment = build_experiment(
+        compose(
+            "experiment=linear_vae", *sigma.split(), f"latent={LATENT}", "dataset.validation=0", "optimizer.lr=3e-3"
+        )
+    )
+    images, model, optimizer = experiment.splits.train, experiment.model, experiment.optimizer
+    torch.manual_seed(0)
+    epochs = 60
+    for epoch in range(epochs):
+        for group in optimizer.inner.param_groups:
+            group["lr"] = 1e-2 * (1 + math.cos(math.pi * epoch / epochs)) / 2 + 1e-5
+        for positions in epoch_order(len(images), 0, epoch).split(200):
+            inference = model(images.batch(positions))
+            optimizer.zero_grad()
+            (inference.distortion + experiment.regularizer(inference)).mean().backward()
+            optimizer.step()
+    return experiment
+
+
+def layers(experiment: Experiment) -> tuple[Tensor, Tensor]:
+    """W (pixels, D) of the decoder and V (D, pixels), the encoder's locations."""
+    decoder: Any = experiment.model.decoder
+    encoder: Any = experiment.model.encoder
+    return decoder[0].weight.detach().double(), encoder[1].weight.detach().double()[:LATENT]
+
+
+@pytest.mark.parametrize("sigma", [LEARNED, *FIXED])
+def test_optimum(compose: Callable[..., dict[str, Any]], sigma: str) -> None:
+    experiment = trained(compose, sigma)
+    W, V = layers(experiment)  # noqa: N806
+    x = experiment.splits.test.batch(torch.arange(len(experiment.splits.test)))
+    pixels = x.flatten(1).double()
+    covariance = pixels.T @ pixels / len(pixels)
+    lam = torch.linalg.eigvalsh(covariance).flip(0)
+    s = {LEARNED: None, FIXED[0]: 1.0, FIXED[1]: 0.5}[sigma]
+
+    # What the table of closed forms says, for as many dimensions as the code has.
+    top = lam[:LATENT]
+    active = top > (1.0 if s is None else s * s)
+    shrinkage = torch.where(active, 1 - 1 / top if s is None else 1 - s / top.sqrt(), 0.0)
+    information = torch.where(active, top.log() / 2 if s is None else (top.sqrt() / s).log() / 2, 0.0)
+    floor = 0.0 if s is None else (s * s - 1 - math.log(s * s)) / 2
+    rate = information if s is None else torch.where(active, s * s * (top.sqrt() / s - 1) / 2, 0.0) + floor
+
+    # What was learned.
+    found = torch.linalg.eigvals(W @ V).real.sort(descending=True).values[:LATENT]
+    torch.testing.assert_close(found, shrinkage, rtol=0.02, atol=0.01)
+    with torch.no_grad():
+        inference = experiment.model(x, (200,))
+    assert inference.rate is not None
+    torch.testing.assert_close(inference.rate.double().mean(), rate.sum(), rtol=0.02, atol=0)
+    noise = inference.scale.double().square().mean(0)
+    signal = V @ covariance @ V.T
+    channel = (torch.logdet(signal + noise.diag()) - noise.log().sum()) / 2
+    torch.testing.assert_close(channel, information.sum(), rtol=0.02, atol=0)
+    if s is None:
+        # An axis per principal component, so that the units that are active can be counted.
+        units = inference.loc.double().var(0) > 0.01
+        assert int(units.sum()) == int(active.sum())
+        each = (1 + signal.diagonal() / noise).log() / 2
+        torch.testing.assert_close(each.sort(descending=True).values, information, rtol=0.02, atol=0.01)
+    else:
+        # The noise is round, so the code may be turned; what counts is how many directions are used.
+        assert int((torch.linalg.eigvalsh(signal) > 0.01).sum()) == int(active.sum())
+
+    if s is None:
+        explained = torch.where(active, top, 1.0)  # the model's variances; pPCA with its noise held at 1
+        model = torch.cat([explained, torch.ones(len(lam) - LATENT)])
+        likelihood = -0.5 * (model.log() + lam / model + math.log(2 * math.pi)).sum()
+        assert inference.elbo is not None
+        torch.testing.assert_close(inference.elbo.double().mean(), likelihood, rtol=0.005, atol=0)
+
+
+def test_half_the_information_at_one(compose: Callable[..., dict[str, Any]]) -> None:
+    """At s = 1 the mutual information is exactly half of the learned model's."""
+    found = []
+    for sigma in (LEARNED, FIXED[0]):
+        experiment = trained(compose, sigma)
+        _, V = layers(experiment)  # noqa: N806
+        x = experiment.splits.test.batch(torch.arange(len(experiment.splits.test)))
+        pixels = x.flatten(1).double()
+        signal = V @ (pixels.T @ pixels / len(pixels)) @ V.T
+        with torch.no_grad():
+            scale = experiment.model.encode(x).stddev.double().square().mean(0)
+        found.append(float((torch.logdet(signal + scale.diag()) - scale.log().sum()) / 2))
+    assert found[1] == pytest.approx(found[0] / 2, rel=0.02)

@@ -1,0 +1,406 @@
+"""Runs as a user starts them: what they write, how they go on, how they end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vae_cli.checkpoint import load_checkpoint
+from vae_cli.cli import _run as run_command
+from vae_cli.commands import train as command
+from vae_cli.errors import Failure, UserError
+from vae_cli.folder import RunDir
+from vae_cli.meter import Meter, NotFinite
+
+QUICK = ["epochs=2", "network.hidden=[32]", "log_every=5"]
+TERMS = {"loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*overrides: str, **flags: Any) -> None:
+    command.main([*QUICK, *overrides], **flags)
+
+
+def weights(run: Path, file: str = "checkpoint.pt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / file)["model"]  # type: ignore[no-any-return]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    words = [sys.executable, "-m", "vae_cli", "train", *overrides]
+    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_epochs(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(RunDir(run).metrics()) < count:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_a_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("sigma=fixed", "network.hidden=[32]")
+    run = here / "runs/digits/network.hidden-32_sigma-fixed"
+    names = {path.name.split(".")[0] for path in run.iterdir()}
+    assert names >= {"config", "", "checkpoint", "best", "metrics", "summary", "events", "train"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) >= {
+        *("status", "train", "validation", "test", "config", "versions", "device", "seconds", "images_per_second")
+    }
+    assert summary["status"] == "finished"
+    assert set(summary["train"]) == TERMS
+    assert set(summary["validation"]) == set(summary["test"]) == {*TERMS, "rate_bits", "active_units"}
+    test = summary["test"]
+    assert test["elbo"] == pytest.approx(-(test["distortion"] + test["rate"]))
+    assert test["loss"] == pytest.approx(test["distortion"] + test["penalty"])
+    assert test["rate"] == pytest.approx(test["rate_loc"] + test["rate_scale"])
+    assert test["rate_bits"] == pytest.approx(test["rate"] / math.log(2))
+    assert test["rate_scale"] == 0.0  # sigma = 1 costs nothing, exactly
+    records = RunDir(run).metrics()
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert records[-1]["step"] == summary["step"] == 2 * math.ceil(1300 / 64)
+    printed = capsys.readouterr().out
+    assert "vae sample runs/digits/network.hidden-32_sigma-fixed" in printed
+    assert RunDir(run).config() == summary["config"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "default"),
+        (["sigma=learned", "sigma=learned"], "default"),
+        (["sigma=fixed", "latent=8"], "latent-8_sigma-fixed"),
+        (["seed=3", "sigma=fixed", "sigma.value=0.5"], "sigma-fixed_sigma.value-0.5_seed-3"),
+        (["sigma=fixed", "sigma.value=1.0", "epochs=7", "device=cpu", "data_dir=x"], "sigma-fixed"),
+        (["experiment=cv_vae"], "sigma-fixed_sigma.value-0.7"),
+        (["network.hidden=[400,200]"], "network.hidden-400-200"),
+        (["+schedule@regularizer.beta=linear"], "regularizer.beta-linear"),
+        (["+schedule@regularizer.beta=linear", "regularizer.beta.epochs=3"], None),
+        (["likelihood=gaussian", "likelihood.scale=0.1", "optimizer.lr=1e-4"], None),
+        (["dataset=image_folder", "dataset.path=/a b/c=d,e"], None),
+    ],
+)
+def test_name_is_what_differs(overrides: list[str], name: str | None) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from vae_cli.catalog import configs_dir
+    from vae_cli.composition import named_folder
+
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        overrides = [
+            o if not o.startswith("dataset.path") else f"dataset.path='{o.partition('=')[2]}'" for o in overrides
+        ]
+        folder = named_folder(compose("train", overrides=overrides, return_hydra_config=True))
+    if name is not None:
+        assert folder == Path("runs/digits") / name
+    assert not set(folder.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
+
+
+def test_a_finished_run_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("run_name=a")
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    with pytest.raises(command.Finished) as ended:
+        train("run_name=a")
+    assert ended.value.exit_code == 0
+    assert "finished" in str(ended.value)
+    assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+
+
+@pytest.mark.parametrize("extra", [[], ["dataset.validation=0"], ["+schedule@optimizer.lr=cosine"]], ids=str)
+def test_more_epochs_train_a_finished_run_further(here: Path, extra: list[str]) -> None:
+    train("run_name=once", "epochs=4", *extra)
+    train("run_name=twice", "epochs=2", *extra)
+    train("run_name=twice", "epochs=4", *extra)
+    assert same(weights(here / "runs/once"), weights(here / "runs/twice"))
+    once, twice = (json.loads((here / "runs" / name / "summary.json").read_text()) for name in ("once", "twice"))
+    assert {k: once[k] for k in ("train", "validation", "test")} == {
+        k: twice[k] for k in ("train", "validation", "test")
+    }
+
+
+def test_overwrite_starts_anew(here: Path) -> None:
+    train("run_name=a")
+    (here / "runs/a/samples").mkdir()
+    train("run_name=a", "epochs=1", "seed=1", "overwrite=true")
+    run = RunDir(here / "runs/a")
+    assert [record["epoch"] for record in run.metrics()] == [1]
+    assert not (run.path / "samples").exists()
+    assert run.config()["seed"] == 1
+
+
+def test_another_configuration_is_refused_by_its_keys(here: Path) -> None:
+    train("run_name=a")
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    with pytest.raises(UserError, match=r"latent=16 there and 3 here.*overwrite=true"):
+        train("run_name=a", "latent=3")
+    assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+
+
+def test_a_folder_with_other_files_is_refused(here: Path) -> None:
+    (here / "runs/a").mkdir(parents=True)
+    (here / "runs/a/thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        train("run_name=a", "overwrite=true")
+    assert [path.name for path in (here / "runs/a").iterdir()] == ["thesis.tex"]
+
+
+def curve(run: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("extra", [[], ["checkpoint_minutes=0.0005"]], ids=["by epoch", "within epochs"])
+def test_killed_and_typed_again(here: Path, extra: list[str]) -> None:
+    words = ["sigma=learned", "epochs=25", "network.hidden=[32]", "log_every=7", "batch_size=16", *extra]
+    whole = start(*words, "run_name=whole", cwd=here)
+    whole.communicate()
+    assert whole.returncode == 0
+    killed = start(*words, "run_name=killed", cwd=here)
+    run = here / "runs/killed"
+    wait_for_epochs(run, 4, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert RunDir(run).status() == "interrupted"
+    assert len(RunDir(run).metrics()) < 25
+    again = start(*words, "run_name=killed", cwd=here)
+    _, said = again.communicate()
+    assert again.returncode == 0, said
+    assert "Going on at step" in said
+    assert same(weights(run), weights(here / "runs/whole"))
+    assert same(weights(run, "best.pt"), weights(here / "runs/whole", "best.pt"))
+    for tag in ("train/loss", "train/rate_scale", "validation/elbo", "test/loss"):
+        assert curve(run, tag) == curve(here / "runs/whole", tag)
+    strip = ("seconds",)
+    records = [
+        [{k: v for k, v in r.items() if k not in strip} for r in RunDir(p).metrics()]
+        for p in (run, here / "runs/whole")
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops(here: Path, number: signal.Signals, code: int) -> None:
+    words = ["epochs=200", "network.hidden=[32]", "run_name=a"]
+    process = start(*words, cwd=here)
+    wait_for_epochs(here / "runs/a", 3, process)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    run = RunDir(here / "runs/a")
+    assert run.status() == "interrupted"
+    assert load_checkpoint(run.checkpoint_file)["step"] >= 3 * 21
+
+
+def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:
+    with pytest.raises(Failure, match=r"diverged.*at step \d+.*optimizer\.lr") as error:
+        train(
+            "optimizer=sgd", "optimizer.lr=1e30", "epochs=5", "run_name=a", "likelihood=gaussian", "likelihood.scale=1"
+        )
+    assert error.value.exit_code == 1
+    run = RunDir(here / "runs/a")
+    assert run.status() == "failed"
+    if run.checkpoint_file.exists():
+        assert all(value.isfinite().all() for value in weights(run.path).values())
+
+
+def test_the_first_bad_step_is_named() -> None:
+    meter = Meter()
+    for step, value in enumerate([1.0, 2.0, math.inf, math.nan], 1):
+        meter.add(step, {"loss": torch.tensor([value, 1.0]), "rate": torch.ones(2)})
+    with pytest.raises(NotFinite) as error:
+        meter.read()
+    assert (error.value.step, error.value.terms) == (3, ["loss"])
+
+
+def test_means_weigh_every_image_alike() -> None:
+    meter = Meter()
+    meter.add(1, {"loss": torch.tensor([1.0, 2.0, 3.0])})
+    meter.add(2, {"loss": torch.tensor([6.0])})
+    again = Meter()
+    again.load_state_dict(meter.state_dict())
+    assert again.point() == again.epoch() == meter.epoch() == {"loss": 3.0}
+    assert again.point() == {}
+
+
+def test_a_point_mass_has_no_rate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("sigma=deterministic", "run_name=a")
+    run = RunDir(here / "runs/a")
+    undefined = {"rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "scale_mean", "scale_min", "collapsed"}
+    summary = run.summary()
+    for split in ("train", "validation", "test", "posterior"):
+        assert not undefined & set(summary[split])
+    assert not undefined & {key.rpartition("/")[2] for record in run.metrics() for key in record}
+    assert summary["test"]["distortion"] > 0
+    assert "elbo" not in capsys.readouterr().out
+
+
+def test_without_validation_all_images_are_trained_on(here: Path) -> None:
+    train("dataset.validation=0", "run_name=a")
+    run = RunDir(here / "runs/a")
+    summary = run.summary()
+    assert summary["validation"] == {}
+    assert summary["step"] == 2 * math.ceil(1500 / 64)
+    assert not run.best_file.exists()
+    assert not any(key.startswith("validation/") for record in run.metrics() for key in record)
+    assert "posterior/scale_mean" in run.metrics()[0]
+
+
+def test_best_weights_are_those_of_the_least_validation_loss(here: Path) -> None:
+    train("epochs=12", "optimizer.lr=2e-2", "run_name=a")
+    run = RunDir(here / "runs/a")
+    losses = [record["validation/loss"] for record in run.metrics()]
+    summary = run.summary()
+    assert summary["weights_of_epoch"] == losses.index(min(losses)) + 1
+    assert summary["validation"]["loss"] == min(losses)
+
+
+def test_while_beta_moves_the_newest_weights_are_the_best(here: Path) -> None:
+    train("+schedule@regularizer.beta=linear", "regularizer.beta.epochs=50", "epochs=4", "run_name=a")
+    run = RunDir(here / "runs/a")
+    assert run.summary()["weights_of_epoch"] == 4
+    assert curve(run.path, "train/beta")[-1][1] == pytest.approx(4 / 50, rel=0.1)
+
+
+def test_warnings_in_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("regularizer.beta=1000", "epochs=6", "run_name=a")
+    assert "posterior collapse" in capsys.readouterr().err
+    assert any("posterior collapse" in text for text in RunDir(here / "runs/a").summary()["warnings"])
+
+
+def test_a_sweep_is_checked_before_its_first_job(here: Path) -> None:
+    with pytest.raises(UserError, match="scaled_normal"):
+        train("sigma=learned,deterministic", "prior=scaled_normal", multirun=True)
+    assert not list(here.rglob("config.yaml"))
+
+
+def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("sigma=learned,fixed", multirun=True)
+    runs = sorted(path.parent for path in (here / "runs").rglob("config.yaml") if ".hydra" not in path.parts)
+    assert [run.name for run in runs] == ["network.hidden-32", "network.hidden-32_sigma-fixed"]
+    before = {run: (run / "checkpoint.pt").stat().st_mtime_ns for run in runs}
+    train("sigma=learned,fixed,deterministic", multirun=True)
+    assert before == {run: (run / "checkpoint.pt").stat().st_mtime_ns for run in runs}
+    assert (here / "runs/digits/network.hidden-32_sigma-deterministic/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["latent=-3"], "latent=-3 is not allowed: it has to be a whole number 1 or more"),
+        (["latent=abc"], "latent=abc is not allowed"),
+        (["latent=2.5"], r"latent=2\.5 is not allowed"),
+        (["sigma=fixed", "sigma.value=0"], r"sigma\.value=0 .*sigma=deterministic"),
+        (["sigma=fixed", "sigma.value=-1"], r"sigma\.value=-1 .*sigma=deterministic"),
+        (["sigma=fixed", "sigma.value=abc"], r"sigma\.value=abc is not allowed"),
+        (["batch_size=0"], "batch_size=0"),
+        (["epochs=-1"], "epochs=-1"),
+        (["seed=-1"], "seed=-1"),
+        (["precision=float8"], "precision=float8.*float32 or bfloat16"),
+        (["device=tpu"], "device=tpu"),
+        (["device=cuda:99"], "device=cuda:99"),
+        (["network.hidden=400"], r"network\.hidden=400"),
+        (["network.hidden=[0]"], r"network\.hidden"),
+        (["network.activation=rellu"], "rellu"),
+        (["regularizer.beta=-1"], r"regularizer\.beta=-1"),
+        (["optimizer.lr=-1"], r"optimizer\.lr=-1"),
+        (["dataset.validation=1500"], "1500"),
+        (["dataset.validation=-1"], r"dataset\.validation=-1"),
+        (["likelihood.binarize=maybe"], "none, dynamic or threshold"),
+        (["likelihood=gaussian", "likelihood.scale=0"], r"likelihood\.scale=0"),
+        (["sigma=deterministic", "regularizer=free_bits"], "regularizer=free_bits.*sigma=deterministic"),
+        (["sigma=deterministic", "regularizer=capacity"], "regularizer=capacity.*sigma=deterministic"),
+        (["sigma=deterministic", "prior=scaled_normal"], "prior=scaled_normal.*sigma=deterministic"),
+        (["dataset=linear_gaussian", "likelihood=bernoulli"], "likelihood=bernoulli.*dataset=linear_gaussian"),
+        (["dataset=linear_gaussian", "network=conv", "likelihood=gaussian"], "network=conv.*4x4"),
+        (["+schedule@sigma.value=linear", "sigma=fixed"], "0 to 1.*above 0|sigma.value=0"),
+        (["sigma._target_=os.system"], "VAE_TRUST"),
+        (["sigma._target_=vae_cli.files.Path"], "not a"),
+        (["sigma._target_=vae_cli.sigma.Lerned"], "Learned"),
+        (["+optimizer.momentm=1"], r"optimizer\.momentm"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_in_words(here: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        command.main(overrides)
+    assert error.value.exit_code == 2
+    assert not list(here.iterdir())
+
+
+def test_users_own_class_needs_consent(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "mine.py").write_text(
+        "from vae_cli.sigma import Fixed\nclass Loud(Fixed):\n    def __init__(self):\n        super().__init__(2.0)\n"
+    )
+    (here / "own/sigma").mkdir(parents=True)
+    (here / "own/sigma/loud.yaml").write_text("# N(loc, 4)\n_target_: mine.Loud\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("VAE_TRUST", raising=False)
+    with pytest.raises(UserError, match="--trust mine"):
+        train("sigma=loud", config_dir=str(here / "own"))
+    monkeypatch.setenv("VAE_TRUST", "")
+    train("sigma=loud", config_dir=str(here / "own"), trust=["mine"])
+    summary = RunDir(here / "runs/digits/network.hidden-32_sigma-loud").summary()
+    assert summary["posterior"]["scale_mean"] == 2.0
+
+
+def test_read_only_folder(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise PermissionError(13, "Permission denied", "runs/a")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(sys, "argv", ["vae", "train", *QUICK, "run_name=a"])
+    assert run_command() == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_full_disk(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    train("run_name=a", "epochs=1")
+    before = weights(here / "runs/a")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", "checkpoint.pt")
+
+    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr(sys, "argv", ["vae", "train", *QUICK, "run_name=a", "epochs=3"])
+    assert run_command() == 1
+    assert "No space left" in capsys.readouterr().err
+    assert same(weights(here / "runs/a"), before)
+    assert not [path for path in (here / "runs/a").iterdir() if path.name.endswith(".part")]
+
+
+def test_a_running_run_is_not_started_twice(here: Path) -> None:
+    train("run_name=a", "epochs=1")
+    run = RunDir(here / "runs/a")
+    run.write_summary({**run.summary(), "status": "running", "pid": os.getppid()})
+    with pytest.raises(UserError, match=str(os.getppid())):
+        train("run_name=a", "epochs=3")
+    run.write_summary({**run.summary(), "pid": 2**22 + 1})
+    assert run.status() == "interrupted"
+
+
+Compose = Callable[..., dict[str, Any]]
