@@ -330,7 +330,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
         (["optimizer.lr=-1"], r"optimizer\.lr=-1"),
         (["dataset.validation=1500"], "1500"),
         (["dataset.validation=-1"], r"dataset\.validation=-1"),
-        (["likelihood.binarize=maybe"], "none, dynamic or threshold"),
+        (["likelihood=bernoulli", "likelihood.binarize=maybe"], "none, dynamic or threshold"),
         (["likelihood=gaussian", "likelihood.scale=0"], r"likelihood\.scale=0"),
         (["sigma=deterministic", "regularizer=free_bits"], "regularizer=free_bits.*sigma=deterministic"),
         (["sigma=deterministic", "regularizer=capacity"], "regularizer=capacity.*sigma=deterministic"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, describe, is_allowed
-from vae_cli.dataset import Dataset, Splits
+from vae_cli.dataset import Dataset, Split, Splits
 from vae_cli.errors import UserError, nearest
 from vae_cli.likelihood import Likelihood
 from vae_cli.model import VAE
@@ -71,10 +71,10 @@ def build_experiment(config: Config) -> Experiment:
     device = find_device(config["device"])
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
-    splits = dataset.load()
+    splits = dataset.load().to(device)
     if len(splits.train) == 0:
         raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
-    model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits))
+    model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
     model.to(device)
     regularizer.to(device)
@@ -126,6 +126,8 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     with initial_weights(config["seed"], "encoder"):
         encoder = network.encoder(shape, config["latent"], sigma.raw_size)
     start = likelihood.start(mean, spread)
+    if network.output_bias == "zero":
+        start = torch.zeros_like(start)
     with initial_weights(config["seed"], "decoder"):
         decoder = network.decoder(config["latent"], start)
     return VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
@@ -265,8 +267,8 @@ def initial_weights(seed: int, part: str) -> Iterator[None]:
         yield
 
 
-def _mean_and_spread(splits: Splits) -> tuple[Tensor, float]:
-    """Mean of the training images, and root mean squared distance from it, for which a thousand images are enough."""
-    mean = splits.train.mean()
-    some = torch.linspace(0, len(splits.train) - 1, min(1000, len(splits.train))).long()
-    return mean, float((splits.train.batch(some) - mean).square().mean().sqrt())
+def _mean_and_spread(images: Split) -> tuple[Tensor, float]:
+    """Mean of some images, and root mean squared distance from it, for which a thousand images are enough."""
+    mean = images.mean()
+    some = torch.linspace(0, len(images) - 1, min(1000, len(images))).long()
+    return mean.cpu(), float((images.batch(some) - mean).square().mean().sqrt())

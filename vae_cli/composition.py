@@ -23,12 +23,9 @@ def named_folder(root: DictConfig) -> Path:
 
 def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str, Any]:
     """The settings as the files of these choices have them, and under `choices` the words that stand for themselves."""
-    root = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
-    assert isinstance(root, dict)
-    named: dict[str, str] = {}
-    for entry in root.pop("defaults"):
-        if isinstance(entry, dict):
-            named |= {str(group): choice for group, choice in entry.items() if not str(group).startswith("override")}
+    root: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
+    entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
+    named = {group: choice for entry in entries for group, choice in entry.items() if "override" not in group}
     defaults: dict[str, Any] = {key: value for key, value in root.items() if key != "hydra"}
     # Groups first, then what is laid into them, as a schedule at regularizer.beta.
     for group, choice in sorted(choices.items(), key=lambda item: "@" in item[0]):

@@ -157,7 +157,7 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
 
 def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
-    test, classes = experiment.splits.test.to(experiment.device), experiment.splits.classes
+    test, classes = experiment.splits.test, experiment.splits.classes
     positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
     with questioned(experiment.model, experiment.config["seed"], experiment.device):
         inference = experiment.model(test.batch(positions))

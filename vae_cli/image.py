@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def grid(
-    images: Tensor, columns: int, side: int = 64, pad: int = 2, row_labels: Sequence[str] | None = None
+    images: Tensor, columns: int, side: int = 64, pad: int = 6, row_labels: Sequence[str] | None = None
 ) -> Picture:
     """Return images (N, C, H, W) in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
 

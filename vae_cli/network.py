@@ -19,6 +19,7 @@ from vae_cli.errors import UserError
 
 Shape = tuple[int, int, int]
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus"]
+OutputBias = Literal["mean", "zero"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -32,7 +33,14 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Network(ABC):
-    """A kind of network, from which an encoder and a decoder are built."""
+    """A kind of network, from which an encoder and a decoder are built.
+
+    output_bias says what the decoder draws before training: the `mean` of the training images, where the likelihood
+    has a parameter for it (Burda et al. 2016), or what `zero` stands for.
+    """
+
+    def __init__(self, output_bias: OutputBias = "mean") -> None:
+        self.output_bias = output_bias
 
     @abstractmethod
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
@@ -56,8 +64,9 @@ class Linear(Network):
 class MLP(Network):
     """Fully connected layers with `hidden` units, from image to code; the decoder has them in reverse."""
 
-    def __init__(self, hidden: list[Count] | None = None, activation: Activation = "relu") -> None:
-        self.hidden = [400] if hidden is None else list(hidden)
+    def __init__(self, hidden: list[Count], activation: Activation = "relu", output_bias: OutputBias = "mean") -> None:
+        super().__init__(output_bias)
+        self.hidden = list(hidden)
         self.activation = _ACTIVATIONS[activation]
 
     def _layers(self, inputs: int, hidden: list[int]) -> list[nn.Module]:
@@ -89,7 +98,9 @@ class Conv(Network):
         hidden: Count = 256,
         activation: Activation = "relu",
         normalization: Literal["none", "batch", "group"] = "none",
+        output_bias: OutputBias = "mean",
     ) -> None:
+        super().__init__(output_bias)
         self.width, self.max_width, self.hidden = width, max_width, hidden
         self.activation = _ACTIVATIONS[activation]
         self.normalization = normalization
@@ -133,8 +144,14 @@ class ResNet(Network):
     128 pixels a side."""
 
     def __init__(
-        self, width: Count = 32, max_width: Count = 256, blocks: Count = 1, activation: Activation = "silu"
+        self,
+        width: Count = 32,
+        max_width: Count = 256,
+        blocks: Count = 1,
+        activation: Activation = "silu",
+        output_bias: OutputBias = "mean",
     ) -> None:
+        super().__init__(output_bias)
         self.width, self.max_width, self.blocks = width, max_width, blocks
         self.activation = _ACTIVATIONS[activation]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_cli.check import Count, Positive
+from vae_cli.check import Count
 from vae_cli.delta import Delta
 from vae_cli.errors import UserError
 from vae_cli.schedule import Schedule, as_schedule
@@ -61,13 +61,13 @@ class Fixed(Sigma):
     Raises UserError where the value is, or becomes, 0 or less.
     """
 
-    def __init__(self, value: Positive | Schedule = 1.0) -> None:
+    def __init__(self, value: float | Schedule = 1.0) -> None:
         super().__init__()
         self.value = as_schedule(value)
         least = self.value.bounds()[0]
         if not least > 0:
             raise UserError(
-                f"sigma.value={least:g} is not allowed: the scale of a normal is above 0. "
+                f"sigma.value={least:g} is not allowed: the noise has a scale above 0. "
                 "For no noise at all type sigma=deterministic."
             )
 

@@ -45,7 +45,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     """
     config, model, regularizer = experiment.config, experiment.model, experiment.regularizer
     optimizer = experiment.optimizer
-    images = experiment.splits.train.to(experiment.device)
+    images = experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
     steps = math.ceil(len(images) / batch_size)
     schedules = moving_schedules(experiment)
@@ -138,8 +138,7 @@ def end_epoch(
 
 def measure(experiment: Experiment, split: Split) -> dict[str, float]:
     """The terms of the loss and the shape of the posterior over a split."""
-    seed = experiment.config["seed"]
-    return evaluate(experiment.model, experiment.regularizer, split.to(experiment.device), seed, experiment.device)
+    return evaluate(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
 
 
 def monitored(experiment: Experiment) -> Split:
@@ -163,7 +162,7 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float, ep
 def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Write histograms of the posterior, images beside their reconstructions, and samples from the prior."""
     model, split = experiment.model, experiment.splits.validation
-    shown = (split if len(split) else monitored(experiment)).to(experiment.device)
+    shown = split if len(split) else monitored(experiment)
     with questioned(model, experiment.config["seed"], experiment.device):
         inference = model(shown.batch(torch.arange(min(500, len(shown)), device=experiment.device)))
         histograms = {"posterior/loc": inference.loc}

@@ -47,6 +47,8 @@ def main(
     asked = [name for name, given in _asked(pairs, classes, files, corners, traverse).items() if given]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} do not go together; type one of them.")
+    if len(files) % 2:
+        raise UserError(f"--file was given {len(files)} times; give two for each pair.")
     trained = Run(find_run(run, runs_dir), weights, device, data_dir)
     with questioned(trained.model, seed, trained.device):
         if traverse:

@@ -29,7 +29,7 @@ def main(overrides: Sequence[str], trust: Sequence[str] = (), **flags: Any) -> N
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
     if trust:
         os.environ["VAE_TRUST"] = " ".join([os.environ.get("VAE_TRUST", ""), *trust]).strip()
-    with hydra_front.check_sweeps(is_to_be_trained):
+    with hydra_front.check_sweeps(SweepCheck()):
         hydra_front.run(task, list(overrides), **flags)
 
 
@@ -76,19 +76,27 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("run_dir", checked_run_dir, replace=True)
 
 
-def is_to_be_trained(config: DictConfig) -> bool:
-    """Check one job of a sweep as far as needs no data; False where it has been trained before. Raises UserError."""
-    from vae_cli.build import check_config
-    from vae_cli.experiment import look_at
-    from vae_cli.folder import RunDir
+class SweepCheck:
+    """Checks the jobs of a sweep one by one, before any of them starts."""
 
-    path = named_folder(config)
-    plain = to_plain(config)
-    check_config(plain)
-    if look_at(RunDir(path), plain) == "finished":
-        print(finished_message(path))
-        return False
-    return True
+    def __init__(self) -> None:
+        self._folders: set[Path] = set()
+
+    def __call__(self, config: DictConfig) -> bool:
+        """Check one job as far as needs no data; False where it has been trained before. Raises UserError."""
+        from vae_cli.build import check_config
+        from vae_cli.experiment import look_at
+        from vae_cli.folder import RunDir
+
+        path, plain = named_folder(config), to_plain(config)
+        check_config(plain)
+        if path in self._folders:
+            raise UserError(f"two jobs of this sweep would be the same run, {path}: they do not differ in the result.")
+        self._folders.add(path)
+        if look_at(RunDir(path), plain) == "finished":
+            print(finished_message(path))
+            return False
+        return True
 
 
 def finished_message(path: Path) -> str:

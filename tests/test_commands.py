@@ -1,0 +1,270 @@
+"""`vae sample`, `vae interpolate` and `vae runs` on runs of every sigma mode, and the same from Python."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_cli import catalog, load_run
+from vae_cli.cli import _run as run_command
+from vae_cli.codes import between, fit_mixture
+from vae_cli.commands import train as command
+from vae_cli.delta import Delta
+from vae_cli.errors import Failure, UserError
+from vae_cli.folder import find_run
+
+MODES = list(catalog.groups()["sigma"].choices)
+Vae = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run of each sigma mode."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for sigma in MODES:
+            command.main([f"sigma={sigma}", "epochs=3", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
+    return folder
+
+
+@pytest.fixture
+def vae(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Vae:
+    monkeypatch.chdir(runs)
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["vae", *words])
+        return run_command()
+
+    return call
+
+
+@pytest.mark.parametrize("sigma", MODES)
+@pytest.mark.parametrize("source", ["prior", "posterior", "aggregate", "mixture"])
+def test_sample(vae: Vae, runs: Path, sigma: str, source: str, tmp_path: Path) -> None:
+    words = [
+        "sample",
+        sigma,
+        "--from",
+        source,
+        "--count",
+        "9",
+        "--components",
+        "3",
+        "--images",
+        "0,2-3",
+        "--draws",
+        "4",
+    ]
+    assert vae(*words, "--out", str(tmp_path / "one.png")) == 0
+    assert vae(*words, "--out", str(tmp_path / "two")) == 0
+    Image.open(tmp_path / "one.png").verify()
+    arrays = np.load(tmp_path / "one.npz", allow_pickle=False)
+    again = np.load(tmp_path / f"two/{source}.npz", allow_pickle=False)
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
+    if source == "posterior":
+        assert arrays["images"].shape == (3, 4, 1, 8, 8)
+        assert list(arrays["index"]) == [0, 2, 3]
+        assert (np.ptp(arrays["z"], axis=1).max() > 0) == (sigma != "deterministic")
+    else:
+        assert arrays["z"].shape == (9, 5)
+        assert arrays["images"].shape == (9, 1, 8, 8)
+        run = load_run(runs / "runs" / sigma)
+        torch.testing.assert_close(run.decode(torch.from_numpy(arrays["z"])).mean.numpy(), arrays["images"])
+
+
+def test_sample_of_a_point_mass_says_where_its_codes_come_from(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vae("sample", "deterministic") == 0
+    assert "mixture.png" in capsys.readouterr().out
+    assert vae("sample", "fixed") == 0
+    assert "prior.png" in capsys.readouterr().out
+
+
+def test_temperature_and_draw(vae: Vae, tmp_path: Path) -> None:
+    for name, flags in {"cold": ["--temperature", "0"], "mean": [], "draw": ["--draw"]}.items():
+        assert vae("sample", "learned", "--count", "6", "--out", str(tmp_path / f"{name}.png"), *flags) == 0
+    cold, mean, draw = (np.load(tmp_path / f"{name}.npz") for name in ("cold", "mean", "draw"))
+    assert np.ptp(cold["images"], axis=0).max() == 0
+    assert np.array_equal(mean["z"], draw["z"])
+    assert not np.array_equal(mean["images"], draw["images"])
+
+
+@pytest.mark.parametrize("sigma", MODES)
+@pytest.mark.parametrize("path", ["linear", "slerp", "norm-corrected"])
+def test_interpolate(vae: Vae, runs: Path, sigma: str, path: str, tmp_path: Path) -> None:
+    words = [
+        "--pair",
+        "0,1",
+        "--pair",
+        "5,2",
+        "--path",
+        path,
+        "--steps",
+        "7",
+        "--gif",
+        "--out",
+        str(tmp_path / "x.png"),
+    ]
+    assert vae("interpolate", sigma, *words) == 0
+    arrays = np.load(tmp_path / "x.npz", allow_pickle=False)
+    assert arrays["images"].shape == (2, 7, 1, 8, 8)
+    run = load_run(runs / "runs" / sigma)
+    ends = run.encode(run.splits.test.batch(torch.tensor([0, 1, 5, 2]))).mean.reshape(2, 2, -1).numpy()
+    np.testing.assert_allclose(arrays["z"][:, [0, -1]], ends, rtol=1e-4, atol=1e-5)
+    assert Image.open(tmp_path / "x.gif").n_frames >= 7
+
+
+def test_other_ways_to_interpolate(vae: Vae, runs: Path, tmp_path: Path) -> None:
+    assert vae("interpolate", "learned", "--classes", "3,8", "--count", "2", "--out", str(tmp_path / "a.png")) == 0
+    assert np.load(tmp_path / "a.npz")["images"].shape == (2, 11, 1, 8, 8)
+    test = load_run(runs / "runs/learned").splits.test
+    rows = {
+        image.numpy().tobytes(): int(n)
+        for image, n in zip(
+            test.batch(torch.arange(len(test))), test.batch_labels(torch.arange(len(test))), strict=True
+        )
+    }
+    assert [[rows[end.tobytes()] for end in pair] for pair in np.load(tmp_path / "a.npz")["ends"]] == [[3, 8], [3, 8]]
+    assert vae("interpolate", "learned", "--grid", "0,1,2,3", "--steps", "4", "--out", str(tmp_path / "b.png")) == 0
+    assert np.load(tmp_path / "b.npz")["images"].shape == (4, 4, 1, 8, 8)
+    for sigma in MODES:
+        assert vae("interpolate", sigma, "--traverse", "--steps", "5", "--out", str(tmp_path / "c.png")) == 0
+        assert np.load(tmp_path / "c.npz")["images"].shape == (5, 5, 1, 8, 8)
+    Image.fromarray(np.full((30, 20, 3), 200, np.uint8)).save(tmp_path / "mine.jpg")
+    words = ["--file", str(tmp_path / "mine.jpg"), "--file", str(tmp_path / "a.png"), "--out", str(tmp_path / "d.png")]
+    assert vae("interpolate", "fixed", *words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "nowhere"], "There is no run 'nowhere'"),
+        (["sample", "fixd"], "Did you mean 'fixed'"),
+        (["sample", "e"], "could be"),
+        (["sample", "."], "holds 4 runs"),
+        (["sample", "fixed", "--from", "posterior", "--images", "0,x"], "--images 0,x is not a list"),
+        (["sample", "fixed", "--from", "posterior", "--images", "297"], "there are 297 test images"),
+        (["sample", "fixed", "--from", "mixture", "--components", "5000"], "5000"),
+        (["sample", "fixed", "--from", "priors"], "priors"),
+        (["sample", "fixed", "--count", "0"], "--count"),
+        (["interpolate", "fixed", "--pair", "0"], "takes 2"),
+        (["interpolate", "fixed", "--pair", "0,1", "--traverse"], "do not go together"),
+        (["interpolate", "fixed", "--grid", "0,1"], "takes 4"),
+        (["interpolate", "fixed", "--classes", "3,11"], "no class '11'"),
+        (["interpolate", "fixed", "--classes", "3"], "takes 2"),
+        (["interpolate", "fixed", "--file", "no.png", "--file", "no.png"], "no.png"),
+        (["interpolate", "fixed", "--file", "no.png"], "two for each pair"),
+        (["interpolate", "fixed", "--steps", "1"], "--steps"),
+        (["sample", "fixed", "--device", "cuda:9"], "cuda:9"),
+        (["runs", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    before = sorted(runs.rglob("*"))
+    assert vae(*words) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_runs_lists_them(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vae("runs") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(name in lines[0] for name in ("run", "status", "epochs", "distortion", "rate", "elbo", "seconds"))
+    assert sorted(line.split()[0] for line in lines[1:] if line.strip()) == sorted(MODES)
+    assert all("finished" in line for line in lines[1:] if line.strip())
+
+
+def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, damage in {
+        "empty": b"",
+        "cut": (runs / "runs/fixed/checkpoint.pt").read_bytes()[:2000],
+        "text": b"no",
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_bytes((runs / "runs/fixed/config.yaml").read_bytes())
+        (folder / "checkpoint.pt").write_bytes(damage)
+        assert vae("sample", str(folder)) == 1
+        assert "damaged" in capsys.readouterr().err
+    (folder / "checkpoint.pt").unlink()
+    assert vae("sample", str(folder)) == 2
+    assert "goes on" in capsys.readouterr().err
+    (folder / "config.yaml").write_text("a: [")
+    assert vae("sample", str(folder)) == 1
+    (folder / "summary.json").write_text("{")
+    assert vae("runs", str(tmp_path)) == 0
+    assert "damaged" in capsys.readouterr().out
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    assert vae("sample", str(empty)) == 2
+
+
+def test_a_newer_checkpoint_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes((runs / "runs/fixed/config.yaml").read_bytes())
+    torch.save({"format": 99}, tmp_path / "checkpoint.pt")
+    with pytest.raises(Failure, match="format 99"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("sigma", MODES)
+def test_from_python(runs: Path, sigma: str) -> None:
+    run = load_run(sigma, runs_dir=runs / "runs", device="cpu")
+    x = run.splits.test.batch(torch.arange(4))
+    posterior = run.encode(x)
+    assert posterior.batch_shape == (4,)
+    assert posterior.event_shape == (5,)
+    assert isinstance(posterior, Delta) == (sigma == "deterministic")
+    likelihood = run.decode(posterior.sample())
+    assert likelihood.mean.shape == x.shape
+    assert likelihood.log_prob(x).shape == (4,)
+    assert torch.equal(run.sample(7), run.sample(7))
+    assert run.sample(7).shape == (7, 1, 8, 8)
+    eight_bit = (x * 255).round().to(torch.uint8)
+    torch.testing.assert_close(run.encode(eight_bit).mean, posterior.mean)
+
+
+def test_find_run(runs: Path) -> None:
+    assert find_run("shar", runs / "runs") == runs / "runs/shared"
+    assert find_run(str(runs / "runs/shared"), Path("nowhere")) == runs / "runs/shared"
+    newest = find_run("latest", runs / "runs")
+    assert newest == runs / "runs" / MODES[-1]
+    with pytest.raises(UserError, match="Train one first"):
+        find_run("latest", runs / "nothing")
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_mixture_fits_what_it_is_fitted_to(components: int) -> None:
+    torch.manual_seed(0)
+    centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 0.9]])[:components]
+    codes = centers[torch.arange(6000) % components] + torch.randn(6000, 2) @ torch.tensor([[0.1, 0.05], [0.0, 0.01]])
+    fitted = fit_mixture(codes, components)
+    torch.testing.assert_close(fitted.weights, torch.full((components,), 1 / components), atol=0.01, rtol=0)
+    drawn = fitted.draw(60_000)
+    torch.testing.assert_close(drawn.mean(0), codes.mean(0), atol=0.3, rtol=0.02)
+    torch.testing.assert_close(drawn.T.cov(), codes.T.cov(), atol=2e-3, rtol=0.05)
+    at_means = fitted.draw(100, temperature=0.0)
+    assert len(at_means.unique(dim=0)) <= components
+
+
+def test_paths() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 8), 2 * torch.randn(3, 8)
+    for path in ("linear", "slerp", "norm-corrected"):
+        z = between(a, b, 5, path)  # type: ignore[arg-type]
+        assert z.shape == (5, 3, 8)
+        torch.testing.assert_close(z[0], a)
+        torch.testing.assert_close(z[-1], b)
+    torch.testing.assert_close(between(a, b, 3, "linear")[1], (a + b) / 2)
+    middle = between(a, b, 3, "norm-corrected")[1]
+    torch.testing.assert_close(middle.norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
+    turned = between(a, b, 3, "slerp")[1]
+    cosines = [torch.cosine_similarity(turned, end) for end in (a, b)]
+    torch.testing.assert_close(cosines[0], cosines[1])
+    torch.testing.assert_close(between(a, a, 4, "slerp")[2], a)
