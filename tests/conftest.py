@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
+
+# The models are tiny, and tests that run side by side would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Get = Callable[..., Any]
 

@@ -11,7 +11,20 @@ PACKAGE = Path(vae_cli.__file__).parent
 
 # From the bottom up; within a layer the order in which modules may build on each other.
 LAYERS = [
-    ["errors", "check", "part", "files", "naming", "delta", "inference", "schedule", "image", "indices", "catalog"],
+    [
+        "errors",
+        "check",
+        "part",
+        "files",
+        "naming",
+        "delta",
+        "inference",
+        "schedule",
+        "scale",
+        "image",
+        "indices",
+        "catalog",
+    ],
     ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric"],
     ["dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],

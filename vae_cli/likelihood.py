@@ -20,8 +20,8 @@ from torch.distributions import Normal as NormalDistribution
 
 from vae_cli.check import Positive
 from vae_cli.part import Need
+from vae_cli.scale import LOG_SCALE_BOUND, LearnedScale
 from vae_cli.schedule import Number, Schedule, as_schedule
-from vae_cli.sigma import LOG_SCALE_BOUND
 
 GREY_VALUES = Need("dataset", "unit_interval", "its values are not between 0 and 1; type likelihood=gaussian")
 
@@ -101,7 +101,7 @@ class _LocationScale(Likelihood):
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         if scale == "learned":
-            self.scale: Number = LearnedScale()
+            self.scale: Number = OneLearnedScale()
         elif scale == "optimal":
             self.scale = OptimalScale()
         else:
@@ -113,8 +113,8 @@ class _LocationScale(Likelihood):
         raise TypeError(f"{type(self).__name__} does not say which scale fits best: it has no method 'best_scale'.")
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        if isinstance(self.scale, LearnedScale | OptimalScale):
-            self.scale.start(spread)
+        if isinstance(self.scale, OneLearnedScale | OptimalScale):
+            self.scale.set(max(spread, 1e-3))
         return mean
 
     def fit(self, x: Tensor, raw: Tensor) -> None:
@@ -156,19 +156,8 @@ class Laplace(_LocationScale):
         return over_pixels(LaplaceDistribution(raw, self.scale(), validate_args=False))
 
 
-class LearnedScale(Number):
+class OneLearnedScale(LearnedScale, Number):
     """One scale for all pixels, learned by gradient through its logarithm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(()))
-
-    def start(self, scale: float) -> None:
-        with torch.no_grad():
-            self.log_scale.fill_(math.log(max(scale, 1e-3)))
-
-    def forward(self) -> Tensor:
-        return self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp()
 
 
 class OptimalScale(Number):
@@ -185,8 +174,9 @@ class OptimalScale(Number):
         self.share, self.floor = share, floor
         self.register_buffer("scale", torch.ones(()))
 
-    def start(self, scale: float) -> None:
-        self.scale.fill_(max(scale, self.floor))
+    def set(self, scale: float) -> None:
+        """Begin at this scale."""
+        self.scale.fill_(scale)
 
     def follow(self, scale: Tensor) -> None:
         self.scale.lerp_(scale.clamp_min(self.floor), self.share)

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from vae_cli.check import Count
 from vae_cli.part import Need
-from vae_cli.sigma import LOG_SCALE_BOUND, diagonal_normal
+from vae_cli.scale import LearnedScale, diagonal_normal
 
 
 class Prior(nn.Module):
@@ -57,7 +57,7 @@ class ScaledNormal(Prior):
     def __init__(self, latent: Count) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(latent))
-        self.log_scale = nn.Parameter(torch.zeros(latent))
+        self.scale = LearnedScale(latent)
 
     def forward(self) -> Distribution:
-        return diagonal_normal(self.loc, self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp())
+        return diagonal_normal(self.loc, self.scale())

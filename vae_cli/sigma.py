@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_cli.check import Count
 from vae_cli.delta import Delta
 from vae_cli.errors import UserError
+from vae_cli.scale import LearnedScale, bounded_exp, diagonal_normal
 from vae_cli.schedule import Schedule, as_schedule
-
-# exp(+-15) is 3e-7 to 3e6: wider than any scale that means something in float32, and its square does not overflow.
-LOG_SCALE_BOUND = 15.0
 
 
 class Sigma(nn.Module):
@@ -41,7 +38,7 @@ class Learned(Sigma):
 
     def forward(self, raw: Tensor) -> Distribution:
         loc, log_scale = raw.chunk(2, -1)
-        return diagonal_normal(loc, log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp())
+        return diagonal_normal(loc, bounded_exp(log_scale))
 
 
 class Shared(Sigma):
@@ -49,10 +46,10 @@ class Shared(Sigma):
 
     def __init__(self, latent: Count) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(latent))
+        self.scale = LearnedScale(latent)
 
     def forward(self, raw: Tensor) -> Distribution:
-        return diagonal_normal(raw, self.log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp())
+        return diagonal_normal(raw, self.scale())
 
 
 class Fixed(Sigma):
@@ -82,8 +79,3 @@ class Deterministic(Sigma):
 
     def forward(self, raw: Tensor) -> Distribution:
         return Delta(raw)
-
-
-def diagonal_normal(loc: Tensor, scale: Tensor) -> Distribution:
-    """N(loc, diag(scale^2)) over the last dimension; the arguments are not checked, for that costs a step dearly."""
-    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)

@@ -160,7 +160,7 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float, ep
 
 
 def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
-    """Write histograms of the posterior, images beside their reconstructions, and samples from the prior."""
+    """Write histograms of the posterior, images over their reconstructions, and samples from the prior."""
     model, split = experiment.model, experiment.splits.validation
     shown = split if len(split) else monitored(experiment)
     with questioned(model, experiment.config["seed"], experiment.device):
@@ -173,7 +173,7 @@ def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
         events.histograms(histograms, step)
         count = min(10, len(inference.x))
         pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
-        events.pictures("images/reconstructions", grid(pairs, count, row_labels=["input", "mean"]), step)
+        events.pictures("images/reconstructions", grid(pairs, count), step)
         samples = model.decode(model.prior().sample((64,))).mean
         events.pictures("images/samples", grid(samples, 8), step)
 
