@@ -29,6 +29,8 @@ from vae_cli.regularizer import Regularizer
 from vae_cli.schedule import Schedule
 
 Config = dict[str, Any]
+THREADS = torch.get_num_threads()  # before any run of a sweep has asked for its own number
+SMALL = 40_000_000  # products of weights and activations in one pass of a batch
 ALLOWED = ("vae_cli", "torch.optim", "torchvision.datasets")
 
 SETTINGS: dict[str, Any] = {
@@ -39,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "max_grad_norm": Positive | None,
     "precision": Literal["float32", "bfloat16"],
     "device": str,
+    "threads": Count | Literal["auto"],
     "data_dir": str | None,
     "runs_dir": str,
     "run_name": str | None,
@@ -76,6 +79,7 @@ def build_experiment(config: Config) -> Experiment:
         raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
+    torch.set_num_threads(find_threads(config, model))
     model.to(device)
     regularizer.to(device)
     parameters = [*model.parameters(), *regularizer.parameters()]
@@ -248,6 +252,19 @@ def find_device(name: str) -> torch.device:
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
     return device
+
+
+def find_threads(config: Config, model: nn.Module) -> int:
+    """How many threads share an operation on the CPU.
+
+    A step of a small fully connected network is so short that a second thread gains a tenth, and loses all of it and
+    much more whenever another program takes its core and the first one waits.
+    """
+    if config["threads"] != "auto":
+        return int(config["threads"])
+    is_dense = all(weight.dim() <= 2 for weight in model.parameters())
+    products = config["batch_size"] * sum(weight.numel() for weight in model.parameters())
+    return 1 if is_dense and products < SMALL else THREADS
 
 
 def _has_mps() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 # What does not change the result of a run, or (epochs) may change later without making it another run.
 NO_PART_OF_THE_NAME = frozenset(
-    ["epochs", "device", "data_dir", "runs_dir", "run_name", "overwrite", "log_every", "checkpoint_minutes"]
+    ["epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every", "checkpoint_minutes"]
 )
 ORDER = [
     *("latent", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer"),

@@ -73,8 +73,8 @@ class Progress:
             self.console.print(f"epoch {epoch}/{self.epochs}  {split}: {terms}", soft_wrap=True, highlight=False)
         if measured.get("collapsed", 0.0) > 0.5:
             self.warn(
-                "sigma has collapsed: in most latent dimensions it is below 1 % of the spread of loc, so that the "
-                "noise limits nothing and the rate is paid, or unbounded, in loc alone."
+                "sigma has collapsed: in most latent dimensions it is below 1 % of the spread of loc, and the noise no "
+                "longer limits what the code carries."
             )
         if measured.get("active_units") == 0 and epoch >= min(5, self.epochs):
             self.warn(

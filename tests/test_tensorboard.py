@@ -1,0 +1,71 @@
+"""TensorBoard, started for real on a folder with a run of each sigma mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vae_cli import catalog
+from vae_cli.commands import train as command
+from vae_cli.folder import RunDir
+
+MODES = list(catalog.groups()["sigma"].choices)
+ALWAYS = {"loss", "distortion", "penalty"}
+NOISY = ALWAYS | {"rate", "rate_loc", "rate_scale", "elbo"}
+
+
+def test_every_tag_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorboard: Callable[..., Callable[..., Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = ["epochs=3", "network.hidden=[32]", "log_every=7", "latent=4"]
+    for sigma in MODES:
+        command.main([*quick, f"sigma={sigma}", f"run_name={sigma}"])
+    get = tensorboard(tmp_path / "runs")
+    scalars, histograms, images = (get(f"plugin/{kind}/tags") for kind in ("scalars", "histograms", "images"))
+    assert set(scalars) == set(MODES)
+    for sigma in MODES:
+        has_noise = sigma != "deterministic"
+        terms = NOISY if has_noise else ALWAYS
+        posterior = {"loc_std", *(("scale_mean", "scale_min", "collapsed") if has_noise else ())}
+        bits = {"rate_bits"} if has_noise else set()
+        expected = {f"train/{name}" for name in terms | {"beta", "learning_rate"}}
+        expected |= {f"{split}/{name}" for split in ("validation", "test") for name in terms | {"active_units"} | bits}
+        expected |= {f"posterior/{name}" for name in posterior}
+        assert expected <= set(scalars[sigma])
+        undefined = {"rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "scale_mean", "scale_min", "collapsed"}
+        if not has_noise:
+            assert not undefined & {tag.partition("/")[2] for tag in scalars[sigma]}
+        shapes = {"posterior/loc", *(("posterior/scale", "posterior/rate_per_dimension") if has_noise else ())}
+        assert set(histograms[sigma]) == shapes
+        assert set(images[sigma]) == {"images/reconstructions", "images/samples"}
+
+        record = RunDir(tmp_path / "runs" / sigma).metrics()
+        curve = get("plugin/scalars/scalars", run=sigma, tag="validation/loss")
+        assert [(step, value) for _, step, value in curve] == [
+            (r["step"], pytest.approx(r["validation/loss"], rel=1e-5)) for r in record
+        ]
+        steps = [step for _, step, _ in get("plugin/scalars/scalars", run=sigma, tag="train/loss")]
+        assert steps == list(range(7, record[-1]["step"] + 1, 7))
+
+    shown = get("plugin/projector/runs")
+    assert set(shown) == set(MODES)
+    info = get("plugin/projector/info", run="fixed")
+    assert info["embeddings"][0]["sprite"]["singleImageDim"]
+    layout = get("plugin/custom_scalars/layout")
+    titles = [chart["title"] for category in layout["category"] for chart in category["chart"]]
+    assert {*NOISY, "posterior scale"} <= set(titles)
+
+    groups = get("plugin/hparams/session_groups", {"startIndex": 0, "sliceSize": 50})["sessionGroups"]
+    rows = {group["hparams"]["sigma"]: group for group in groups}
+    assert set(rows) == set(MODES)
+    assert rows["fixed"]["hparams"]["sigma.value"] == 1.0
+    assert "sigma.value" not in rows["learned"]["hparams"]
+    for sigma, row in rows.items():
+        assert row["hparams"]["latent"] == 4
+        metrics = {(m["name"]["group"] or m["name"]["tag"], m["name"]["tag"]): m["value"] for m in row["metricValues"]}
+        tested = RunDir(tmp_path / "runs" / sigma).summary()["test"]["distortion"]
+        assert [v for (_, tag), v in metrics.items() if tag == "test/distortion"] == [pytest.approx(tested, rel=1e-5)]
