@@ -33,6 +33,7 @@ SMALL = {  # what makes a choice quick, or possible, for a test
     },
     "network": {"conv": ["network.width=8"], "resnet": ["network.width=8"]},
 }
+PRESETS_OF_DOWNLOADS = {"mnist_table"}
 NOT_HERE = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}  # downloads
 
 
@@ -41,7 +42,7 @@ def choices(*axes: str) -> list[list[str]]:
     found = []
     for axis in axes:
         for choice in GROUPS[axis].choices:
-            if not (axis == "dataset" and choice in NOT_HERE):
+            if not (axis == "dataset" and choice in NOT_HERE) and choice not in PRESETS_OF_DOWNLOADS:
                 found.append([f"{axis}={choice}", *SMALL.get(axis, {}).get(choice, [])])
     return found
 
@@ -143,6 +144,8 @@ def test_density_integrates_to_one_and_mean_is_its_mean(compose: Compose, choice
     family: Any = build(compose(f"likelihood={choice}")["likelihood"], "likelihood", Likelihood)
     torch.manual_seed(0)
     raw = torch.randn(7, family.raw_size, 1, 1) * 2
+    if choice == "continuous_bernoulli":
+        raw.flatten()[:] = torch.tensor([-60.0, -17.0, -1.0, 1e-3, 0.04, 0.06, 30.0])
     likelihood = family(raw)
     assert likelihood.batch_shape == (7,)
     assert likelihood.event_shape == (1, 1, 1)
@@ -172,6 +175,47 @@ def test_an_untrained_decoder_draws_about_the_mean_image(compose: Compose, overr
     mean = experiment.splits.train.mean()
     grey = (mean > 0.2) & (mean < 0.8)  # a density on [0, 1] cannot have its mean at the edge
     torch.testing.assert_close(drawn[grey], mean[grey], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("overrides", choices("network"), ids=" ".join)
+def test_the_output_bias_is_at_the_logit_of_the_mean(compose: Compose, overrides: list[str]) -> None:
+    experiment = build_experiment(compose(*overrides, "likelihood=bernoulli"))
+    layers: Any = experiment.model.decoder
+    bias = next(layer.bias for layer in reversed(list(layers)) if getattr(layer, "bias", None) is not None)
+    mean = experiment.splits.train.mean()
+    expected = mean.clamp(1e-3, 1 - 1e-3).flatten() if bias.numel() == mean.numel() else mean.mean((1, 2))
+    torch.testing.assert_close(bias.detach().sigmoid(), expected)
+    zero: Any = build_experiment(compose(*overrides, "network.output_bias=zero")).model.decoder
+    bias = next(layer.bias for layer in reversed(list(zero)) if getattr(layer, "bias", None) is not None)
+    assert (bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("prior", "regularizer"), itertools.product(*(GROUPS[g].choices for g in ("prior", "regularizer")))
+)
+def test_what_a_prior_can_learn_is_learned_or_refused(compose: Compose, prior: str, regularizer: str) -> None:
+    config = compose(f"prior={prior}", f"regularizer={regularizer}")
+    try:
+        check_config(config)
+    except UserError:
+        return
+    experiment = build_experiment(config)
+    one_step(experiment)
+    assert all(p.grad is not None for p in experiment.model.prior.parameters())
+
+
+def test_active_units_do_not_depend_on_the_scale_of_the_code(compose: Compose) -> None:
+    experiment = build_experiment(compose("network=linear", "sigma=fixed", "latent=3"))
+    x = experiment.splits.train.batch(torch.arange(400))
+    directions = torch.linalg.svd(x.flatten(1) - x.flatten(1).mean(0), full_matrices=False).Vh
+    for size, value in ((1.0, 1.0), (1e-3, 1e-3), (50.0, 50.0)):
+        encoder: Any = experiment.model.encoder
+        with torch.no_grad():
+            encoder[1].weight.copy_(torch.stack([directions[0], 0.3 * directions[1], 0 * directions[2]]) * size)
+        sigma: Any = experiment.model.sigma
+        sigma.value.value.fill_(value)
+        measured = evaluate(experiment.model, experiment.regularizer, experiment.splits.train, 0, experiment.device)
+        assert measured["active_units"] == 2
 
 
 def test_fixed_and_deterministic_differ_only_by_epsilon(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,42 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from vae_cli.build import Experiment, build_experiment
-from vae_cli.training import epoch_order
+from vae_cli import Run, load_run
+from vae_cli.commands import train as command
 
 LATENT = 6
 LEARNED = "sigma=learned"
 FIXED = ["sigma=fixed", "sigma=fixed sigma.value=0.5"]
 
 
-def trained(compose: Callable[..., dict[str, Any]], sigma: str) -> Experiment:
-    """Train with the parts of a run, without its folder, until nothing moves any more."""
-    experiment = build_experiment(
-        compose(
-            "experiment=linear_vae", *sigma.split(), f"latent={LATENT}", "dataset.validation=0", "optimizer.lr=3e-3"
-        )
-    )
-    images, model, optimizer = experiment.splits.train, experiment.model, experiment.optimizer
-    torch.manual_seed(0)
-    epochs = 60
-    for epoch in range(epochs):
-        for group in optimizer.inner.param_groups:
-            group["lr"] = 1e-2 * (1 + math.cos(math.pi * epoch / epochs)) / 2 + 1e-5
-        for positions in epoch_order(len(images), 0, epoch).split(200):
-            inference = model(images.batch(positions))
-            optimizer.zero_grad()
-            (inference.distortion + experiment.regularizer(inference)).mean().backward()
-            optimizer.step()
-    return experiment
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """Runs of `vae train experiment=linear_vae` in a sigma mode, each trained once."""
+    folder = tmp_path_factory.mktemp("linear")
+
+    @cache
+    def run(sigma: str) -> Run:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            name = sigma.replace("=", "-").replace(" ", "_")
+            command.main(["experiment=linear_vae", *sigma.split(), f"run_name={name}"])
+            return load_run(folder / "runs" / name, device="cpu")
+
+    return run
 
 
-def layers(experiment: Experiment) -> tuple[Tensor, Tensor]:
+def layers(experiment: Run) -> tuple[Tensor, Tensor]:
     """W (pixels, D) of the decoder and V (D, pixels), the encoder's locations."""
     decoder: Any = experiment.model.decoder
     encoder: Any = experiment.model.encoder
@@ -51,8 +47,8 @@ def layers(experiment: Experiment) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("sigma", [LEARNED, *FIXED])
-def test_optimum(compose: Callable[..., dict[str, Any]], sigma: str) -> None:
-    experiment = trained(compose, sigma)
+def test_optimum(trained: Callable[[str], Run], sigma: str) -> None:
+    experiment = trained(sigma)
     W, V = layers(experiment)  # noqa: N806
     x = experiment.splits.test.batch(torch.arange(len(experiment.splits.test)))
     pixels = x.flatten(1).double()
@@ -82,12 +78,18 @@ def test_optimum(compose: Callable[..., dict[str, Any]], sigma: str) -> None:
     if s is None:
         # An axis per principal component, so that the units that are active can be counted.
         units = inference.loc.double().var(0) > 0.01
-        assert int(units.sum()) == int(active.sum())
+        assert int(units.sum()) == int(active.sum()) == experiment.folder.summary()["test"]["active_units"]
+        assert inference.rate_per_dimension is not None
+        each = inference.rate_per_dimension.double().mean(0).sort(descending=True).values
+        torch.testing.assert_close(each, rate, rtol=0.02, atol=0.01)
         each = (1 + signal.diagonal() / noise).log() / 2
         torch.testing.assert_close(each.sort(descending=True).values, information, rtol=0.02, atol=0.01)
     else:
-        # The noise is round, so the code may be turned; what counts is how many directions are used.
-        assert int((torch.linalg.eigvalsh(signal) > 0.01).sum()) == int(active.sum())
+        # The noise is round, so the code may be turned: its own axes are those of the signal in it.
+        turned = torch.linalg.eigvalsh(signal).flip(0)
+        assert int((turned > 0.01 * s * s).sum()) == int(active.sum())
+        torch.testing.assert_close((1 + turned / (s * s)).log() / 2, information, rtol=0.02, atol=0.01)
+        torch.testing.assert_close(turned / 2 + floor, rate, rtol=0.02, atol=0.01)
 
     if s is None:
         explained = torch.where(active, top, 1.0)  # the model's variances; pPCA with its noise held at 1
@@ -97,11 +99,11 @@ def test_optimum(compose: Callable[..., dict[str, Any]], sigma: str) -> None:
         torch.testing.assert_close(inference.elbo.double().mean(), likelihood, rtol=0.005, atol=0)
 
 
-def test_half_the_information_at_one(compose: Callable[..., dict[str, Any]]) -> None:
+def test_half_the_information_at_one(trained: Callable[[str], Run]) -> None:
     """At s = 1 the mutual information is exactly half of the learned model's."""
     found = []
     for sigma in (LEARNED, FIXED[0]):
-        experiment = trained(compose, sigma)
+        experiment = trained(sigma)
         _, V = layers(experiment)  # noqa: N806
         x = experiment.splits.test.batch(torch.arange(len(experiment.splits.test)))
         pixels = x.flatten(1).double()

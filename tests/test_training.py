@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -15,15 +14,23 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from vae_cli import load_run
+from vae_cli.build import build_experiment
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.errors import Failure, UserError
+from vae_cli.experiment import Finished, run_experiment
+from vae_cli.files import locked
 from vae_cli.folder import RunDir
 from vae_cli.meter import Meter, NotFinite
 
+COSINE = ["+schedule@optimizer.lr=cosine", "optimizer.lr.start=1e-2", "optimizer.lr.stop=0", "optimizer.lr.epochs=5"]
 QUICK = ["epochs=2", "network.hidden=[32]", "log_every=5"]
+Compose = Callable[..., dict[str, Any]]
+
 TERMS = {"loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo"}
 
 
@@ -120,14 +127,14 @@ def test_name_is_what_differs(overrides: list[str], name: str | None) -> None:
 def test_a_finished_run_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("run_name=a")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    with pytest.raises(command.Finished) as ended:
+    with pytest.raises(Finished) as ended:
         train("run_name=a")
     assert ended.value.exit_code == 0
     assert "finished" in str(ended.value)
     assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
 
 
-@pytest.mark.parametrize("extra", [[], ["dataset.validation=0"], ["+schedule@optimizer.lr=cosine"]], ids=str)
+@pytest.mark.parametrize("extra", [[], ["dataset.validation=0"], COSINE], ids=str)
 def test_more_epochs_train_a_finished_run_further(here: Path, extra: list[str]) -> None:
     train("run_name=once", "epochs=4", *extra)
     train("run_name=twice", "epochs=2", *extra)
@@ -250,7 +257,7 @@ def test_means_weigh_every_image_alike() -> None:
 def test_a_point_mass_has_no_rate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("sigma=deterministic", "run_name=a")
     run = RunDir(here / "runs/a")
-    undefined = {"rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "scale_mean", "scale_min", "collapsed"}
+    undefined = {"rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "active_units", "scale_mean", "scale_min"}
     summary = run.summary()
     for split in ("train", "validation", "test", "posterior"):
         assert not undefined & set(summary[split])
@@ -339,9 +346,16 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
         (["dataset=linear_gaussian", "network=conv", "likelihood=gaussian"], "network=conv.*4x4"),
         (["+schedule@sigma.value=linear", "sigma=fixed"], "0 to 1.*above 0|sigma.value=0"),
         (["sigma._target_=os.system"], "VAE_TRUST"),
-        (["sigma._target_=vae_cli.files.Path"], "not a"),
+        (["sigma._target_=vae_cli.files.Path"], "VAE_TRUST"),
+        (["sigma._target_=vae_cli.sigma.Delta"], "not a|VAE_TRUST"),
         (["sigma._target_=vae_cli.sigma.Lerned"], "Learned"),
         (["+optimizer.momentm=1"], r"optimizer\.momentm"),
+        (["+schedule@optimizer.lr=linear"], r"optimizer\.lr\.start=1e-3"),
+        (["regularizer=energy", "prior=scaled_normal"], "regularizer=energy.*prior=scaled_normal"),
+        (["regularizer=none", "prior=scaled_normal"], "regularizer=none.*prior=scaled_normal"),
+        (["sigma._target_=vae_cli.prior.StandardNormal"], "not a Sigma"),
+        (["sigma._target_=vae_cli.__main__.main"], "VAE_TRUST"),
+        (["threads=0"], "threads=0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -362,8 +376,10 @@ def test_users_own_class_needs_consent(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("VAE_TRUST", raising=False)
     with pytest.raises(UserError, match="--trust mine"):
         train("sigma=loud", config_dir=str(here / "own"))
-    monkeypatch.setenv("VAE_TRUST", "")
-    train("sigma=loud", config_dir=str(here / "own"), trust=["mine"])
+    monkeypatch.setenv("VAE_TRUST", "")  # so that what --trust sets is taken back
+    words = ["sigma=loud", "--config-dir", str(here / "own"), "--trust", "mine"]
+    monkeypatch.setattr(sys, "argv", ["vae", "train", *QUICK, *words])
+    assert run_command() == 0
     summary = RunDir(here / "runs/digits/network.hidden-32_sigma-loud").summary()
     assert summary["posterior"]["scale_mean"] == 2.0
 
@@ -396,11 +412,61 @@ def test_full_disk(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_a_running_run_is_not_started_twice(here: Path) -> None:
     train("run_name=a", "epochs=1")
     run = RunDir(here / "runs/a")
-    run.write_summary({**run.summary(), "status": "running", "pid": os.getppid()})
-    with pytest.raises(UserError, match=str(os.getppid())):
+    run.write_summary({**run.summary(), "status": "running", "pid": 12345, "host": "elsewhere"})
+    assert run.status() == "interrupted"  # whoever wrote that is gone, on whatever machine
+    with locked(run.lock_file) as is_ours:
+        assert is_ours
+        assert run.status() == "running"
+        for more in ([], ["overwrite=true"]):
+            with pytest.raises(UserError, match="12345 on elsewhere"):
+                train("run_name=a", "epochs=3", *more)
+    train("run_name=a", "epochs=3")
+    assert run.status() == "finished"
+
+
+def test_a_run_that_finished_in_the_meantime_is_left_alone(here: Path, compose: Compose) -> None:
+    experiment = build_experiment(compose(*QUICK, "run_name=a"))
+    train("run_name=a")
+    (here / "runs/a/samples").mkdir()
+    with pytest.raises(Finished):
+        run_experiment(experiment, RunDir(here / "runs/a"), Console())
+    assert (here / "runs/a/samples").exists()
+
+
+def test_fewer_epochs_than_were_trained_are_refused(here: Path) -> None:
+    train("run_name=a", "epochs=4")
+    run = RunDir(here / "runs/a")
+    run.write_summary({**run.summary(), "status": "interrupted"})
+    with pytest.raises(UserError, match="epochs=4 or more"):
         train("run_name=a", "epochs=3")
-    run.write_summary({**run.summary(), "pid": 2**22 + 1})
-    assert run.status() == "interrupted"
 
 
-Compose = Callable[..., dict[str, Any]]
+def test_lost_records_do_not_keep_a_run_from_its_end(here: Path) -> None:
+    train("run_name=a", "epochs=2", "dataset.validation=0")
+    run = RunDir(here / "runs/a")
+    run.write_summary({**run.summary(), "status": "interrupted"})
+    run.metrics_file.write_text("")
+    train("run_name=a", "epochs=2", "dataset.validation=0")
+    assert run.status() == "finished"
+    assert run.summary()["train"]["loss"] != 0
+
+
+def test_images_that_have_changed_are_refused(here: Path) -> None:
+    from PIL import Image
+
+    (here / "photos").mkdir()
+    for number in range(60):
+        Image.new("L", (8, 8), number * 4).save(here / f"photos/{number}.png")
+    words = ["dataset=image_folder", "dataset.path=photos", "dataset.side=8", "dataset.channels=1", "dataset.test=10"]
+    words += ["dataset.validation=10", "run_name=a", f"data_dir={here}/cache"]
+    train(*words)
+    Image.new("L", (8, 8), 255).save(here / "photos/more.png")
+    with pytest.raises(UserError, match="have changed"):
+        train(*words, "epochs=4")
+    with pytest.raises(UserError, match="have changed"):
+        _ = load_run(here / "runs/a").splits
+
+
+def test_short_runs_have_training_curves(here: Path) -> None:
+    train("run_name=a", "epochs=3", "log_every=1000", "batch_size=5000")
+    assert [step for step, _ in curve(here / "runs/a", "train/loss")] == [1, 2, 3]

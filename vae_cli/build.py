@@ -25,13 +25,15 @@ from vae_cli.naming import AXES
 from vae_cli.network import Network
 from vae_cli.optimizer import ScheduledOptimizer
 from vae_cli.part import check_together
+from vae_cli.prior import Prior
 from vae_cli.regularizer import Regularizer
-from vae_cli.schedule import Schedule
+from vae_cli.schedule import Constant, Schedule
+from vae_cli.sigma import Sigma
 
 Config = dict[str, Any]
 THREADS = torch.get_num_threads()  # before any run of a sweep has asked for its own number
 SMALL = 40_000_000  # products of weights and activations in one pass of a batch
-ALLOWED = ("vae_cli", "torch.optim", "torchvision.datasets")
+ALLOWED = (*(f"vae_cli.{axis}" for axis in (*AXES, "schedule")), "torch.optim")
 
 SETTINGS: dict[str, Any] = {
     "latent": Count,
@@ -101,10 +103,10 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     """Build the parts of all axes but the optimizer, and refuse those that do not go together. Raises UserError."""
     kinds: dict[str, type] = {
         "network": Network,
-        "sigma": nn.Module,
+        "sigma": Sigma,
         "likelihood": Likelihood,
-        "prior": nn.Module,
-        "regularizer": nn.Module,
+        "prior": Prior,
+        "regularizer": Regularizer,
     }
     parts: dict[str, Any] = {}
     for axis, kind in kinds.items():
@@ -129,6 +131,8 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
     with initial_weights(config["seed"], "encoder"):
         encoder = network.encoder(shape, config["latent"], sigma.raw_size)
+    if not network.bias_per_pixel:
+        mean = mean.mean((1, 2), keepdim=True).expand_as(mean)
     start = likelihood.start(mean, spread)
     if network.output_bias == "zero":
         start = torch.zeros_like(start)
@@ -141,7 +145,13 @@ def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOp
     """The optimizer that a node of the configuration names. Raises UserError."""
     arguments = _arguments(node, "optimizer")
     if "lr" in arguments:
-        _check_value(arguments["lr"], NonNegative | Schedule, "optimizer.lr")
+        rate = arguments["lr"]
+        _check_value(rate, NonNegative | Schedule, "optimizer.lr")
+        if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
+            raise UserError(
+                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's own default: say where it starts and "
+                "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
+            )
     return ScheduledOptimizer(find_class(node["_target_"], "optimizer", Optimizer), parameters, arguments)
 
 
@@ -192,15 +202,15 @@ def _shown(value: Any) -> str:
 
 
 def find_class(target: str, path: str, kind: type) -> Any:
-    """Import the class that `_target_` names, where it is allowed: this package's own, torch.optim's, torchvision's
-    data sets, and those of modules that the user trusts by name. Raises UserError."""
+    """Import the class that `_target_` names, where it is allowed: those of this package's axes, of torch.optim, and of
+    modules that the user trusts by name. Raises UserError."""
     module_name, _, name = str(target).rpartition(".")
     allowed = (*ALLOWED, *trusted())
     if not _is_within(module_name, allowed):
         top = module_name.partition(".")[0] or target
         raise UserError(
-            f"{path}._target_={target} is code from outside {', '.join(ALLOWED[:-1])} and {ALLOWED[-1]}, and is not "
-            f"run unless you say so: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
+            f"{path}._target_={target} is code from outside the axes of vae and torch.optim, and is not run unless you "
+            f"say so: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
         )
     if trusted() and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module lies where the user stands
@@ -282,6 +292,16 @@ def initial_weights(seed: int, part: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, part))
         yield
+
+
+def fingerprint(splits: Splits) -> str:
+    """Tells whether splits are the same as they were: which images they hold, how many, and what some of them show."""
+    digest = hashlib.blake2b(digest_size=16)
+    for split in (splits.train, splits.validation, splits.test):
+        digest.update(split.index.cpu().numpy().tobytes())
+        some = split.index[:: max(1, len(split) // 16)]
+        digest.update(split.images[some.to(split.images.device)].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:

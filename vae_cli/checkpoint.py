@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,24 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     written by a newer version."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except IsADirectoryError as error:
+        raise Failure(f"{path} is a folder.") from error
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} has no {path.name}: its training has not come to a first checkpoint. "
             "Type the command that started it again, and it goes on."
         ) from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # bytes at random can make the unpickler raise anything
         raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise Failure(f"{path} is not a checkpoint of vae.")
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise Failure(f"{path} is damaged, or not a checkpoint of vae.")
     if state["format"] > CHECKPOINT_FORMAT:
         raise Failure(
             f"{path} has format {state['format']}, and this version of vae knows formats up to {CHECKPOINT_FORMAT}; "
             "install a newer vae."
         )
+    if not {"step", "shape", "model"} <= state.keys():
+        raise Failure(f"{path} is damaged: it does not hold a model.")
     return state

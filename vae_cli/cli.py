@@ -170,6 +170,12 @@ def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     return [word for word in ["latest", *folders] if word.startswith(incomplete)]
 
 
+def _trust(modules: list[str] | None) -> None:
+    # Worker processes of a sweep inherit it.
+    if modules:
+        os.environ["VAE_TRUST"] = " ".join(modules)
+
+
 Run = Annotated[str, typer.Argument(help="A run's folder, or latest for the newest one.", autocompletion=_complete_run)]
 WhichWeights = Annotated[
     Literal["best", "last"], typer.Option("--weights", help="Weights at the best validation loss, or the newest.")
@@ -178,6 +184,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; without it, inside the run's folder.")]
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        envvar="VAE_TRUST",
+        metavar="MODULE",
+        callback=_trust,
+        help="Module of your own whose classes a configuration may build; can be given several times.",
+    ),
+]
 DataDir = Annotated[str | None, typer.Option(help="Where datasets lie; without it, where the run found them.")]
 
 
@@ -232,14 +247,7 @@ def train(
         str | None, typer.Option(help="Folder of your own with more choices: sigma/mine.yaml adds sigma=mine.")
     ] = None,
     hydra_help: Annotated[bool, typer.Option("--hydra-help", help="Show Hydra's own help.")] = False,
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="VAE_TRUST",
-            metavar="MODULE",
-            help="Module of your own whose classes a configuration may build; can be given several times.",
-        ),
-    ] = None,
+    trust: Trust = None,
 ) -> None:
     """Train one model, or sweep over many."""
     from vae_cli.commands import train as command
@@ -254,7 +262,6 @@ def train(
         config_name=config_name,
         config_dir=config_dir,
         hydra_help=hydra_help,
-        trust=trust or [],
     )
 
 
@@ -291,6 +298,7 @@ def sample(
     out: Out = None,
     runs_dir: RunsDir = Path("runs"),
     data_dir: DataDir = None,
+    trust: Trust = None,
 ) -> None:
     """Draw images from a trained run."""
     from vae_cli.commands import sample as command
@@ -353,6 +361,7 @@ def interpolate(
     out: Out = None,
     runs_dir: RunsDir = Path("runs"),
     data_dir: DataDir = None,
+    trust: Trust = None,
 ) -> None:
     """Show what lies between images in the latent space of a trained run."""
     from vae_cli.commands import interpolate as command
@@ -386,7 +395,7 @@ def interpolate(
     """,
 )
 def runs(folder: Annotated[Path, typer.Argument(help="Folder to look through.")] = Path("runs")) -> None:
-    """List the runs with their settings and final figures."""
+    """List the runs with their status and final figures."""
     from vae_cli.commands import runs as command
 
     command.main(folder)

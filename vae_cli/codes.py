@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vae_cli.dataset import Split
 from vae_cli.errors import UserError
-from vae_cli.evaluation import questioned
 from vae_cli.inference import Inference
 from vae_cli.run import Run
 
@@ -85,11 +84,10 @@ def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
 
 def draw_codes(run: Run, source: str, count: int, temperature: float, components: int, seed: int) -> Tensor:
     """Codes (count, D) from the `prior`, from the `aggregate` posterior as one Gaussian, or from a `mixture`."""
-    with questioned(run.model, seed, run.device):
-        if source == "prior":
-            return prior_codes(run, count, temperature).cpu()
-        fitted = fit_mixture(training_codes(run), 1 if source == "aggregate" else components, seed)
-        return fitted.draw(count, temperature)
+    if source == "prior":
+        return prior_codes(run, count, temperature).cpu()
+    fitted = fit_mixture(training_codes(run), 1 if source == "aggregate" else components, seed)
+    return fitted.draw(count, temperature)
 
 
 def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
@@ -97,7 +95,7 @@ def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
 
     linear          (1 - t) a + t b
     slerp           along the great circle between the directions of a and b, the norm going from |a| to |b|
-    norm-corrected  the linear path, each point scaled to the norm (1 - t) |a| + t |b|
+    norm-corrected  the linear path, each point scaled to the norm (1 - t) |a| + t |b|, except at the origin itself
     """
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(steps, *[1] * a.dim())
     straight = torch.lerp(a, b, t)
@@ -109,7 +107,16 @@ def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
     if path == "slerp":
         unit_a, unit_b = a / norm_a.clamp_min(1e-12), b / norm_b.clamp_min(1e-12)
         angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
-        # Nearly parallel codes have no plane to turn in, and then the straight line is the same.
-        turned = ((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b
-        direction = torch.where(angle.sin() > 1e-4, turned, straight)
+        # Turn from a towards the part of b that is at a right angle to it; opposite codes have no such part, and turn
+        # through any right angle. Where there is none, in one dimension or between parallel codes, go straight.
+        side = unit_b - (unit_a * unit_b).sum(-1, keepdim=True) * unit_a
+        axis = torch.zeros_like(unit_a).scatter_(-1, unit_a.abs().argmin(-1, keepdim=True), 1.0)
+        other = axis - (unit_a * axis).sum(-1, keepdim=True) * unit_a
+        is_opposite = (side.norm(dim=-1, keepdim=True) < 1e-4) & (angle > 1)
+        side = torch.where(is_opposite, other, side)
+        length = side.norm(dim=-1, keepdim=True)
+        turned = (t * angle).cos() * unit_a + (t * angle).sin() * side / length.clamp_min(1e-12)
+        if a.shape[-1] == 1:
+            return straight
+        direction = torch.where(length > 1e-6, turned, straight)
     return direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12) * norm

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vae_cli.build import stream
 from vae_cli.dataset import Split
@@ -43,10 +43,31 @@ def evaluate(
 def questioned(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Ask a model without changing it: no gradient, no running statistics, and random numbers of its own."""
     was_training = model.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream(seed, "evaluation"))
-        model.eval()
-        try:
+    random = random_state(device)
+    torch.manual_seed(stream(seed, "evaluation"))
+    model.eval()
+    try:
+        with torch.no_grad():
             yield
-        finally:
-            model.train(was_training)
+    finally:
+        model.train(was_training)
+        set_random_state(random, device)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that a training on a device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go back to these states, as far as they belong to this device."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"].cpu())

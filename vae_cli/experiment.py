@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from vae_cli.checkpoint import load_checkpoint
 from vae_cli.errors import Failure, UserError
 from vae_cli.evaluation import questioned
 from vae_cli.events import EventWriter
+from vae_cli.files import is_locked, locked
 from vae_cli.folder import RunDir
 from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
@@ -35,8 +37,21 @@ log = logging.getLogger(__name__)
 EMBEDDED = 1000  # test codes that are shown in TensorBoard's projector
 
 
-def look_at(folder: RunDir, config: Config) -> Literal["new", "resume", "finished"]:
-    """Say what is to be done in a run's folder, without changing anything.
+class Finished(UserError):
+    """The run has been trained before, and there is nothing to do."""
+
+    exit_code = 0
+
+
+def finished_message(path: Path) -> str:
+    return (
+        f"{path} is finished, and left alone. To train it further type a larger epochs=..., to start anew "
+        f"overwrite=true, to look at it: vae sample {shlex.quote(str(path))}"
+    )
+
+
+def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
+    """Say what is to be done in a run's folder, whose lock may be ours, without changing anything.
 
     Raises UserError where the folder holds something else: another configuration, a run that is under way, or files
     that are no run.
@@ -50,18 +65,28 @@ def look_at(folder: RunDir, config: Config) -> Literal["new", "resume", "finishe
             raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
         return "new"
     summary = folder.summary()
-    if folder.status() == "running":
-        raise UserError(
-            f"{path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
-            f"{summary.get('started')}; wait for it, or type another run_name=..."
-        )
+    if not is_ours and is_locked(folder.lock_file):
+        raise UserError(under_way(folder))
     if config["overwrite"]:
         return "new"
     refuse_other(folder, config)
     if not folder.checkpoint_file.exists():
         return "new"
-    is_over = folder.status() == "finished" and summary.get("epoch", 0) >= config["epochs"]
-    return "finished" if is_over else "resume"
+    if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
+        return "finished"
+    done = max((record["epoch"] for record in folder.metrics()), default=0)
+    if done > config["epochs"]:
+        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more to finish it.")
+    return "resume"
+
+
+def under_way(folder: RunDir) -> str:
+    """Say who is training a run."""
+    summary = folder.summary()
+    return (
+        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
+        f"{summary.get('started')}; wait for it, or type another run_name=..."
+    )
 
 
 def refuse_other(folder: RunDir, config: Config) -> None:
@@ -90,8 +115,19 @@ def run_experiment(experiment: Experiment, folder: RunDir, console: Console) -> 
 
     Raises UserError or Failure; then the folder keeps the last good checkpoint and its summary says `failed`.
     """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.lock_file, wait=False) as is_ours:
+        if not is_ours:
+            raise UserError(under_way(folder))
+        return _run_locked(experiment, folder, console)
+
+
+def _run_locked(experiment: Experiment, folder: RunDir, console: Console) -> dict[str, Any]:
     config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
-    is_new = look_at(folder, config) != "resume"
+    todo = look_at(folder, config, is_ours=True)
+    if todo == "finished":
+        raise Finished(finished_message(folder.path))
+    is_new = todo == "new"
     if is_new:
         clear(folder)
     else:
@@ -106,7 +142,10 @@ def run_experiment(experiment: Experiment, folder: RunDir, console: Console) -> 
             folder.forget_metrics_after(state.step)
             console.print(f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False)
         log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
-        return _train_and_test(experiment, folder, console, state, about)
+        try:
+            return _train_and_test(experiment, folder, console, state, about)
+        except NotFinite as error:
+            raise Failure(diverged(error, folder)) from error
 
 
 def _train_and_test(
@@ -114,43 +153,42 @@ def _train_and_test(
 ) -> dict[str, Any]:
     config, images = experiment.config, len(experiment.splits.train)
     first, steps = state.step, math.ceil(images / config["batch_size"])
-    progress = Progress(console, config["epochs"], steps, images)
+    progress = Progress(console, config["epochs"], steps, images, state.warnings)
     with EventWriter(folder.path, purge_step=first + 1) as events:
         events.hparams(hparams(config))
         events.layout()
         with progress:
             progress.start(first)
-            try:
-                train(experiment, folder, events, progress, state)
-            except NotFinite as error:
-                raise Failure(diverged(error, folder)) from error
-        summary = {"status": "finished", **about, **final(experiment, folder, events, state, steps)}
-        summary["warnings"] = progress.warnings
+            train(experiment, folder, events, progress, state)
+        summary = {"status": "finished", **about, **final(experiment, folder, events, state)}
     folder.write_summary(summary)
     log.info("finished at step %d", state.step)
     return summary
 
 
-def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: State, steps: int) -> dict[str, Any]:
+def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: State) -> dict[str, Any]:
     """Measure the best weights, or the last where no image was held out, on the test images; the rest is on record."""
     config, step = experiment.config, state.step
     if state.best:
         experiment.model.load_state_dict(load_checkpoint(folder.best_file, experiment.device)["model"])
-    chosen = state.best.get("epoch", config["epochs"])
-    record = next(r for r in reversed(folder.metrics()) if r["epoch"] == chosen)
+    record = state.best.get("record", state.record)
     tested = measure(experiment, experiment.splits.test)
-    events.scalars({f"test/{name}": value for name, value in tested.items() if name not in POSTERIOR}, step)
+    bad = [f"test/{name}" for name, value in tested.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFinite(step, bad)
     embed(experiment, events, step)
+    events.scalars({f"test/{name}": value for name, value in tested.items() if name not in POSTERIOR}, step)
     seconds = state.training_seconds
     return {
         "epoch": config["epochs"],
         "step": step,
-        "weights_of_epoch": chosen,
+        "weights_of_epoch": record["epoch"],
         "train": _under("train", record),
         "validation": _under("validation", record),
         "test": {name: value for name, value in tested.items() if name not in POSTERIOR},
         "posterior": {name: value for name, value in tested.items() if name in POSTERIOR},
         "seconds": round(state.seconds, 3),
+        "warnings": state.warnings,
         "images_per_second": round(config["epochs"] * len(experiment.splits.train) / seconds, 1),
     }
 
@@ -219,13 +257,14 @@ def diverged(error: NotFinite, folder: RunDir) -> str:
 
 def clear(folder: RunDir) -> None:
     """Remove what an earlier run left in its folder, and nothing that is not a run's."""
-    own = "config.yaml checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt"
-    for name in own.split():
-        (folder.path / name).unlink(missing_ok=True)
     for event in folder.path.glob("events.*"):
         event.unlink()
     for name in ("samples", "interpolations", "evaluation", "projector"):
         shutil.rmtree(folder.path / name, ignore_errors=True)
+    # The configuration last: without it the rest would look like somebody else's files.
+    own = "checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
+    for name in own.split():
+        (folder.path / name).unlink(missing_ok=True)
 
 
 @contextmanager

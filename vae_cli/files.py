@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,40 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file; numbers that JSON has no word for are refused with ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(file: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file, which is made if need be, and give True; or without waiting give False where another
+    process holds it. The system takes the lock back from a process that has died, however it died.
+
+    On systems without such locks (Windows), and file systems without them, it is always given.
+    """
+    with open(file, "ab") as lock:
+        yield _lock(lock, wait)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock of a file; nothing is made or changed."""
+    try:
+        with open(file, "rb") as lock:
+            return not _lock(lock, wait=False)
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[bytes], wait: bool) -> bool:
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:
+        return True
+    try:
+        flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from vae_cli.errors import Failure, UserError, first_line, nearest
-from vae_cli.files import write_json, write_text
+from vae_cli.files import is_locked, write_json, write_text
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
@@ -45,6 +44,10 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def log_file(self) -> Path:
         return self.path / "train.log"
 
@@ -71,10 +74,10 @@ class RunDir:
         return summary if isinstance(summary, dict) else {}
 
     def status(self) -> Status:
-        """How far the run has come; a run whose process is no longer there was interrupted."""
+        """How far the run has come; a run that is under way holds its lock, and one that lost it was interrupted."""
         summary = self.summary()
         status = summary.get("status", "interrupted" if self.config_file.exists() else "new")
-        if status == "running" and not _is_alive(summary.get("host"), summary.get("pid")):
+        if status == "running" and not is_locked(self.lock_file):
             return "interrupted"
         return status
 
@@ -99,6 +102,8 @@ class RunDir:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the records of epochs that were trained after the checkpoint that is resumed, to be written again."""
@@ -158,15 +163,3 @@ def _listed(runs: list[Path], most: int = 12) -> str:
 def _last_written(run: Path) -> float:
     files = [run / "checkpoint.pt", run / "config.yaml"]
     return max(file.stat().st_mtime for file in files if file.exists())
-
-
-def _is_alive(host: Any, pid: Any) -> bool:
-    if host != socket.gethostname() or not isinstance(pid, int):
-        return host is not None and host != socket.gethostname()  # another machine's processes cannot be seen from here
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
@@ -34,7 +35,7 @@ class Inference:
     @cached_property
     def distortion(self) -> Tensor:
         """-log p(x|z), averaged over the draws of z."""
-        return _over_samples(-self.likelihood.log_prob(self.x))
+        return over_samples(-self.likelihood.log_prob(self.x))
 
     @cached_property
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
@@ -45,7 +46,7 @@ class Inference:
             return None
         # Against N(0, I) this is m^2 / 2 and (s^2 - 1 - ln s^2) / 2.
         log_ratio = 2 * (q.scale / p.scale).log()
-        return ((q.loc - p.loc) / p.scale).square() / 2, (log_ratio.exp() - 1 - log_ratio) / 2
+        return ((q.loc - p.loc) / p.scale).square() / 2, (torch.expm1(log_ratio) - log_ratio) / 2
 
     @cached_property
     def kl(self) -> Tensor:
@@ -87,11 +88,13 @@ class Inference:
             if self.normal_kl_parts is not None:
                 loc, scale = self.normal_kl_parts
                 terms |= {"rate_loc": loc.sum(-1), "rate_scale": scale.sum(-1)}
-            terms["elbo"] = -(self.distortion + self.rate)
+        if self.elbo is not None:
+            terms["elbo"] = self.elbo
         return terms
 
 
-def _over_samples(values: Tensor) -> Tensor:
+def over_samples(values: Tensor) -> Tensor:
+    """The mean (B,) of values (*S, B) over the draws of z."""
     return values if values.dim() == 1 else values.flatten(0, -2).mean(0)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second SIGINT stops at once."""
+    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -31,10 +33,14 @@ class Interruption:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        # Nothing but a plain write is safe here: the signal may have come in the middle of a print.
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once and loses what came after the last save\n")
 
-    def raise_noted(self) -> None:
-        """End the process as the signal would have: 130 for SIGINT, 143 for SIGTERM."""
+    def raise_noted(self, said: str) -> None:
+        """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM."""
+        if self.signal is None:
+            return
+        print(f"{said}; type the same command again to go on", file=sys.stderr)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal is not None:
-            raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + self.signal)

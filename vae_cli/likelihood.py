@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as BernoulliDistribution
-from torch.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Laplace as LaplaceDistribution
 from torch.distributions import Normal as NormalDistribution
@@ -84,33 +83,89 @@ class ContinuousBernoulli(Likelihood):
     needs = (GREY_VALUES,)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        # The mean is no closed form of the logit, but its derivative is the variance: Newton's method.
+        # The mean is no closed form of the logit, but its derivative is the variance: Newton's method, held back where
+        # the curve is flat.
+        mean = mean.clamp(0.01, 0.99)
         raw = torch.zeros_like(mean)
-        for _ in range(20):
-            distribution = ContinuousBernoulliDistribution(logits=raw, validate_args=False)
-            raw = (raw + (mean - distribution.mean) / distribution.variance).clamp(-12, 12)
+        for _ in range(100):
+            distribution = ContinuousBernoulliDistribution(raw)
+            raw = raw + ((mean - distribution.mean) / distribution.variance).clamp(-2, 2)
         return raw
 
     def forward(self, raw: Tensor) -> Distribution:
-        return over_pixels(ContinuousBernoulliDistribution(logits=raw, validate_args=False))
+        return over_pixels(ContinuousBernoulliDistribution(raw))
+
+
+class ContinuousBernoulliDistribution(Distribution):
+    """p(x) = e^(l x) l / (e^l - 1) on [0, 1], with the logit l.
+
+    torch's own clamps the probability in the normalizing constant and not beside it, so that it does not integrate to
+    one where |l| exceeds 16, and decoders of images go there. Everything here is computed from l itself, of which the
+    part that depends on the sign is split off.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        # Near 0 the formulas are 0 / 0, and their series are exact; there they are computed at 1 and not used.
+        self._near = logits.abs() < 0.05
+        self._far = torch.where(self._near, torch.ones_like(logits), logits.abs())
+        super().__init__(logits.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulliDistribution:
+        return ContinuousBernoulliDistribution(self.logits.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # ln((e^l - 1) / l) = l / 2 + ln(sinh(|l| / 2) / (|l| / 2))
+        square = self.logits.square()
+        series = square / 24 - square.square() / 2880
+        far = self._far / 2 + (-torch.expm1(-self._far)).log() - self._far.log()
+        return (value - 0.5) * self.logits - torch.where(self._near, series, far)
+
+    @property
+    def mean(self) -> Tensor:
+        far = 1 / -torch.expm1(-self._far) - 1 / self._far - 0.5
+        return 0.5 + torch.where(self._near, self.logits / 12 - self.logits**3 / 720, self.logits.sign() * far)
+
+    @property
+    def variance(self) -> Tensor:
+        half = self._far / 2
+        far = 1 / self._far.square() - ((-half).exp() / -torch.expm1(-self._far)).square()
+        return torch.where(self._near, 1 / 12 - self.logits.square() / 240, far)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, device=self.logits.device, dtype=self.logits.dtype)
+        # The inverse of the distribution function for l < 0; for l > 0 the same, seen from the other end.
+        falling = -torch.log1p(uniform * torch.expm1(-self._far)) / self._far
+        far = torch.where(self.logits > 0, 1 - falling, falling)
+        return torch.where(self._near, uniform + self.logits * uniform * (uniform - 1) / 2, far).clamp(0, 1)
 
 
 class _LocationScale(Likelihood):
-    """A location per pixel, loc = raw, and one scale for all pixels, which is fixed, learned or optimal."""
+    """A location per pixel, loc = raw, and one scale for all pixels, which is fixed, learned or optimal.
+
+    power says of what best_scale is a mean: of absolute residuals (1) or of their squares (2).
+    """
+
+    power: ClassVar[int]
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         if scale == "learned":
             self.scale: Number = OneLearnedScale()
         elif scale == "optimal":
-            self.scale = OptimalScale()
+            self.scale = OptimalScale(self.power)
         else:
             assert not isinstance(scale, str)
             self.scale = as_schedule(scale)
 
     def best_scale(self, residual: Tensor) -> Tensor:
         """The scale under which residuals x - loc are most probable, a 0-dimensional tensor."""
-        raise TypeError(f"{type(self).__name__} does not say which scale fits best: it has no method 'best_scale'.")
+        return residual.abs().pow(self.power).mean() ** (1 / self.power)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
         if isinstance(self.scale, OneLearnedScale | OptimalScale):
@@ -120,7 +175,7 @@ class _LocationScale(Likelihood):
     def fit(self, x: Tensor, raw: Tensor) -> None:
         if isinstance(self.scale, OptimalScale):
             with torch.no_grad():
-                self.scale.follow(self.best_scale(x - raw))
+                self.scale.follow(self.best_scale(x - raw), len(x))
 
 
 class Gaussian(_LocationScale):
@@ -130,11 +185,10 @@ class Gaussian(_LocationScale):
     sigma-VAE of Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, ICML 2021.
     """
 
+    power = 2
+
     def __init__(self, scale: Scale = "optimal") -> None:
         super().__init__(scale)
-
-    def best_scale(self, residual: Tensor) -> Tensor:
-        return residual.square().mean().sqrt()
 
     def forward(self, raw: Tensor) -> Distribution:
         return over_pixels(NormalDistribution(raw, self.scale(), validate_args=False))
@@ -146,11 +200,10 @@ class Laplace(_LocationScale):
     scale is a number or a schedule (fixed), `learned` by gradient, or `optimal`: the mean absolute error.
     """
 
+    power = 1
+
     def __init__(self, scale: Scale = "learned") -> None:
         super().__init__(scale)
-
-    def best_scale(self, residual: Tensor) -> Tensor:
-        return residual.abs().mean()
 
     def forward(self, raw: Tensor) -> Distribution:
         return over_pixels(LaplaceDistribution(raw, self.scale(), validate_args=False))
@@ -161,25 +214,29 @@ class OneLearnedScale(LearnedScale, Number):
 
 
 class OptimalScale(Number):
-    """One scale for all pixels, a running mean of the one that fits each training batch best.
+    """One scale for all pixels, the one that fits the last several hundred training images best.
 
-    At the best scale the loss is flat in it, so that following it instead of differentiating through it changes no
-    gradient. Training, evaluation and sampling use the same number: no batch of test images sets its own.
+    It is a running mean of the squares (of the values, for power 1) of the scales that fit each batch, each counted by
+    its images. At the best scale the loss is flat in it, so no gradient goes through it. Training, evaluation and
+    sampling use the same number: no batch of test images sets its own.
     """
 
     scale: Tensor
 
-    def __init__(self, share: float = 0.1, floor: float = 1e-3) -> None:
+    def __init__(self, power: int, images: int = 600, floor: float = 1e-3) -> None:
         super().__init__()
-        self.share, self.floor = share, floor
+        self.power, self.images, self.floor = power, images, floor
         self.register_buffer("scale", torch.ones(()))
 
     def set(self, scale: float) -> None:
         """Begin at this scale."""
         self.scale.fill_(scale)
 
-    def follow(self, scale: Tensor) -> None:
-        self.scale.lerp_(scale.clamp_min(self.floor), self.share)
+    def follow(self, scale: Tensor, count: int) -> None:
+        """Move towards the scale that fits a batch of count images."""
+        share = count / (count + self.images)
+        moved = torch.lerp(self.scale**self.power, scale**self.power, share) ** (1 / self.power)
+        self.scale.copy_(moved.clamp_min(self.floor))
 
     def forward(self) -> Tensor:
         return self.scale.clone()  # later batches change the buffer in place, and backward may still need this value

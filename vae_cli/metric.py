@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vae_cli.inference import Inference
 
+Sum = Tensor | float  # 0.0 until the first batch
+
 
 class Metric(Protocol):
     """A figure, or several, over all images that were shown."""
@@ -49,45 +51,44 @@ class Terms:
 
 
 class Posterior:
-    """Shape of the posterior over the images: active_units, loc_std, and where there is noise scale_mean, scale_min.
+    """Shape of the posterior over the images: loc_std, and where there is noise active_units, scale_mean, scale_min and
+    collapsed.
 
-    A unit is active where Var_x(loc_j) exceeds 0.01 of the prior's variance in that dimension, which for N(0, I) is
-    the definition of Burda et al. (2016) and for a prior of learned scale does not depend on the scale of z.
+    active_units counts the dimensions in which Var_x(loc_j) exceeds 0.01 of the mean of scale_j^2. Burda et al. (2016)
+    count Var_x(loc_j) > 0.01: an idle dimension of a learned sigma has the prior's scale 1, where the two agree, and
+    unlike theirs this count does not change with the scale of z. A point mass has nothing to compare with: no count.
     loc_std is the root of the mean over dimensions of Var_x(loc_j); scale_mean and scale_min go over images and
     dimensions; collapsed is the share of dimensions whose mean scale is below 1 % of the standard deviation of loc.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.loc: Tensor | None = None
-        self.square: Tensor | None = None
-        self.scale: Tensor | None = None
-        self.least: Tensor | None = None
-        self.prior_variance: Tensor | None = None
+        self.loc: Sum = 0.0
+        self.square: Sum = 0.0
+        self.scale: Sum = 0.0
+        self.scale_square: Sum = 0.0
+        self.least = math.inf
 
     def update(self, inference: Inference, penalty: Tensor) -> None:
         loc = inference.loc.detach().double()
-        self.loc = loc.sum(0) if self.loc is None else self.loc + loc.sum(0)
-        self.square = loc.square().sum(0) if self.square is None else self.square + loc.square().sum(0)
+        self.loc = self.loc + loc.sum(0)
+        self.square = self.square + loc.square().sum(0)
         if inference.scale is not None:
-            scale = inference.scale.detach()
-            total, least = scale.double().sum(0), scale.amin(0)
-            self.scale = total if self.scale is None else self.scale + total
-            self.least = least if self.least is None else torch.minimum(self.least, least)
-        self.prior_variance = inference.prior.variance.detach()
+            scale = inference.scale.detach().double()
+            self.scale = self.scale + scale.sum(0)
+            self.scale_square = self.scale_square + scale.square().sum(0)
+            self.least = min(self.least, float(scale.min()))
         self.count += len(loc)
 
     def compute(self) -> dict[str, float]:
-        if self.loc is None or self.square is None or self.prior_variance is None:
+        if not isinstance(self.loc, Tensor) or not isinstance(self.square, Tensor):
             return {}
         variance = (self.square / self.count - (self.loc / self.count).square()).clamp_min(0)
-        values = {
-            "active_units": float((variance > 0.01 * self.prior_variance).sum()),
-            "loc_std": float(variance.mean().sqrt()),
-        }
-        if self.scale is not None and self.least is not None:
+        values = {"loc_std": float(variance.mean().sqrt())}
+        if isinstance(self.scale, Tensor) and isinstance(self.scale_square, Tensor):
             mean = self.scale / self.count
+            values["active_units"] = float((variance > 0.01 * self.scale_square / self.count).sum())
             values["scale_mean"] = float(mean.mean())
-            values["scale_min"] = float(self.least.min())
+            values["scale_min"] = self.least
             values["collapsed"] = float((mean < 0.01 * variance.sqrt()).double().mean())
         return values

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,11 @@ class Network(ABC):
     """A kind of network, from which an encoder and a decoder are built.
 
     output_bias says what the decoder draws before training: the `mean` of the training images, where the likelihood
-    has a parameter for it (Burda et al. 2016), or what `zero` stands for.
+    has a parameter for it (Burda et al. 2016), or whatever an output of zero stands for.
     """
+
+    # Whether every pixel has an output bias of its own, or all pixels of a channel share one.
+    bias_per_pixel: ClassVar[bool] = True
 
     def __init__(self, output_bias: OutputBias = "mean") -> None:
         self.output_bias = output_bias
@@ -91,6 +94,8 @@ class Conv(Network):
     """Strided 4x4 convolutions that halve the image until a side is 4 or less, one fully connected layer, and the
     mirror of it. For images of 8 to 128 pixels a side."""
 
+    bias_per_pixel = False
+
     def __init__(
         self,
         width: Count = 32,
@@ -142,6 +147,8 @@ class ResNet(Network):
     """Pre-activation residual blocks with group normalization at every resolution, from the whole image down to a side
     of 4 or less, and the mirror of it. He et al., Identity Mappings in Deep Residual Networks, 2016. For images of 8 to
     128 pixels a side."""
+
+    bias_per_pixel = False
 
     def __init__(
         self,
@@ -215,7 +222,7 @@ def output_linear(inputs: int, start: Tensor) -> nn.Linear:
 
 
 def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
-    """Give the last layer, a convolution, start's mean over each channel as its bias."""
+    """Give the last layer, a convolution, what start is all over a channel as its bias."""
     bias = layers[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vae_cli.errors import UserError, nearest
-from vae_cli.schedule import Constant, Schedule, as_schedule
+from vae_cli.schedule import Constant, as_schedule
 
 
 class ScheduledOptimizer:
@@ -19,9 +19,7 @@ class ScheduledOptimizer:
     arguments are those of the class, lr a number or a Schedule. Raises UserError for what the class does not take.
     """
 
-    def __init__(
-        self, kind: Callable[..., Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, kind: type[Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]) -> None:
         allowed = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
         for key in arguments:
             if key not in allowed:
@@ -29,7 +27,10 @@ class ScheduledOptimizer:
                     f"optimizer.{key} is no argument of {kind.__name__}.{nearest(key, allowed)} "
                     f"Allowed are {', '.join(allowed)}."
                 )
-        self.lr: Schedule = as_schedule(arguments["lr"]) if "lr" in arguments else as_schedule(1e-3)
+        if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
+        # What is not given is the class's own default.
+        self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
         # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
         try:

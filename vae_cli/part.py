@@ -16,6 +16,11 @@ class Need(NamedTuple):
     reason: str
 
 
+def offers(part: Any, word: str) -> bool:
+    """Whether a part says that it provides something."""
+    return word in getattr(part, "provides", ())
+
+
 def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """Refuse a combination that mathematics does not define.
 
@@ -25,7 +30,7 @@ def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None
     for axis, part in parts.items():
         for need in getattr(part, "needs", ()):
             other = parts[need.axis]
-            if need.word not in getattr(other, "provides", ()):
+            if not offers(other, need.word):
                 raise UserError(
                     f"{axis}={choices[axis]} cannot be combined with {need.axis}={choices[need.axis]}: {need.reason}."
                 )

@@ -16,15 +16,18 @@ from vae_cli.scale import LearnedScale, diagonal_normal
 class Prior(nn.Module):
     """A prior: forward() gives p(z).
 
-    provides  "dimensions" where p(z) is a product over latent dimensions, so that the rate splits into theirs
+    provides  "dimensions" where p(z) is a product over latent dimensions, so that the rate splits into theirs;
+              "given" where there is nothing in it to learn
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset({"dimensions"})
+    provides: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[tuple[Need, ...]] = ()
 
 
 class StandardNormal(Prior):
     """N(0, I)."""
+
+    provides = frozenset({"dimensions", "given"})
 
     loc: Tensor
     scale: Tensor
@@ -45,6 +48,7 @@ class ScaledNormal(Prior):
     Under it a fixed sigma = 1 is one learned sigma per dimension that all images share, up to the scale of z.
     """
 
+    provides = frozenset({"dimensions"})
     needs = (
         Need(
             "sigma",

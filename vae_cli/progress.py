@@ -22,10 +22,10 @@ def is_milestone(epoch: int, epochs: int) -> bool:
 class Progress:
     """The progress of one training, and warnings in words, each said once."""
 
-    def __init__(self, console: Console, epochs: int, steps: int, images: int) -> None:
+    def __init__(self, console: Console, epochs: int, steps: int, images: int, warnings: list[str]) -> None:
         self.console = console
         self.epochs, self.steps, self.images = epochs, steps, images
-        self.warnings: list[str] = []
+        self.warnings = list(warnings)
         self._bar = RichProgress(
             TextColumn("[bold]epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vae_cli.check import NonNegative
-from vae_cli.inference import Inference
+from vae_cli.inference import Inference, over_samples
 from vae_cli.part import Need
 from vae_cli.schedule import Schedule, as_schedule
 
 Weight = NonNegative | Schedule
+
+GIVEN = Need("prior", "given", "what the prior could learn has no part in this loss; type prior=standard_normal")
 
 
 class Regularizer(nn.Module):
@@ -84,17 +86,20 @@ class Energy(Regularizer):
     RAE-L2 of Ghosh et al., From Variational to Deterministic Autoencoders, 2020.
     """
 
+    needs = (GIVEN,)
+
     def __init__(self, beta: Weight = 1.0) -> None:
         super().__init__()
         self.beta = as_schedule(beta)
 
     def forward(self, inference: Inference) -> Tensor:
-        energy = inference.z.square().sum(-1) / 2
-        return self.beta() * (energy if energy.dim() == 1 else energy.flatten(0, -2).mean(0))
+        return self.beta() * over_samples(inference.z.square().sum(-1) / 2)
 
 
 class Nothing(Regularizer):
     """No price: the loss is the distortion."""
+
+    needs = (GIVEN,)
 
     def forward(self, inference: Inference) -> Tensor:
         return torch.zeros_like(inference.distortion)

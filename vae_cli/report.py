@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +46,6 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     best = [folder.best_file] if folder.best_file.exists() else []
     written = [folder.checkpoint_file, *best, folder.summary_file, folder.metrics_file]
     console.print(f"written: {folder.path}/ with {', '.join(p.name for p in written)}", soft_wrap=True, highlight=False)
-    commands = [f"vae sample {folder.path}", f"vae interpolate {folder.path}"]
-    commands.append(f"tensorboard --logdir {summary['config']['runs_dir']}")
+    run, runs = shlex.quote(str(folder.path)), shlex.quote(summary["config"]["runs_dir"])
+    commands = [f"vae sample {run}", f"vae interpolate {run}", f"tensorboard --logdir {runs}"]
     console.print("next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_cli.build import build, build_model, find_device
+from vae_cli.build import build, build_model, find_device, fingerprint
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.dataset import Dataset, Splits
-from vae_cli.errors import Failure, first_line
+from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.evaluation import questioned
 from vae_cli.folder import RunDir, find_run
 from vae_cli.model import VAE
@@ -44,6 +44,7 @@ class Run:
         self.weights_file = self.folder.best_file if use_best else self.folder.checkpoint_file
         state = load_checkpoint(self.weights_file, self.device)
         self.step: int = state["step"]
+        self._images: str | None = state.get("images")
         self.shape: tuple[int, int, int] = tuple(state["shape"])
         self.model: VAE = build_model(self.config, self.shape)
         try:
@@ -60,6 +61,11 @@ class Run:
     def splits(self) -> Splits:
         """The images, loaded when they are first asked for. Raises UserError or Failure as the data set does."""
         splits: Splits = build(self.config["dataset"], "dataset", Dataset).load()
+        if self._images not in (None, fingerprint(splits)):
+            raise UserError(
+                f"The images of {self.path} have changed since it was trained: its test images may be among those that "
+                "it was trained on. Train a new run on them."
+            )
         return splits
 
     def images(self, x: Tensor) -> Tensor:

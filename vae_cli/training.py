@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from vae_cli.build import Experiment, stream
+from vae_cli.build import Experiment, fingerprint, stream
 from vae_cli.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.dataset import Split
-from vae_cli.evaluation import evaluate, questioned
+from vae_cli.errors import Failure, UserError, first_line
+from vae_cli.evaluation import evaluate, questioned, random_state, set_random_state
 from vae_cli.events import EventWriter
 from vae_cli.folder import RunDir
 from vae_cli.image import grid
@@ -34,6 +35,8 @@ class State:
     seconds: float = 0.0
     training_seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)  # of the last epoch
+    warnings: list[str] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
 
 
@@ -71,15 +74,15 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
                 state.step += 1
                 with torch.no_grad():
                     state.meter.add(state.step, inference.terms(penalty))
-                if state.step % config["log_every"] == 0:
+                if state.step % min(config["log_every"], steps) == 0:
                     log_step(experiment, events, progress, state)
                 if state.step % steps and (interruption.signal or clock.is_due()):
                     save(experiment, run, events, state, clock)
-                    interruption.raise_noted()
+                    interruption.raise_noted(f"stopped at step {state.step}")
 
             end_epoch(experiment, run, events, progress, state, clock, epoch + 1)
             save(experiment, run, events, state, clock)
-            interruption.raise_noted()
+            interruption.raise_noted(f"stopped at step {state.step}")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
@@ -129,10 +132,12 @@ def end_epoch(
     events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
     if is_milestone(epoch, config["epochs"]):
         picture(experiment, events, state.step)
-    run.append_metrics({"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record})
+    state.record = {"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record}
+    run.append_metrics(state.record)
     if len(held_out):
-        keep_best(experiment, run, state, measured["loss"], epoch)
+        keep_best(experiment, run, state, measured["loss"])
     progress.epoch(epoch, record, measured)
+    state.warnings = progress.warnings
     clock.start()
 
 
@@ -147,16 +152,17 @@ def monitored(experiment: Experiment) -> Split:
     return Split(train.images, train.labels, train.index[:MONITORED])
 
 
-def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float, epoch: int) -> None:
+def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) -> None:
     """Keep the weights if their validation loss is the least under the weights and scales that the loss now has.
 
     Losses under another beta cannot be compared: while a schedule moves, the newest weights count as the best.
     """
     moving = {name: float(n()) for name, n in numbers(experiment).items() if isinstance(n, Schedule)}
     if not state.best or state.best["numbers"] != moving or loss < state.best["loss"]:
-        state.best = {"loss": loss, "numbers": moving, "epoch": epoch, "step": state.step}
+        state.best = {"loss": loss, "numbers": moving, "record": state.record}
         shape = list(experiment.splits.train.images.shape[1:])
-        save_checkpoint(run.best_file, {"step": state.step, "shape": shape, "model": experiment.model.state_dict()})
+        images, weights = fingerprint(experiment.splits), experiment.model.state_dict()
+        save_checkpoint(run.best_file, {"step": state.step, "shape": shape, "images": images, "model": weights})
 
 
 def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
@@ -201,8 +207,10 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
             "optimizer": experiment.optimizer.state_dict(),
             "meter": meter,
             "best": state.best,
-            "rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "record": state.record,
+            "warnings": state.warnings,
+            "images": fingerprint(experiment.splits),
+            "random": random_state(device),
         },
     )
     clock.saved()
@@ -210,16 +218,24 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
 
 def restore(experiment: Experiment, run: RunDir) -> State:
     """Go back to the newest checkpoint. Raises UserError or Failure where it cannot be used."""
-    state = load_checkpoint(run.checkpoint_file, experiment.device)
-    experiment.model.load_state_dict(state["model"])
-    experiment.regularizer.load_state_dict(state["regularizer"])
-    experiment.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"].cpu())
-    if state["device_rng"] is not None and experiment.device.type == "cuda":
-        torch.cuda.set_rng_state(state["device_rng"].cpu(), experiment.device)
-    restored = State(state["step"], state["seconds"], state["training_seconds"], state["best"])
-    restored.meter.load_state_dict(state["meter"])
-    return restored
+    saved = load_checkpoint(run.checkpoint_file, experiment.device)
+    if saved.get("images") != fingerprint(experiment.splits):
+        raise UserError(
+            f"The images of {run.path} have changed since it was trained, and its test images may be among those that "
+            "it would now be trained on. Type another run_name=..., or overwrite=true to start anew."
+        )
+    state = State()
+    try:
+        experiment.model.load_state_dict(saved["model"])
+        experiment.regularizer.load_state_dict(saved["regularizer"])
+        experiment.optimizer.load_state_dict(saved["optimizer"])
+        set_random_state(saved["random"], experiment.device)
+        state.meter.load_state_dict(saved["meter"])
+        for name in ("step", "seconds", "training_seconds", "best", "record", "warnings"):
+            setattr(state, name, saved[name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise Failure(f"{run.checkpoint_file} does not fit {run.config_file}: {first_line(error)}") from error
+    return state
 
 
 class Clock:

@@ -50,6 +50,8 @@ def main(
     if len(files) % 2:
         raise UserError(f"--file was given {len(files)} times; give two for each pair.")
     trained = Run(find_run(run, runs_dir), weights, device, data_dir)
+    if not files and len(trained.splits.test) < 2:
+        raise UserError(f"{trained.path} has fewer than two test images; type --file one.png --file two.png")
     with questioned(trained.model, seed, trained.device):
         if traverse:
             _traverse(trained, span, steps, seed, gif, out)
@@ -150,7 +152,10 @@ def _traverse(run: Run, span: float, steps: int, seed: int, gif: bool, out: Path
     """Move each dimension of one code over span standard deviations of all codes, the costliest dimension first."""
     seen = inferences(run, run.splits.test, MEASURED)
     loc = torch.cat([inference.loc for inference in seen])
-    mean, deviation = loc.mean(0), loc.std(0)
+    # The aggregate posterior's: that of the means, and that of the noise.
+    scales = [inference.scale.square() for inference in seen if inference.scale is not None]
+    noise = torch.cat(scales).mean(0) if scales else torch.zeros_like(loc[0])
+    mean, deviation = loc.mean(0), (loc.var(0) + noise).sqrt()
     rates = [inference.rate_per_dimension for inference in seen if inference.rate is not None]
     costs = torch.cat([r for r in rates if r is not None]).mean(0) if rates and rates[0] is not None else None
     order = (deviation if costs is None else costs).argsort(descending=True)[:TRAVERSED]
@@ -165,9 +170,9 @@ def _traverse(run: Run, span: float, steps: int, seed: int, gif: bool, out: Path
     sizes = (deviation if costs is None else costs)[order].tolist()
     labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
     frames = _film([grid(images[:, step], 8) for step in range(steps)]) if gif else None
-    what = "spread of loc" if costs is None else "rate"
+    what = "spread" if costs is None else "rate"
     print(
-        f"The code of test image {base}; each row moves one dimension over +-{span:g} standard deviations of the codes."
+        f"The code of test image {base}; each row moves one dimension over +-{span:g} standard deviations of all codes."
     )
     print(f"Rows are ordered by {what}" + (f"; the first {TRAVERSED} are shown." if loc.shape[1] > TRAVERSED else "."))
     stem = place(run.path, "interpolations", "traversals", out)

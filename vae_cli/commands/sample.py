@@ -14,6 +14,7 @@ from vae_cli.folder import find_run
 from vae_cli.image import grid
 from vae_cli.indices import parse_indices
 from vae_cli.output import place, write
+from vae_cli.part import offers
 from vae_cli.run import Run
 
 SHOWN = 1024  # images in a picture; the arrays hold all
@@ -40,7 +41,7 @@ def main(
     trained = Run(find_run(run, runs_dir), weights, device, data_dir)
     if source is None:
         source = "prior"
-        if "noise" not in getattr(trained.model.sigma, "provides", ("noise",)):
+        if not offers(trained.model.sigma, "noise"):
             source = "mixture"
             print(
                 f"sigma={trained.config['choices']['sigma']} adds no noise, so that nothing made its codes fit the "
@@ -50,8 +51,8 @@ def main(
     if source == "posterior":
         _posterior(trained, images, draws, temperature, seed, draw, out)
         return
-    z = draw_codes(trained, source, count, temperature, components, seed)
-    with questioned(trained.model, seed, trained.device):
+    with questioned(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
+        z = draw_codes(trained, source, count, temperature, components, seed)
         drawn = decode(trained, z, draw)
     picture = grid(drawn[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
     _say(write(place(trained.path, "samples", source, out), picture, {"z": z.numpy(), "images": drawn.numpy()}))
@@ -67,7 +68,8 @@ def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int,
         loc = inference.loc
         z = torch.lerp(loc, inference.z, temperature).transpose(0, 1)  # (B, draws, D)
         mean = decode(run, loc)
-        drawn = decode(run, z.flatten(0, 1), draw).unflatten(0, z.shape[:2])
+        means = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        drawn = decode(run, z.flatten(0, 1), draw=True).unflatten(0, z.shape[:2]) if draw else means
     x = inference.x.cpu()
     rows = torch.cat([x[:, None], mean[:, None], drawn], 1)
     labels = [f"test {number}" for number in chosen.tolist()]
@@ -75,8 +77,11 @@ def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int,
     arrays = {"index": chosen, "inputs": x, "loc": loc.cpu(), "mean": mean, "z": z.cpu(), "images": drawn}
     paths = write(place(run.path, "samples", "posterior", out), picture, {k: v.numpy() for k, v in arrays.items()})
     print(f"From left to right: the test image, its reconstruction from the mean code, and {draws} draws of the code.")
-    spread = (drawn - drawn.mean(1, keepdim=True)).square().mean().sqrt()
-    print(f"Root mean squared difference that the noise makes in a pixel: {float(spread):.4f}")
+    if inference.scale is None:
+        print("All draws of a code are the same: its posterior is a point mass.")
+    else:
+        spread = (means - means.mean(1, keepdim=True)).square().mean().sqrt()
+        print(f"Root mean squared difference that epsilon makes in the mean of a pixel: {float(spread):.4f}")
     _say(paths)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,8 @@ from vae_cli.errors import UserError
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
 
-class Finished(UserError):
-    """The run has been trained before, and there is nothing to do."""
-
-    exit_code = 0
-
-
-def main(overrides: Sequence[str], trust: Sequence[str] = (), **flags: Any) -> None:
+def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
-    if trust:
-        os.environ["VAE_TRUST"] = " ".join([os.environ.get("VAE_TRUST", ""), *trust]).strip()
     with hydra_front.check_sweeps(SweepCheck()):
         hydra_front.run(task, list(overrides), **flags)
 
@@ -62,13 +53,13 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     model that it names: a run that cannot be trained leaves nothing behind. Raises UserError, or Finished.
     """
     from vae_cli.build import build_experiment
-    from vae_cli.experiment import look_at
+    from vae_cli.experiment import Finished, finished_message, look_at
     from vae_cli.folder import RunDir
 
     path = named_folder(_root_)
     plain = to_plain(_root_)
     if look_at(RunDir(path), plain) == "finished":
-        raise Finished(finished_message(path))
+        raise Finished(finished_message(_relative(path)))
     _checked[str(path.absolute())] = build_experiment(plain)
     return str(path.absolute())
 
@@ -85,7 +76,7 @@ class SweepCheck:
     def __call__(self, config: DictConfig) -> bool:
         """Check one job as far as needs no data; False where it has been trained before. Raises UserError."""
         from vae_cli.build import check_config
-        from vae_cli.experiment import look_at
+        from vae_cli.experiment import finished_message, look_at
         from vae_cli.folder import RunDir
 
         path, plain = named_folder(config), to_plain(config)
@@ -94,16 +85,9 @@ class SweepCheck:
             raise UserError(f"two jobs of this sweep would be the same run, {path}: they do not differ in the result.")
         self._folders.add(path)
         if look_at(RunDir(path), plain) == "finished":
-            print(finished_message(path))
+            print(finished_message(_relative(path)))
             return False
         return True
-
-
-def finished_message(path: Path) -> str:
-    return (
-        f"{_relative(path)} is finished, and left alone. To train it further type a larger epochs=..., "
-        f"to start anew overwrite=true, to look at it: vae sample {_relative(path)}"
-    )
 
 
 def _relative(path: Path) -> Path:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vae_cli.errors import Failure, UserError
+from vae_cli.files import locked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,14 +82,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
     together download or pack once. The system ends the wait when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as lock:
-        try:
-            from fcntl import LOCK_EX, flock
-        except ImportError:  # Windows: the work may be done twice, and the result is the same
-            pass
-        else:
-            with suppress(OSError):  # a file system without locks, likewise
-                flock(lock, LOCK_EX)
+    with locked(folder / ".lock"):
         yield
 
 
