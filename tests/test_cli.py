@@ -151,7 +151,7 @@ def call(*words: str) -> None:
 
 
 def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VAE_TRUST", raising=False)
+    monkeypatch.setenv("VAE_TRUST", "")
     call("train", "sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3")
     args, flags = calls["train"]
     assert args == (["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"],)
@@ -164,14 +164,18 @@ def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.M
         "config_name": None,
         "config_dir": "here",
         "hydra_help": False,
-        "trust": ["mine"],
     }
 
 
-def test_trusted_modules_come_from_the_environment_too(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", [["train"], ["sample", "latest"], ["interpolate", "latest"]], ids=" ".join)
+def test_trust_is_for_this_command_and_all_that_it_starts(
+    words: list[str], calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VAE_TRUST", "one two")
-    call("train")
-    assert calls["train"][1]["trust"] == ["one", "two"]
+    call(*words)
+    assert os.environ["VAE_TRUST"] == "one two"
+    call(*words, "--trust", "three", "--trust", "four")
+    assert os.environ["VAE_TRUST"] == "three four"
 
 
 def test_sample_and_interpolate_and_runs(calls: Any) -> None:
@@ -569,7 +573,7 @@ def test_settings_of_a_swept_choice_reach_the_jobs_that_have_them(front: Any) ->
     # Hydra itself would refuse likelihood.scale, which the default likelihood does not have.
     front("likelihood=gaussian,laplace", "likelihood.scale=1.5", multirun=True)
     assert [plain["likelihood"]["scale"] for plain in RAN] == [1.5, 1.5]
-    front("+schedule@regularizer.beta=linear,cosine", "regularizer.beta.epochs=7", multirun=True)
+    front("+schedule@regularizer.beta=linear,cyclic", "regularizer.beta.epochs=7", multirun=True)
     assert [plain["regularizer"]["beta"]["epochs"] for plain in RAN[2:]] == [7, 7]
     with pytest.raises(UserError, match="sigma=learned has no 'value'; sigma=fixed has"):
         front("sigma=learned,fixed", "sigma.value=2", multirun=True)
