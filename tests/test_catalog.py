@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vae_cli import catalog
+from vae_cli.folder import find_runs
 
 CHOICES = [(group, choice) for group in catalog.groups().values() for choice in group.choices.values()]
 
@@ -76,8 +77,8 @@ def test_run_folders_are_found_at_any_depth_and_not_inside_runs(tmp_path: Path) 
     for name in ("digits/a", "digits/deep/b", "digits/a/samples", ".sweeps/x"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
-    assert catalog.run_folders(tmp_path) == [str(tmp_path / "digits/a"), str(tmp_path / "digits/deep/b")]
-    assert catalog.run_folders(tmp_path / "nowhere") == []
+    assert find_runs(tmp_path) == [tmp_path / "digits/a", tmp_path / "digits/deep/b"]
+    assert find_runs(tmp_path / "nowhere") == []
 
 
 def test_an_installed_package_reads_the_configurations_inside_it(

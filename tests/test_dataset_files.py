@@ -21,8 +21,8 @@ import yaml
 from PIL import Image
 
 from vae_cli.dataset import ImageFolder, Split, Torchvision, data_folder, pack
-from vae_cli.dataset.pack import to_pixels
 from vae_cli.errors import Failure, UserError
+from vae_cli.image import to_pixels
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"

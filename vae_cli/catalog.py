@@ -120,19 +120,6 @@ def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[
     ]
 
 
-def run_folders(runs_dir: Path) -> list[str]:
-    """Return the finished and unfinished runs below a folder, as paths, sorted."""
-    found: list[str] = []
-    pending = [runs_dir]
-    while pending:
-        folder = pending.pop()
-        if (folder / "config.yaml").is_file():  # nothing inside a run is a run
-            found.append(str(folder))
-        else:
-            pending += [path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found)
-
-
 @dataclass(frozen=True)
 class _Key:
     path: tuple[str, ...]

@@ -164,10 +164,10 @@ def _words_typed() -> list[str]:
 
 
 def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    from vae_cli import catalog
+    from vae_cli.folder import find_runs
 
-    folders = catalog.run_folders(Path(ctx.params.get("runs_dir") or "runs"))
-    return [word for word in ["latest", *folders] if word.startswith(incomplete)]
+    folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
+    return [word for word in ["latest", *map(str, folders)] if word.startswith(incomplete)]
 
 
 def _trust(modules: list[str] | None) -> None:

@@ -26,4 +26,4 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another program's error says in its first line, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

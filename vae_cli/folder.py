@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.files import is_locked, write_json, write_text
 
@@ -53,6 +51,8 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The whole configuration of the run. Raises UserError where there is none, Failure where it is damaged."""
+        import yaml  # not needed to find runs, as completion does
+
         try:
             config = yaml.safe_load(self.config_file.read_text())
         except FileNotFoundError as error:
@@ -82,6 +82,8 @@ class RunDir:
         return status
 
     def write_config(self, config: Mapping[str, Any]) -> None:
+        import yaml
+
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
 

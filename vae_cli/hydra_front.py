@@ -38,7 +38,7 @@ from omegaconf.errors import (
 )
 
 from vae_cli import catalog
-from vae_cli.errors import Failure, UserError, nearest
+from vae_cli.errors import Failure, UserError, first_line, nearest
 
 Check = Callable[[DictConfig], bool]
 
@@ -336,13 +336,13 @@ def translate(
     if isinstance(error, MissingConfigException):
         return UserError(_missing_message(error, overrides, config_name, groups))
     if isinstance(error, InstantiationException):
-        return UserError(_first_line(error))
+        return UserError(first_line(error))
     if isinstance(error, (ConfigCompositionException, HydraException)) or "Config group override" in str(error):
-        return UserError(_override_message(overrides, groups) or _first_line(error))
+        return UserError(_override_message(overrides, groups) or first_line(error))
     if type(error).__module__.startswith("yaml."):
         return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
     if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
-        return UserError(_first_line(error))
+        return UserError(first_line(error))
     return None
 
 
@@ -391,7 +391,7 @@ def _missing_message(
         extra, distribution = _PLUGINS[missing]
         return f"{group}={choice} is not installed: type {_install(extra, distribution)}."
     if not group or not error.options:
-        return _first_line(error)
+        return first_line(error)
     options = sorted(error.options)
     message = f"'{choice}' is no choice of {group}.{nearest(choice, options)} Choices: {', '.join(options)}."
     # Not given by hand: a preset asks for it.
@@ -427,12 +427,12 @@ def _omegaconf_message(
     if isinstance(error, UnsupportedInterpolationType):
         kind = re.search(r"interpolation type (\w+)", str(error))
         where = next((f"'{word}'" for word in overrides if kind and f"${{{kind[1]}:" in word), key)
-        return f"{where}: {_first_line(error)}. What there is looks like ${{latent}}, ${{oc.env:HOME}} or ${{now:%Y}}."
+        return f"{where}: {first_line(error)}. What there is looks like ${{latent}}, ${{oc.env:HOME}} or ${{now:%Y}}."
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and key:
         return _unknown_key_message(key, error.parent_node, overrides, groups)
     own = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
     where = f"'{own[0]}'" if own else key
-    return f"{where}: {_first_line(error)}" if where else _first_line(error)
+    return f"{where}: {first_line(error)}" if where else first_line(error)
 
 
 def _unknown_key_message(full_key: str, parent: Any, overrides: Sequence[str], groups: dict[str, catalog.Group]) -> str:
@@ -557,11 +557,6 @@ def _example(name: str, groups: dict[str, catalog.Group]) -> str:
         return f"Type {name}=VALUE.{'' if '.' in name else nearest(name, words)}"
     comment = f": {setting.comment}" if setting.comment else ""
     return f"Type {name}={setting.default} for the default{comment}."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _words(overrides: Sequence[str]) -> str:

@@ -114,14 +114,12 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     The shorter side is scaled to fit and the middle is kept; what is transparent becomes white.
     Raises `UserError` for a file that is missing or is no image.
     """
-    import numpy as np
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    channels, height, width = shape
     try:
         with Image.open(path) as file:
-            image = _opaque(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB")
+            pixels = to_pixels(file, shape)
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
@@ -129,20 +127,51 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     # What the readers of Pillow raise for broken files.
     except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error
-    pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
 
 
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """Return an image of any mode as grey ("L") or color ("RGB") with 8 bits a channel, on white."""
+def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the part of an image that is kept: the centered square of `crop` pixels
+    or, without one, the largest centered part with the proportions of `shape`. UserError where the crop is larger."""
+    if crop is not None and crop > min(height, width):
+        raise UserError(
+            f"dataset.crop={crop} is larger than an image of {height} by {width} pixels. "
+            f"Give {min(height, width)} or less, or null."
+        )
+    part_height = crop or max(1, min(height, round(width * shape[1] / shape[2])))
+    part_width = crop or max(1, min(width, round(height * shape[2] / shape[1])))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def to_pixels(
+    image: Image.Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
+) -> NDArray[np.uint8]:
+    """Return a picture of any mode and size as levels uint8 (C, H, W), C = 1 or 3.
+
+    It is turned as its EXIF data say, laid on the background where it is transparent, cut to its middle and resized
+    with anti-aliasing.
+    """
     import numpy as np
-    from PIL import Image
+    from PIL import Image as Pillow
+    from PIL import ImageOps
 
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
-        top = 1.0 if image.mode == "F" else 65535.0
-        levels = np.nan_to_num(np.asarray(image, dtype=np.float64) / top, nan=0.0).clip(0, 1)
-        return Image.fromarray((levels * 255).round().astype(np.uint8)).convert(mode)
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    # A JPEG far larger than wanted is decoded at a fraction of its size, still at least twice what is wanted.
+    if crop is None:
+        image.draft(None, (2 * width, 2 * height))
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit grey, which convert would clip at 255
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        # A floating-point image says nothing of its range: values up to 1 are taken for shares, others for levels.
+        top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1 else 255.0
+        image = Pillow.fromarray(((grey / top).clip(0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
+        paper = Pillow.new("RGBA", image.size, background)
+        image = Pillow.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert(mode)
+    top, left, rows, columns = middle(image.height, image.width, shape, crop)
+    image = image.crop((left, top, left + columns, top + rows))
+    # The filter of a reduction is as wide as the reduction asks for: this is what makes it anti-aliased.
+    image = image.resize((width, height), Pillow.Resampling.BILINEAR)
+    return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -23,11 +23,11 @@ from vae_cli.dataset.pack import (
     in_threads,
     open_pack,
     pack_folder,
-    to_pixels,
     write_pack,
 )
 from vae_cli.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.errors import UserError
+from vae_cli.image import to_pixels
 
 NAMED = 5  # files that a message names before it stops
 # What Pillow raises for a file that it cannot read, besides DecompressionBombError.

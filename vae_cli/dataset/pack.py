@@ -25,7 +25,7 @@ from vae_cli.errors import Failure, UserError
 from vae_cli.files import locked
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 FORMAT = 1  # of a pack; another number and all are packed again
 IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
@@ -195,46 +195,3 @@ def in_threads(
             results = list(threads.map(read, range(start, min(start + step, count))))
             bar.advance(task, len(results))
             yield results
-
-
-def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of the part of an image that is kept: the centered square of `crop` pixels
-    or, without one, the largest centered part with the proportions of `shape`. UserError where the crop is larger."""
-    if crop is not None and crop > min(height, width):
-        raise UserError(
-            f"dataset.crop={crop} is larger than an image of {height} by {width} pixels. "
-            f"Give {min(height, width)} or less, or null."
-        )
-    part_height = crop or max(1, min(height, round(width * shape[1] / shape[2])))
-    part_width = crop or max(1, min(width, round(height * shape[2] / shape[1])))
-    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
-
-
-def to_pixels(
-    image: Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
-) -> NDArray[np.uint8]:
-    """Return a picture of any mode and size as levels uint8 (C, H, W), C = 1 or 3.
-
-    It is turned as its EXIF data say, laid on the background where it is transparent, cut to its middle and resized
-    with anti-aliasing.
-    """
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    channels, height, width = shape
-    mode = "L" if channels == 1 else "RGB"
-    # A JPEG far larger than wanted is decoded at a fraction of its size, still at least twice what is wanted.
-    if crop is None:
-        image.draft(None, (2 * width, 2 * height))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which convert would clip at 255
-        image = Pillow.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, background), image)
-    image = image.convert(mode)
-    top, left, rows, columns = middle(image.height, image.width, shape, crop)
-    image = image.crop((left, top, left + columns, top + rows))
-    # The filter of a reduction is as wide as the reduction asks for: this is what makes it anti-aliased.
-    image = image.resize((width, height), Pillow.Resampling.BILINEAR)
-    return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

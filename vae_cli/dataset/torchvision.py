@@ -25,14 +25,13 @@ from vae_cli.dataset.pack import (
     cannot_write,
     data_folder,
     in_threads,
-    middle,
     open_pack,
     pack_folder,
-    to_pixels,
     write_pack,
 )
 from vae_cli.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.errors import Failure, UserError, nearest
+from vae_cli.image import middle, to_pixels
 
 PACKED = "complete"  # published datasets do not change, so there is nothing to compare
 RESIZE_IMAGES = 4096  # in one step
