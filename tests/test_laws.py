@@ -191,7 +191,7 @@ def test_the_output_bias_is_at_the_logit_of_the_mean(compose: Compose, overrides
 
 
 @pytest.mark.parametrize(
-    ("prior", "regularizer"), itertools.product(*(GROUPS[g].choices for g in ("prior", "regularizer")))
+    ("prior", "regularizer"), list(itertools.product(*(GROUPS[g].choices for g in ("prior", "regularizer"))))
 )
 def test_what_a_prior_can_learn_is_learned_or_refused(compose: Compose, prior: str, regularizer: str) -> None:
     config = compose(f"prior={prior}", f"regularizer={regularizer}")
