@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 SHOWN = ("loss", "distortion", "rate", "penalty")
+NARROW = ("loss", "rate")  # what fits beside the rest in 80 columns
+WIDE = 120
 
 
 def is_milestone(epoch: int, epochs: int) -> bool:
@@ -28,8 +30,7 @@ class Progress:
         self.warnings = list(warnings)
         self._bar = RichProgress(
             TextColumn("[bold]epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            TextColumn("step"),
+            BarColumn(bar_width=30 if console.width >= WIDE else 8),
             MofNCompleteColumn(),
             TextColumn("[cyan]{task.fields[rate]}"),
             TextColumn("{task.fields[terms]}"),
@@ -60,7 +61,8 @@ class Progress:
         if self._task is not None and self.console.is_terminal:
             first, then = self._began
             speed = (step - first) * self.images / self.steps / max(time.perf_counter() - then, 1e-9)
-            terms = "  ".join(f"{name} {means[name]:.1f}" for name in SHOWN if name in means)
+            shown = SHOWN if self.console.width >= WIDE else NARROW
+            terms = " ".join(f"{name} {means[name]:.1f}" for name in shown if name in means)
             epoch = min(self.epochs, (step - 1) // self.steps + 1)
             rate = f"{speed:,.0f} images/s"
             self._bar.update(self._task, completed=step, epoch=epoch, rate=rate, terms=terms)
