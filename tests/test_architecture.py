@@ -23,6 +23,7 @@ LAYERS = [
         "scale",
         "image",
         "indices",
+        "memory",
         "catalog",
     ],
     ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric"],

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, descr
 from vae_cli.dataset import Dataset, Split, Splits
 from vae_cli.errors import UserError, nearest
 from vae_cli.likelihood import Likelihood
+from vae_cli.memory import refuse_oversize, training_memory
 from vae_cli.model import VAE
 from vae_cli.naming import AXES
 from vae_cli.network import Network
@@ -36,7 +37,7 @@ SMALL = 40_000_000  # products of weights and activations in one pass of a batch
 ALLOWED = (*(f"vae_cli.{axis}" for axis in (*AXES, "schedule")), "torch.optim")
 
 SETTINGS: dict[str, Any] = {
-    "latent": Count,
+    "latent": Annotated[int, Interval(1, 100_000)],
     "epochs": Count,
     "batch_size": Count,
     "seed": Natural,
@@ -76,6 +77,7 @@ def build_experiment(config: Config) -> Experiment:
     device = find_device(config["device"])
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
+    check_memory(config, dataset.shape, device)
     splits = dataset.load().to(device)
     if len(splits.train) == 0:
         raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
@@ -91,10 +93,11 @@ def build_experiment(config: Config) -> Experiment:
 def check_config(config: Config) -> None:
     """Check a configuration as far as that needs no data. Raises UserError."""
     check_settings(config)
-    find_device(config["device"])
+    device = find_device(config["device"])
     dataset = build(config["dataset"], "dataset", Dataset)
     dataset.check()
     parts = build_parts(config, dataset)
+    check_memory(config, dataset.shape, device)
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
     build_optimizer(config["optimizer"], [*model.parameters(), *parts["regularizer"].parameters()])
 
@@ -115,6 +118,22 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     if dataset is not None:
         check_together({**parts, "dataset": dataset}, config["choices"])
     return parts
+
+
+def check_memory(config: Config, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Raise UserError where the model cannot fit into memory, before it takes any."""
+    try:
+        with torch.device("meta"):  # where tensors have a shape and no content
+            model = build_model({**config, "precision": "float32"}, shape)
+            needed = training_memory(model, torch.zeros(config["batch_size"], *shape))
+    except (RuntimeError, NotImplementedError):
+        return  # a part of the user's own may ask for real numbers, and is not checked
+    refuse_oversize(
+        needed,
+        f"network={config['choices']['network']} with latent={config['latent']} and batch_size={config['batch_size']}",
+        "give smaller numbers",
+        device,
+    )
 
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:

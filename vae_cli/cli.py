@@ -292,7 +292,7 @@ def sample(
         bool, typer.Option("--draw/--mean", help="Draw the pixels from the likelihood, or show its mean.")
     ] = False,
     images: Annotated[str, typer.Option(help="Test images of --from posterior, for example 0,5,9 or 0-7.")] = "0-7",
-    draws: Annotated[int, typer.Option(help="Draws for each image of --from posterior.", min=1)] = 8,
+    draws: Annotated[int, typer.Option(help="Draws for each image of --from posterior.", min=1, max=1000)] = 8,
     weights: WhichWeights = "best",
     device: Device = "auto",
     out: Out = None,
@@ -341,12 +341,12 @@ def interpolate(
         str | None, typer.Option(metavar="A,B", help="Pairs that lead from one class of the test set to another.")
     ] = None,
     files: Annotated[list[Path] | None, typer.Option("--file", help="An image file; give two for each pair.")] = None,
-    count: Annotated[int, typer.Option(help="Number of pairs when none are named.", min=1)] = 8,
+    count: Annotated[int, typer.Option(help="Number of pairs when none are named.", min=1, max=1000)] = 8,
     path: Annotated[
         Literal["linear", "slerp", "norm-corrected"],
         typer.Option(help="Straight, along the sphere, or straight with the norm interpolated too."),
     ] = "linear",
-    steps: Annotated[int, typer.Option(help="Images on the way, both ends included.", min=2)] = 11,
+    steps: Annotated[int, typer.Option(help="Images on the way, both ends included.", min=2, max=1000)] = 11,
     corners: Annotated[
         str | None, typer.Option("--grid", metavar="I,J,K,L", help="Four test images as corners of a square.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from vae_cli.dataset import Split
 from vae_cli.errors import UserError
 from vae_cli.inference import Inference
+from vae_cli.memory import refuse_oversize
 from vae_cli.run import Run
 
 FITTED = 10_000  # training codes that a mixture is fitted to; more of them move it little
@@ -75,6 +77,8 @@ def inferences(run: Run, split: Split, most: int) -> list[Inference]:
 
 def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
     """Images (N, C, H, W) of codes (N, D), on the CPU: the likelihood's mean or a draw from it."""
+    # As they are decoded, together and as an array.
+    refuse_oversize(12 * len(z) * math.prod(run.shape), f"Decoding {len(z)} images", "ask for fewer")
     images = []
     for codes in z.split(BATCH):
         likelihood = run.decode(codes)

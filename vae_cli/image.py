@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need th
 BACKGROUND = 255
 SEPARATOR = 214  # a grey that parts white pictures as well as black ones
 INK = 70
+PIXELS = 89_000_000  # of one picture: what Pillow opens again without a warning
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -43,13 +44,18 @@ def grid(
     if count == 0 or columns < 1:
         raise ValueError(f"a grid needs an image and a column, not {count} and {columns}")
     factor = max(1, round(side / max(images.shape[2:])))
-    cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-    cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
-    _, height, width, _ = cells.shape
+    height, width = images.shape[2] * factor, images.shape[3] * factor
     columns = min(columns, count)
     rows = -(-count // columns)
-
     margin = _label_width(row_labels, height) if row_labels else 0
+    if (pixels := rows * (height + pad) * (margin + columns * (width + pad))) > PIXELS:
+        raise UserError(
+            f"A picture of {rows} rows of {columns} images would have {pixels / 1e6:,.0f} million pixels, more than "
+            f"the {PIXELS / 1e6:,.0f} million that programs show; ask for fewer images."
+        )
+
+    cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
     picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
     for index, cell in enumerate(cells):
         top = pad + (index // columns) * (height + pad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -35,8 +36,8 @@ class VAE(nn.Module):
         self.prior = prior
         self.precision = precision
 
-    def _autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z|x), batch (B,) and event (D,), from what the likelihood observes of images, (B, C, H, W)."""

@@ -206,7 +206,7 @@ def head(inputs: int, latent: int, raw_size: int) -> nn.Linear:
     The first block, the locations, thus begins with the same weights whatever the sigma mode asks for beside it.
     """
     blocks = [nn.Linear(inputs, latent) for _ in range(raw_size)]
-    merged = nn.utils.skip_init(nn.Linear, inputs, latent * raw_size)
+    merged = nn.utils.skip_init(nn.Linear, inputs, latent * raw_size, device=blocks[0].weight.device)
     with torch.no_grad():
         merged.weight.copy_(torch.cat([block.weight for block in blocks]))
         merged.bias.copy_(torch.cat([block.bias for block in blocks]))

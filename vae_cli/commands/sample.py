@@ -13,6 +13,7 @@ from vae_cli.evaluation import questioned
 from vae_cli.folder import find_run
 from vae_cli.image import grid
 from vae_cli.indices import parse_indices
+from vae_cli.memory import refuse_oversize
 from vae_cli.output import place, write
 from vae_cli.part import offers
 from vae_cli.run import Run
@@ -51,6 +52,7 @@ def main(
     if source == "posterior":
         _posterior(trained, images, draws, temperature, seed, draw, out)
         return
+    refuse_oversize(12 * count * math.prod(trained.shape), f"--count {count}", "type a smaller number")
     with questioned(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
         z = draw_codes(trained, source, count, temperature, components, seed)
         drawn = decode(trained, z, draw)

@@ -54,7 +54,7 @@ class ImageFolder(Dataset):
         self,
         *,
         path: str | None,
-        side: Count = 64,
+        side: Annotated[int, Interval(1, 4096)] = 64,
         channels: Literal[1, 3] = 3,
         background: Literal["white", "black"] = "white",
         test: Count | Fraction = 0.1,

@@ -13,6 +13,7 @@ from torch import Tensor
 from vae_cli.check import Count, Natural, Positive
 from vae_cli.dataset.split import Dataset, Split, Splits, partition, random_state
 from vae_cli.errors import UserError
+from vae_cli.memory import refuse_oversize
 
 
 class LinearGaussian(Dataset):
@@ -42,6 +43,9 @@ class LinearGaussian(Dataset):
             raise UserError(
                 "dataset.eigenvalues is empty: give a number above 0 for each pixel, such as dataset.eigenvalues=[2,1]."
             )
+        # In doubles, with a copy of each that the algebra makes.
+        needed = 24 * len(eigenvalues) * max(images + test, len(eigenvalues))
+        refuse_oversize(needed, f"dataset.images={images} with dataset.test={test}", "give smaller numbers")
         self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
         self.split_seed = split_seed
         self._images, self._test = images, test

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae_cli.check import Count, Interval, Natural
 from vae_cli.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.memory import refuse_oversize
 
 SHAPES = ("square", "ellipse", "heart")
 MARGIN = 0.4  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
@@ -49,6 +50,12 @@ class Shapes(Dataset):
         split_seed: Natural = 0,
     ) -> None:
         self.side = side
+        # What drawing the factors, and then rendering, takes at its peak.
+        refuse_oversize(
+            (images + test) * (side**2 + 120),
+            f"dataset.images={images} with dataset.test={test}",
+            "give smaller numbers",
+        )
         self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
         # Two streams, so that the number of training images does not move the test images.
         draws = np.concatenate([random_state(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])

@@ -1,0 +1,61 @@
+"""What cannot fit into memory is refused in words before any of it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vae_cli import memory
+from vae_cli.build import build_experiment, build_model, check_config
+from vae_cli.errors import UserError
+from vae_cli.image import grid
+
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["latent=100000", "network.hidden=[1000000]"],
+        ["network.hidden=[10000000,10000000]"],
+        ["network=conv", "network.width=100000", "network.max_width=100000", "dataset=shapes"],
+        ["network=resnet", "batch_size=1000000000"],
+        ["dataset=shapes", "dataset.images=1000000000000"],
+        ["dataset=linear_gaussian", "dataset.test=1000000000000"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("check", [check_config, build_experiment])
+def test_an_absurd_size_is_refused(compose: Compose, overrides: list[str], check: Callable[[Any], object]) -> None:
+    with pytest.raises(UserError, match=r"would take [\d,.]+ TB of memory, and there are [\d.]+ [GT]B: give smaller"):
+        check(compose(*overrides))
+
+
+def test_a_latent_size_has_an_upper_bound(compose: Compose) -> None:
+    with pytest.raises(UserError, match=r"latent=1000000000000 .* between 1 and 100000"):
+        check_config(compose("latent=1000000000000"))
+
+
+def test_the_estimate_counts_parameters_and_what_a_batch_leaves_behind(compose: Compose) -> None:
+    config = compose("network.hidden=[100]", "latent=2")
+    with torch.device("meta"):
+        model = build_model(config, (1, 8, 8))
+        small, large = (memory.training_memory(model, torch.zeros(n, 1, 8, 8)) for n in (1, 1001))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert small >= 4 * 4 * parameters
+    # In front of each layer: the image, two hidden layers, the code; and the raw output behind the last.
+    least = 4 * (64 + 100 + 2 + 100 + 64)
+    assert least <= (large - small) / 1000 <= 3 * least
+
+
+def test_a_container_may_be_given_less_than_the_machine_has() -> None:
+    there = memory.memory_of(torch.device("cpu"))
+    assert there is None or 2**27 < there < 2**50
+
+
+def test_a_picture_that_no_program_shows_is_refused() -> None:
+    with pytest.raises(UserError, match="million pixels"):
+        grid(torch.zeros(1, 1, 1, 1).expand(100_000, 1, 8, 8), 100)
