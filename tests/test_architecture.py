@@ -26,11 +26,12 @@ LAYERS = [
         "memory",
         "catalog",
     ],
-    ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric"],
+    ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric", "metric.terms"],
     ["dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
+    ["metric.base"],
     ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],
     ["cli", "__main__"],
 ]

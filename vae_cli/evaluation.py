@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vae_cli.build import stream
 from vae_cli.dataset import Split
-from vae_cli.metric import Metric, Posterior, Terms
+from vae_cli.metric.terms import Posterior, Term, Terms
 from vae_cli.model import VAE
 
 
@@ -20,7 +20,7 @@ def evaluate(
     split: Split,
     seed: int,
     device: torch.device,
-    metrics: Sequence[Metric] | None = None,
+    metrics: Sequence[Term] | None = None,
     batch_size: int = 500,
 ) -> dict[str, float]:
     """The metrics, by default the terms of the loss and the shape of the posterior, over all images of a split.

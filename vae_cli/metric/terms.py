@@ -1,4 +1,4 @@
-"""What is measured over a set of images, one pass of batches: `update(inference)`, then `compute()`.
+"""What training measures over a split, one pass of batches: `update(inference, penalty)`, then `compute()`.
 
 A metric that is not defined for a model gives no number for it, never a 0 or an infinity.
 """
@@ -16,7 +16,7 @@ from vae_cli.inference import Inference
 Sum = Tensor | float  # 0.0 until the first batch
 
 
-class Metric(Protocol):
+class Term(Protocol):
     """A figure, or several, over all images that were shown."""
 
     def update(self, inference: Inference, penalty: Tensor) -> None: ...
