@@ -94,8 +94,8 @@ BUDGETS = {
 
 
 class Codes(NamedTuple):
-    """The codes of the images of a split, row by row: their posteriors' loc (N, D) and scale (N, D), which is None for a
-    point mass, one draw z (N, D), and the labels (N,) where there are any; float32 on the run's device."""
+    """The codes of a split's images: their posteriors' loc (N, D) and scale (N, D), which is None for a point mass,
+    one draw z (N, D), and the labels (N,) where there are any; float32 on the run's device."""
 
     loc: Tensor
     scale: Tensor | None
@@ -136,8 +136,8 @@ class Subject:
         return torch.randperm(len(images), generator=generator)[:limit]
 
     def batches(self, split: SplitName = "test", most: int | None = None) -> Iterator[tuple[Tensor, slice]]:
-        """Yield what the likelihood observes of the images of a split, x (B, C, H, W), and which rows of its codes belong
-        to them."""
+        """Yield what the likelihood observes of the images of a split, x (B, C, H, W), and the rows of its codes that
+        belong to them."""
         images = getattr(self.splits, split)
         start = 0
         for positions in self.positions(split, most).split(BATCH):
@@ -181,8 +181,8 @@ class Subject:
 
     @cached_property
     def active(self) -> Tensor:
-        """Which dimensions (D,) carry something: Var_x(loc_j) > 0.01 E_x(scale_j^2), as `active_units` counts them; for a
-        point mass those whose variance exceeds 1e-4 of the largest."""
+        """Which dimensions (D,) carry something: Var_x(loc_j) > 0.01 E_x(scale_j^2), as `active_units` counts them; for
+        a point mass those whose variance exceeds 1e-4 of the largest."""
         codes = self.codes("test")
         variance = codes.loc.double().var(0, correction=0)
         if codes.scale is None:
