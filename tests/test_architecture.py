@@ -29,7 +29,7 @@ LAYERS = [
     ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric", "metric.terms"],
     ["dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
-    ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output"],
+    ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
     ["metric.base"],
     ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],

@@ -26,7 +26,7 @@ def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str,
     root: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
     entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
     named = {group: choice for entry in entries for group, choice in entry.items() if "override" not in group}
-    defaults: dict[str, Any] = {key: value for key, value in root.items() if key != "hydra"}
+    defaults: dict[str, Any] = {key: value for key, value in root.items() if key not in ("hydra", "arms")}
     # Groups first, then what is laid into them, as a schedule at regularizer.beta.
     for group, choice in sorted(choices.items(), key=lambda item: "@" in item[0]):
         folder, _, package = group.partition("@")
@@ -55,6 +55,7 @@ def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
     ours = config.copy()
     OmegaConf.set_struct(ours, False)
     ours.pop("hydra", None)
+    ours.pop("arms", None)  # of a study: a run is one job of it
     plain = OmegaConf.to_container(ours, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -39,6 +39,7 @@ from omegaconf.errors import (
 
 from vae_cli import catalog
 from vae_cli.errors import Failure, UserError, first_line, nearest
+from vae_cli.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
 
@@ -144,6 +145,9 @@ class _CheckedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
+        arms = self.config.get("arms")
+        if arms is not None:
+            job_overrides = [words for job in job_overrides for words in jobs_of_study(job, arms)]
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
         if not self._chosen("sweeper").endswith(".BasicSweeper"):
@@ -180,6 +184,8 @@ class _CheckedLauncher(Launcher):
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(config)
         try:
+            if config.get("arms") != self.config.get("arms"):
+                raise UserError("a study is a sweep of its own: choose it alone, and not among others")
             return self.check(config)
         except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
             message = translate(error, overrides)

@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import hydra_front
@@ -56,6 +57,8 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     from vae_cli.experiment import Finished, finished_message, look_at
     from vae_cli.folder import RunDir
 
+    if _root_.get("arms") is not None and _root_.hydra.mode != RunMode.MULTIRUN:
+        raise UserError("arms= makes a study of several runs: type -m with it.")
     path = named_folder(_root_)
     plain = to_plain(_root_)
     if look_at(RunDir(path), plain) == "finished":
