@@ -26,7 +26,7 @@ from hydra.errors import (
 )
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -146,6 +146,8 @@ class _CheckedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         arms = self.config.get("arms")
+        if arms is not None and not isinstance(arms, ListConfig):
+            raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
         if arms is not None:
             job_overrides = [words for job in job_overrides for words in jobs_of_study(job, arms)]
         jobs = list(enumerate(job_overrides, start=initial_job_idx))

@@ -1,0 +1,97 @@
+"""Studies: sweeps that belong together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vae_cli.catalog import configs_dir
+from vae_cli.errors import UserError
+from vae_cli.study import jobs_of_study
+
+ARMS = ["sigma=learned,shared prior=a,b", "sigma=fixed sigma.value=1.0,0.5", "sigma=learned regularizer.beta=0"]
+
+
+def test_a_study_is_the_union_of_its_sweeps() -> None:
+    jobs = jobs_of_study(["seed=3"], ARMS)
+    assert [" ".join(job) for job in jobs] == [
+        "sigma=learned prior=a seed=3",
+        "sigma=learned prior=b seed=3",
+        "sigma=shared prior=a seed=3",
+        "sigma=shared prior=b seed=3",
+        "sigma=fixed sigma.value=1.0 seed=3",
+        "sigma=fixed sigma.value=0.5 seed=3",
+        "sigma=learned regularizer.beta=0 seed=3",
+    ]
+
+
+def test_what_is_typed_narrows_a_study() -> None:
+    assert jobs_of_study(["sigma=fixed", "sigma.value=0.5"], ARMS) == [["sigma=fixed", "sigma.value=0.5"]]
+    assert jobs_of_study(["prior=b"], ARMS)[:2] == [["sigma=learned", "prior=b"], ["sigma=shared", "prior=b"]]
+    with pytest.raises(UserError, match=r"no arm of this study has sigma=fixed sigma\.value=7\. It has: sigma=learned"):
+        jobs_of_study(["sigma=fixed", "sigma.value=7"], ARMS)
+
+
+def test_two_ways_to_the_same_job_are_one_job() -> None:
+    assert jobs_of_study(["regularizer.beta=0"], ["sigma=learned", "sigma=learned regularizer.beta=0,1"]) == [
+        ["sigma=learned", "regularizer.beta=0"]
+    ]
+
+
+def test_the_sigma_study_has_every_mode_and_seeds_and_a_ladder() -> None:
+    preset = yaml.safe_load((configs_dir() / "experiment" / "sigma_study.yaml").read_text())
+    jobs = [set(job) for job in jobs_of_study([], preset["arms"])]
+    for mode in ("learned", "shared", "deterministic"):
+        assert any(f"sigma={mode}" in job for job in jobs)
+    for value in ("1.0", "0.5", "0.1"):
+        for prior in ("standard_normal", "scaled_normal"):
+            assert {"sigma=fixed", f"sigma.value={value}", f"prior={prior}"} in jobs
+    assert {"sigma=learned", "regularizer.beta=0"} in jobs
+    assert len({word for job in jobs for word in job if word.startswith("regularizer.beta=")}) >= 5
+    assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 3
+
+
+def vae(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vae_cli", "train", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings(tmp_path: Path) -> None:
+    words = ["experiment=sigma_study", "epochs=1", "sigma=fixed", "sigma.value=0.5", "seed=0", "network.hidden=[8]"]
+    done = vae(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = sorted((tmp_path / "runs" / "digits").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert "arms" not in config
+        assert config["sigma"]["value"] == 0.5
+    again = vae(*words, cwd=tmp_path)
+    assert again.returncode == 0
+    assert again.stdout.count("is finished, and left alone") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (['arms=["sigma=fixed"]'], "type -m with it"),
+        (["-m", 'arms="sigma=fixed"'], "arms takes a list of sweeps"),
+        (["-m", "experiment=sigma_study,rae_l2"], "a study is a sweep of its own"),
+        (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),
+        (["-m", 'arms=["sigma=fixd"]'], "'fixd' is no choice of sigma. Did you mean 'fixed'?"),
+        (["-m", 'arms=["sigma"]'], "sigma"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_in_words(words: list[str], said: str, tmp_path: Path) -> None:
+    done = vae(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("vae: ")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "digits").exists()
