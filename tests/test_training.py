@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -318,7 +320,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["latent=-3"], "latent=-3 is not allowed: it has to be a whole number 1 or more"),
+        (["latent=-3"], "latent=-3 is not allowed: it has to be a whole number between 1 and 100000"),
         (["latent=abc"], "latent=abc is not allowed"),
         (["latent=2.5"], r"latent=2\.5 is not allowed"),
         (["sigma=fixed", "sigma.value=0"], r"sigma\.value=0 .*sigma=deterministic"),
@@ -344,7 +346,11 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
         (["sigma=deterministic", "prior=scaled_normal"], "prior=scaled_normal.*sigma=deterministic"),
         (["dataset=linear_gaussian", "likelihood=bernoulli"], "likelihood=bernoulli.*dataset=linear_gaussian"),
         (["dataset=linear_gaussian", "network=conv", "likelihood=gaussian"], "network=conv.*4x4"),
-        (["+schedule@sigma.value=linear", "sigma=fixed"], "0 to 1.*above 0|sigma.value=0"),
+        (["+schedule@sigma.value=linear", "sigma=fixed"], r"goes from 0 to 1.*between 1e-06 and 1e\+06: say where"),
+        (["+schedule@sigma.value=linear"], "sigma=fixed has it"),
+        (["+schedule@latent=linear"], r"latent=\(a schedule\) is not allowed"),
+        (["sigma=fixed", "sigma.value=1e-300"], "between 1e-06"),
+        (["sigma=fixed", "sigma.value=1e30"], "and 1e"),
         (["sigma._target_=os.system"], "VAE_TRUST"),
         (["sigma._target_=vae_cli.files.Path"], "VAE_TRUST"),
         (["sigma._target_=vae_cli.sigma.Delta"], "not a|VAE_TRUST"),
@@ -470,3 +476,44 @@ def test_images_that_have_changed_are_refused(here: Path) -> None:
 def test_short_runs_have_training_curves(here: Path) -> None:
     train("run_name=a", "epochs=3", "log_every=1000", "batch_size=5000")
     assert [step for step, _ in curve(here / "runs/a", "train/loss")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl", "checkpoint.pt"])
+def test_whatever_is_damaged_can_be_trained_anew(here: Path, file: str) -> None:
+    train("run_name=a")
+    (here / "runs" / "a" / file).write_text('{"stat')
+    if file != "metrics.jsonl":
+        with pytest.raises(Failure, match="overwrite=true"):
+            train("run_name=a", "epochs=9")
+    train("run_name=a", "overwrite=true")
+    assert RunDir(here / "runs" / "a").status() == "finished"
+
+
+def test_what_a_killed_process_was_writing_is_removed(here: Path) -> None:
+    train("run_name=a")
+    part = here / "runs" / "a" / ".checkpoint.pt.abc.part"
+    part.write_bytes(b"half")
+    train("run_name=a", "epochs=4")
+    assert not part.exists()
+
+
+def test_a_sweep_that_is_refused_leaves_nothing_behind(here: Path) -> None:
+    with pytest.raises(UserError, match="none was started"):
+        train("latent=2,-3", multirun=True)
+    assert list(here.iterdir()) == []
+
+
+def test_a_full_disk_in_a_sweep_is_said_in_words(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Failure, match=r"2 of 2 jobs failed:\n.*No space left on device\. Make room.*\n.*No space left"):
+        train("latent=2,3", multirun=True)
+
+
+def test_a_file_in_place_of_a_folder_is_a_mistake_of_the_users(here: Path) -> None:
+    (here / "runs").write_text("")
+    with pytest.raises(UserError, match="runs is a file, not a folder") as refused:
+        train("sigma=fixed")
+    assert refused.value.exit_code == 2

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vae_cli import catalog
 from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, describe, is_allowed
 from vae_cli.dataset import Dataset, Split, Splits
 from vae_cli.errors import UserError, nearest
@@ -34,7 +35,7 @@ from vae_cli.sigma import Sigma
 Config = dict[str, Any]
 THREADS = torch.get_num_threads()  # before any run of a sweep has asked for its own number
 SMALL = 40_000_000  # products of weights and activations in one pass of a batch
-ALLOWED = (*(f"vae_cli.{axis}" for axis in (*AXES, "schedule")), "torch.optim")
+ALLOWED = (*(f"vae_cli.{axis}" for axis in (*AXES, "schedule", "metric")), "torch.optim")
 
 SETTINGS: dict[str, Any] = {
     "latent": Annotated[int, Interval(1, 100_000)],
@@ -189,12 +190,20 @@ def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
     for key, value in arguments.items():
         if key not in parameters:
             allowed = f"Allowed are {', '.join(parameters)}." if parameters else f"{target.__name__} takes no settings."
-            raise UserError(f"{path}.{key} is not a setting.{nearest(key, parameters)} {allowed}")
+            raise UserError(
+                f"{path}.{key} is not a setting.{nearest(key, parameters)} {allowed}{_elsewhere(path, key)}"
+            )
         _check_value(value, hints.get(key, Any), f"{path}.{key}")
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise UserError(f"{path}.{missing[0]} is missing; type {path}.{missing[0]}=...")
     return target(**arguments)
+
+
+def _elsewhere(axis: str, key: str) -> str:
+    """Name another choice of an axis that has this setting."""
+    choices = catalog.groups()[axis].choices.values() if axis in catalog.defaults() else ()
+    return next((f" {axis}={choice.name} has it." for choice in choices if key in choice.settings), "")
 
 
 def _arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -216,6 +225,8 @@ def _check_value(value: Any, kind: Any, path: str) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(a schedule)" if "_target_" in value else "(several settings)"
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vae_cli.errors import UserError, nearest
+from vae_cli.errors import UserError, explain, nearest
 
 if TYPE_CHECKING:
     from vae_cli.catalog import Group
@@ -276,7 +276,7 @@ def train(
 )
 def sample(
     run: Run,
-    count: Annotated[int, typer.Option(help="Number of images.", min=1)] = 64,
+    count: Annotated[int | None, typer.Option(help="Number of images; 64 without it.", min=1)] = None,
     source: Annotated[
         Literal["prior", "posterior", "aggregate", "mixture"] | None,
         typer.Option(
@@ -285,14 +285,18 @@ def sample(
             "training images, or a Gaussian mixture fitted to it. Without it, what suits the run.",
         ),
     ] = None,
-    components: Annotated[int, typer.Option(help="Components of --from mixture.", min=1)] = 10,
+    components: Annotated[int | None, typer.Option(help="Components of --from mixture; 10 without it.", min=1)] = None,
     temperature: Annotated[float, typer.Option(help="Factor on the scale the codes are drawn with.", min=0.0)] = 1.0,
     seed: Seed = 0,
     draw: Annotated[
         bool, typer.Option("--draw/--mean", help="Draw the pixels from the likelihood, or show its mean.")
     ] = False,
-    images: Annotated[str, typer.Option(help="Test images of --from posterior, for example 0,5,9 or 0-7.")] = "0-7",
-    draws: Annotated[int, typer.Option(help="Draws for each image of --from posterior.", min=1, max=1000)] = 8,
+    images: Annotated[
+        str | None, typer.Option(help="Test images of --from posterior, for example 0,5,9; 0-7 without it.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Draws for each image of --from posterior; 8 without it.", min=1, max=1000)
+    ] = None,
     weights: WhichWeights = "best",
     device: Device = "auto",
     out: Out = None,
@@ -341,11 +345,13 @@ def interpolate(
         str | None, typer.Option(metavar="A,B", help="Pairs that lead from one class of the test set to another.")
     ] = None,
     files: Annotated[list[Path] | None, typer.Option("--file", help="An image file; give two for each pair.")] = None,
-    count: Annotated[int, typer.Option(help="Number of pairs when none are named.", min=1, max=1000)] = 8,
+    count: Annotated[
+        int | None, typer.Option(help="Number of pairs where none are named; 8 without it.", min=1, max=1000)
+    ] = None,
     path: Annotated[
-        Literal["linear", "slerp", "norm-corrected"],
-        typer.Option(help="Straight, along the sphere, or straight with the norm interpolated too."),
-    ] = "linear",
+        Literal["linear", "slerp", "norm-corrected"] | None,
+        typer.Option(help="Straight (the default), along the sphere, or straight with the norm interpolated too."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Images on the way, both ends included.", min=2, max=1000)] = 11,
     corners: Annotated[
         str | None, typer.Option("--grid", metavar="I,J,K,L", help="Four test images as corners of a square.")
@@ -354,7 +360,9 @@ def interpolate(
     traverse: Annotated[
         bool, typer.Option("--traverse", help="Move along each latent dimension instead of between images.")
     ] = False,
-    span: Annotated[float, typer.Option(help="How far --traverse goes to either side.", min=0.0)] = 3.0,
+    span: Annotated[
+        float | None, typer.Option(help="Standard deviations to either side of --traverse; 3 without it.", min=0.0)
+    ] = None,
     seed: Seed = 0,
     weights: WhichWeights = "best",
     device: Device = "auto",
@@ -382,6 +390,55 @@ def interpolate(
         weights=weights,
         device=device,
         out=out,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+    )
+
+
+@app.command(
+    cls=Command,
+    epilog="""
+    vae evaluate latest  everything that is defined for the run, in minutes
+    vae evaluate latest --quick  fewer images and draws, in seconds
+    vae evaluate latest --full  all test images, and 5000 draws for the importance-weighted bound
+    vae evaluate latest --metrics noise_probe,jacobian  only these
+    vae evaluate latest --metrics bound --samples 1000  iw_bound_k1000
+    """,
+)
+def evaluate(
+    run: Run,
+    quick: Annotated[bool, typer.Option("--quick", help="Look at fewer images and draws.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Look at all images, with 5000 draws.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Only these metrics; or a class of your own such as mine.Loudness."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="K", help="Draws for the importance-weighted bound.", min=1, max=1_000_000)
+    ] = None,
+    seed: Seed = 0,
+    weights: WhichWeights = "best",
+    device: Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an evaluation that is damaged, or more thorough than this one.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    trust: Trust = None,
+) -> None:
+    """Measure what the noise of a trained run does, on images it has not seen."""
+    from vae_cli.commands import evaluate as command
+
+    command.main(
+        run,
+        quick=quick,
+        full=full,
+        metrics=metrics,
+        samples=samples,
+        seed=seed,
+        weights=weights,
+        device=device,
+        overwrite=overwrite,
         runs_dir=runs_dir,
         data_dir=data_dir,
     )
@@ -436,17 +493,11 @@ def _run() -> int:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    if isinstance(error, UserError):
-        return str(error), error.exit_code
     if hasattr(error, "format_message"):  # Typer's own, which has no public name in all versions
         return _explain_usage(error), 2
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-        return f"{where}{error.strerror}.{' Make room, or write elsewhere (runs_dir=FOLDER).' if full else ''}", 1
-    text = " ".join(str(error).split())
-    kind = type(error).__name__
-    return f"{kind}{': ' if text else ''}{text} (set HYDRA_FULL_ERROR=1 for the traceback)", 1
+    message, code = explain(error)
+    is_told = isinstance(error, UserError) or (isinstance(error, OSError) and error.strerror)
+    return (message if is_told else f"{message} (set HYDRA_FULL_ERROR=1 for the traceback)"), code
 
 
 def _explain_usage(error: Any) -> str:
@@ -455,6 +506,12 @@ def _explain_usage(error: Any) -> str:
     name = getattr(error, "option_name", None)
     if name is None or not hasattr(error, "possibilities"):
         message = error.format_message().replace("Value error, ", "").rstrip(".")
+        flag, given = _given(getattr(error, "param", None))
+        if given is not None:
+            reason = message.partition(": ")[2]
+            allowed = re.findall(r"'([^']*)'", reason.partition(" is not one of ")[2])
+            reason = reason.partition(", unable to parse")[0].replace("Input should be", "has to be")
+            return f"{flag} {given}: {reason}.{nearest(given, allowed)} See {command} --help."
         return f"{message}. See {command} --help."
     if command == "vae train":
         from vae_cli import catalog
@@ -464,8 +521,22 @@ def _explain_usage(error: Any) -> str:
         word = name.lstrip("-").replace("-", "_")
         if word.partition(".")[0] in catalog.defaults() or word in catalog.settings():
             return f"There is no flag {name}: settings have no dashes, type {word}=VALUE."
-    flags = [flag for param in ctx.command.get_params(ctx) for flag in param.opts] if ctx else []
+        if hint := nearest(word, [*catalog.settings(), *catalog.defaults()]):
+            return f"There is no flag {name}.{hint} Settings have no dashes: KEY=VALUE. See {command} --help."
+    # An argument has a name and no dashes.
+    flags = [flag for param in ctx.command.get_params(ctx) for flag in param.opts if flag[0] == "-"] if ctx else []
     return f"There is no flag {name}.{nearest(name, flags)} See {command} --help."
+
+
+def _given(parameter: Any) -> tuple[str, str | None]:
+    """The flag of a parameter as it was typed, and the word behind it, where that can be told."""
+    for word, after in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        for flag in getattr(parameter, "opts", []):
+            if word == flag:
+                return flag, after
+            if word.startswith(f"{flag}="):
+                return flag, word.removeprefix(f"{flag}=")
+    return "", None
 
 
 def _print_error(message: str) -> None:

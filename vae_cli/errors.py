@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -16,6 +17,18 @@ class Failure(UserError):
     """A command that was well put could not be carried out: a full disk, a diverged run. Exit code 1."""
 
     exit_code = 1
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """One message for whatever has gone wrong, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+        return f"{where}{error.strerror}.{' Make room, or write elsewhere (runs_dir=FOLDER).' if full else ''}", 1
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}", 1
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

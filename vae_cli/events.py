@@ -188,6 +188,19 @@ class EventWriter:
         self._writer.flush()
 
 
+def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
+    """Add points to the curves of a run that has ended, in an event file of that name, in place of those that an
+    earlier call has added under it."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for file in folder.glob(f"events.*.{name}"):
+        os.truncate(file, 0)  # not removed: a TensorBoard that is running would stumble over a missing file
+    writer: Any = SummaryWriter(folder, filename_suffix=f".{name}")
+    for tag, value in values.items():
+        writer.add_scalar(tag, value, step)
+    writer.close()
+
+
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:
     """Write images (N, C, H, W) as a square sheet without separators and return the height and width of one of them."""
     from torch.nn.functional import avg_pool2d, pad

@@ -57,14 +57,14 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
     that are no run.
     """
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; type another run_name=... or runs_dir=...")
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
             raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
         return "new"
-    summary = folder.summary()
     if not is_ours and is_locked(folder.lock_file):
         raise UserError(under_way(folder))
     if config["overwrite"]:
@@ -72,6 +72,7 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
     refuse_other(folder, config)
     if not folder.checkpoint_file.exists():
         return "new"
+    summary = folder.summary()
     if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
         return "finished"
     done = max((record["epoch"] for record in folder.metrics()), default=0)
@@ -82,7 +83,10 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
 
 def under_way(folder: RunDir) -> str:
     """Say who is training a run."""
-    summary = folder.summary()
+    try:
+        summary = folder.summary()
+    except Failure:
+        summary = {}
     return (
         f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
         f"{summary.get('started')}; wait for it, or type another run_name=..."
@@ -124,6 +128,8 @@ def run_experiment(experiment: Experiment, folder: RunDir, console: Console) -> 
 
 def _run_locked(experiment: Experiment, folder: RunDir, console: Console) -> dict[str, Any]:
     config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
+    for part in folder.path.glob(".*.part"):  # of a file that a killed process was writing
+        part.unlink()
     todo = look_at(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.files import is_locked, write_json, write_text
+from vae_cli.naming import AXES
+
+ANEW = "Train the run anew: the command that made it, with overwrite=true."
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
@@ -58,9 +61,9 @@ class RunDir:
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise Failure(f"{self.config_file} is damaged: {first_line(error)}") from error
-        if not isinstance(config, dict):
-            raise Failure(f"{self.config_file} is damaged: it holds no settings.")
+            raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {ANEW}") from error
+        if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
+            raise Failure(f"{self.config_file} is damaged: it does not hold the settings of a run. {ANEW}")
         return config
 
     def summary(self) -> dict[str, Any]:
@@ -70,8 +73,11 @@ class RunDir:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}") from error
-        return summary if isinstance(summary, dict) else {}
+            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {ANEW}") from error
+        figures = summary.get("test", {}) if isinstance(summary, dict) else None
+        if not isinstance(figures, dict) or not all(isinstance(value, int | float) for value in figures.values()):
+            raise Failure(f"{self.summary_file} is damaged: it does not hold the figures of a run. {ANEW}")
+        return summary
 
     def status(self) -> Status:
         """How far the run has come; a run that is under way holds its lock, and one that lost it was interrupted."""
@@ -91,14 +97,19 @@ class RunDir:
         write_json(self.summary_file, summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per epoch; a line that was cut short by a crash is not counted."""
+        """One record per epoch, up to a line that is none, as where a crash has cut it short."""
         records = []
         if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
+            for line in self.metrics_file.read_text(errors="replace").splitlines():
                 try:
-                    records.append(json.loads(line))
+                    record = json.loads(line)
                 except ValueError:
                     break
+                if not isinstance(record, dict) or not all(
+                    isinstance(record.get(key), int | float) for key in ("epoch", "step", "seconds")
+                ):
+                    break
+                records.append(record)
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -139,7 +150,8 @@ def find_run(name: str, runs_dir: Path) -> Path:
             return inside[0]
         if inside:
             raise UserError(f"{name} holds {len(inside)} runs; name one of them:\n{_listed(inside)}")
-        raise UserError(f"{name} is not a run: it holds no config.yaml.")
+        if not any(name.strip("/") in run.as_posix() for run in runs):  # else the name of a run is meant
+            raise UserError(f"{name} is not a run: it holds no config.yaml.")
     if not runs:
         raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
     if name == "latest":

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -38,7 +38,7 @@ from omegaconf.errors import (
 )
 
 from vae_cli import catalog
-from vae_cli.errors import Failure, UserError, first_line, nearest
+from vae_cli.errors import Failure, UserError, explain, first_line, nearest
 from vae_cli.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
@@ -145,13 +145,15 @@ class _CheckedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        arms = self.config.get("arms")
-        if arms is not None and not isinstance(arms, ListConfig):
-            raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
-        if arms is not None:
-            job_overrides = [words for job in job_overrides for words in jobs_of_study(job, arms)]
-        jobs = list(enumerate(job_overrides, start=initial_job_idx))
-        to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
+        try:
+            job_overrides = self._with_arms(job_overrides)
+            jobs = list(enumerate(job_overrides, start=initial_job_idx))
+            to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
+        except Exception:  # whatever was refused: nothing starts, and nothing is left behind
+            self._forget_record()
+            raise
+        if not to_do:
+            self._forget_record()
         if not self._chosen("sweeper").endswith(".BasicSweeper"):
             # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
             return self.launcher.launch(job_overrides, initial_job_idx)
@@ -174,6 +176,22 @@ class _CheckedLauncher(Launcher):
                     failed.append((words, error))
         _raise_first(failed, len(to_do))
         return results
+
+    def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+        arms = self.config.get("arms")
+        if arms is None:
+            return jobs
+        if not isinstance(arms, ListConfig):
+            raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
+        return [words for job in jobs for words in jobs_of_study(job, arms)]
+
+    def _forget_record(self) -> None:
+        """Remove what Hydra has written of a sweep that does not start, and the folders that are empty without it."""
+        folder = Path(self.config.hydra.sweep.dir)
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds something else stays
+            for place in (folder, folder.parent, folder.parent.parent):
+                place.rmdir()
 
     def _chosen(self, plugin: str) -> str:
         # By name: Hydra executes its plugins' modules anew, so that the classes in them are not those one can import.
@@ -206,18 +224,10 @@ def _raise_first(failed: Sequence[tuple[Sequence[str], Exception]], count: int) 
         if getattr(message, "exit_code", 1) == 0:  # finished meanwhile
             print(message)
         else:
-            lines.append(f"  {_words(words)}: {one_line(message)}")
+            lines.append(f"  {_words(words)}: {' '.join(explain(message)[0].split())}")
     if lines:
         title = f"{len(lines)} of {count} jobs failed" if count > 1 else "The job failed"
         raise Failure("\n".join([f"{title}:", *lines])) from failed[0][1]
-
-
-def one_line(error: BaseException) -> str:
-    """Say an error in one line: a message for people as it is, anything else with its type."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal = number
         # Nothing but a plain write is safe here: the signal may have come in the middle of a print.
-        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once and loses what came after the last save\n")
+        os.write(2, b"\nstopping after this step (Ctrl-C again stops at once)\n")
 
     def raise_noted(self, said: str) -> None:
         """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM."""

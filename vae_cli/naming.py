@@ -37,7 +37,7 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
     words.sort(key=lambda word: (_place(word[0].partition(".")[0]), word[0]))
     name = "_".join(f"{clean(key)}-{clean(value)}" for key, value in words) or "default"
     if len(name) > LONGEST:
-        name = f"{name[: LONGEST - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        name = f"{name[: LONGEST - 9]}-{digest(name)}"
     return name
 
 
@@ -70,6 +70,11 @@ def show(value: Any) -> str:
 def clean(word: str) -> str:
     """Letters, digits, dot, plus, minus: what no shell and no Hydra override has to quote."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-.") or "x"
+
+
+def digest(name: str) -> str:
+    """Eight letters that stand for a name that is too long."""
+    return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 
 def _place(key: str) -> int:

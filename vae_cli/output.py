@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_cli.errors import Failure
+from vae_cli import naming
+from vae_cli.errors import Failure, UserError
 from vae_cli.files import replace_file
 from vae_cli.image import save_gif, save_png
 
 if TYPE_CHECKING:
     from vae_cli.image import Picture
+
+LONGEST = 100  # letters of a file's name
 
 
 def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
@@ -19,6 +22,25 @@ def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
     if out is None:
         return run / kind / name
     return out.with_suffix("") if out.suffix.lower() in (".png", ".npz", ".gif") else out / name
+
+
+def named(kind: str, **differences: object) -> str:
+    """The name of what is written: its kind, and what was asked that is not the default (None, False), so that another
+    question does not take the place of this one's answer."""
+    words = [
+        naming.clean(key if value is True else f"{key}-{value}")
+        for key, value in differences.items()
+        if value is not None and value is not False
+    ]
+    name = "_".join([kind, *words])
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{naming.digest(name)}"
+
+
+def refuse_unused(asked: str, **given: object) -> None:
+    """Raise UserError where options were given that mean nothing beside what was asked."""
+    unused = [f"--{name}" for name, value in given.items() if value is not None]
+    if unused:
+        raise UserError(f"{' and '.join(unused)} would change nothing {asked}; leave it out.")
 
 
 def write(stem: Path, picture: Picture, arrays: Mapping[str, Any], frames: list[Picture] | None = None) -> list[Path]:

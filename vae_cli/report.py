@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from vae_cli.build import trusted
 from vae_cli.folder import RunDir
 
 ROWS = {
@@ -46,6 +48,9 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     best = [folder.best_file] if folder.best_file.exists() else []
     written = [folder.checkpoint_file, *best, folder.summary_file, folder.metrics_file]
     console.print(f"written: {folder.path}/ with {', '.join(p.name for p in written)}", soft_wrap=True, highlight=False)
-    run, runs = shlex.quote(str(folder.path)), shlex.quote(summary["config"]["runs_dir"])
-    commands = [f"vae sample {run}", f"vae interpolate {run}", f"tensorboard --logdir {runs}"]
+    runs = Path(summary["config"]["runs_dir"])
+    above = runs if folder.path.absolute().is_relative_to(runs.absolute()) else folder.path
+    run = " ".join([shlex.quote(str(folder.path)), *(f"--trust {shlex.quote(module)}" for module in trusted())])
+    commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]
+    commands.append(f"tensorboard --logdir {shlex.quote(str(above))}")
     console.print("next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False)

@@ -17,6 +17,8 @@ from vae_cli.errors import UserError
 from vae_cli.scale import LearnedScale, bounded_exp, diagonal_normal
 from vae_cli.schedule import Schedule, as_schedule
 
+LEAST, MOST = 1e-6, 1e6  # of a hard-coded scale: its square, and the inverse of that, stay within float32
+
 
 class Sigma(nn.Module):
     """A family of posteriors: forward maps raw (B, raw_size * D) to q(z|x).
@@ -55,18 +57,23 @@ class Shared(Sigma):
 class Fixed(Sigma):
     """N(loc(x), value^2): a hard-coded constant or a schedule, in which no parameter has a say.
 
-    Raises UserError where the value is, or becomes, 0 or less.
+    Raises UserError where the value is, or becomes, less than 1e-6 or more than 1e6.
     """
 
     def __init__(self, value: float | Schedule = 1.0) -> None:
         super().__init__()
         self.value = as_schedule(value)
-        least = self.value.bounds()[0]
-        if not least > 0:
+        least, most = self.value.bounds()
+        if least >= LEAST and most <= MOST:
+            return
+        allowed = f"the noise has a scale between {LEAST:g} and {MOST:g}"
+        if least != most:
             raise UserError(
-                f"sigma.value={least:g} is not allowed: the noise has a scale above 0. "
-                "For no noise at all type sigma=deterministic."
+                f"sigma.value goes from {least:g} to {most:g}, and {allowed}: say where the schedule starts and stops, "
+                "for example sigma.value.start=0.1 sigma.value.stop=1."
             )
+        none = " For no noise at all type sigma=deterministic." if least < LEAST else ""
+        raise UserError(f"sigma.value={least:g} is not allowed: {allowed}.{none}")
 
     def forward(self, raw: Tensor) -> Distribution:
         return diagonal_normal(raw, self.value())

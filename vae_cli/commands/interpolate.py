@@ -15,9 +15,10 @@ from vae_cli.evaluation import questioned
 from vae_cli.folder import find_run
 from vae_cli.image import grid, load_image
 from vae_cli.indices import parse_indices
-from vae_cli.output import place, write
+from vae_cli.output import named, place, refuse_unused, write
 from vae_cli.run import Run
 
+COUNT, STEPS, SPAN = 8, 11, 3.0  # without an option that says otherwise
 TRAVERSED = 32  # latent dimensions in a picture of traversals
 MEASURED = 2000  # test images that order the dimensions
 
@@ -28,13 +29,13 @@ def main(
     pairs: list[str],
     classes: str | None,
     files: list[Path],
-    count: int,
-    path: LatentPath,
+    count: int | None,
+    path: LatentPath | None,
     steps: int,
     corners: str | None,
     gif: bool,
     traverse: bool,
-    span: float,
+    span: float | None,
     seed: int,
     weights: Literal["best", "last"],
     device: str,
@@ -44,34 +45,45 @@ def main(
 ) -> None:
     """Write a picture of strips, a square or traversals, and the codes and images as arrays. Raises UserError or
     Failure."""
-    asked = [name for name, given in _asked(pairs, classes, files, corners, traverse).items() if given]
+    questions = {
+        "pair": " ".join(pairs) or None,
+        "classes": classes,
+        "file": " ".join(file.stem for file in files) or None,
+        "grid": corners,
+        "traverse": traverse or None,
+    }
+    asked = {flag: value for flag, value in questions.items() if value is not None}
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)} do not go together; type one of them.")
+        raise UserError(f"{' and '.join(f'--{flag}' for flag in asked)} do not go together; type one of them.")
     if len(files) % 2:
-        raise UserError(f"--file was given {len(files)} times; give two for each pair.")
+        raise UserError(f"--file takes two images for each pair, and was given {len(files)}.")
+    if asked and "classes" not in asked:
+        refuse_unused(f"with --{next(iter(asked))}", count=count)
+    if traverse:
+        refuse_unused("with --traverse", path=path)
+    else:
+        refuse_unused("without --traverse", span=span)
     trained = Run(find_run(run, runs_dir), weights, device, data_dir)
     if not files and len(trained.splits.test) < 2:
         raise UserError(f"{trained.path} has fewer than two test images; type --file one.png --file two.png")
+    name = named("traversals", span=span) if traverse else named(path or "linear", **asked, count=count)
+    name = named(
+        name,
+        steps=steps if steps != STEPS else None,
+        seed=seed or None,
+        weights=weights if weights != "best" else None,
+    )
+    where, path = place(trained.path, "interpolations", name, out), path or "linear"
     with questioned(trained.model, seed, trained.device):
         if traverse:
-            _traverse(trained, span, steps, seed, gif, out)
+            _traverse(trained, SPAN if span is None else span, steps, seed, gif, where)
         elif corners is not None:
-            _square(trained, corners, path, steps, gif, out)
+            _square(trained, corners, path, steps, gif, where)
         else:
-            ends, names = _ends(trained, pairs, classes, files, count, seed)
-            _strips(trained, ends, names, path, steps, gif, out)
-
-
-def _asked(
-    pairs: list[str], classes: str | None, files: list[Path], corners: str | None, traverse: bool
-) -> dict[str, bool]:
-    return {
-        "--pair": bool(pairs),
-        "--classes": classes is not None,
-        "--file": bool(files),
-        "--grid": corners is not None,
-        "--traverse": traverse,
-    }
+            ends, names = _ends(trained, pairs, classes, files, count or COUNT, seed)
+            _strips(trained, ends, names, path, steps, gif, where)
+            if count is not None and len(ends) < count:
+                print(f"There are no more than {len(ends)} such pairs of test images.")
 
 
 def _ends(
@@ -119,21 +131,18 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
     return found[torch.randperm(len(found), generator=generator)]
 
 
-def _strips(
-    run: Run, ends: Tensor, names: list[str], path: LatentPath, steps: int, gif: bool, out: Path | None
-) -> None:
+def _strips(run: Run, ends: Tensor, names: list[str], path: LatentPath, steps: int, gif: bool, where: Path) -> None:
     loc = run.encode(ends.flatten(0, 1)).mean.unflatten(0, (-1, 2))
     z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
     images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     rows = torch.cat([ends[:, :1], images, ends[:, 1:]], 1)
     picture = grid(rows.flatten(0, 1), steps + 2, row_labels=names)
     frames = _film([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
-    stem = place(run.path, "interpolations", path, out)
+    _write(where, picture, {"ends": ends, "z": z, "images": images}, frames)
     print(f"From left to right: one end, {steps} images on the {path} path between the mean codes, the other end.")
-    _write(stem, picture, {"ends": ends, "z": z, "images": images}, frames)
 
 
-def _square(run: Run, corners: str, path: LatentPath, steps: int, gif: bool, out: Path | None) -> None:
+def _square(run: Run, corners: str, path: LatentPath, steps: int, gif: bool, where: Path) -> None:
     test = run.splits.test
     chosen = parse_indices(corners, len(test), "--grid", exactly=4)
     ends = test.batch(torch.tensor(chosen))
@@ -143,12 +152,11 @@ def _square(run: Run, corners: str, path: LatentPath, steps: int, gif: bool, out
     images = decode(run, z.flatten(0, 1))
     rows = images.unflatten(0, (steps, steps))
     frames = _film([grid(row, steps) for row in rows]) if gif else None
+    _write(where, grid(images, steps), {"ends": ends, "z": z, "images": rows}, frames)
     print(f"Corners, row by row: test images {', '.join(str(number) for number in chosen)}.")
-    stem = place(run.path, "interpolations", f"grid_{path}", out)
-    _write(stem, grid(images, steps), {"ends": ends, "z": z, "images": rows}, frames)
 
 
-def _traverse(run: Run, span: float, steps: int, seed: int, gif: bool, out: Path | None) -> None:
+def _traverse(run: Run, span: float, steps: int, seed: int, gif: bool, where: Path) -> None:
     """Move each dimension of one code over span standard deviations of all codes, the costliest dimension first."""
     seen = inferences(run, run.splits.test, MEASURED)
     loc = torch.cat([inference.loc for inference in seen])
@@ -171,13 +179,12 @@ def _traverse(run: Run, span: float, steps: int, seed: int, gif: bool, out: Path
     labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
     frames = _film([grid(images[:, step], 8) for step in range(steps)]) if gif else None
     what = "spread" if costs is None else "rate"
+    arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
+    _write(where, grid(images.flatten(0, 1), steps, row_labels=labels), arrays, frames)
     print(
         f"The code of test image {base}; each row moves one dimension over +-{span:g} standard deviations of all codes."
     )
     print(f"Rows are ordered by {what}" + (f"; the first {TRAVERSED} are shown." if loc.shape[1] > TRAVERSED else "."))
-    stem = place(run.path, "interpolations", "traversals", out)
-    arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
-    _write(stem, grid(images.flatten(0, 1), steps, row_labels=labels), arrays, frames)
 
 
 def _film(frames: list[Any]) -> list[Any]:

@@ -14,24 +14,25 @@ from vae_cli.folder import find_run
 from vae_cli.image import grid
 from vae_cli.indices import parse_indices
 from vae_cli.memory import refuse_oversize
-from vae_cli.output import place, write
+from vae_cli.output import named, place, refuse_unused, write
 from vae_cli.part import offers
 from vae_cli.run import Run
 
+COUNT, COMPONENTS, IMAGES, DRAWS = 64, 10, "0-7", 8  # without an option that says otherwise
 SHOWN = 1024  # images in a picture; the arrays hold all
 
 
 def main(
     run: str,
     *,
-    count: int,
+    count: int | None,
     source: str | None,
-    components: int,
+    components: int | None,
     temperature: float,
     seed: int,
     draw: bool,
-    images: str,
-    draws: int,
+    images: str | None,
+    draws: int | None,
     weights: Literal["best", "last"],
     device: str,
     out: Path | None,
@@ -46,23 +47,36 @@ def main(
             source = "mixture"
             print(
                 f"sigma={trained.config['choices']['sigma']} adds no noise, so that nothing made its codes fit the "
-                f"prior: they are drawn from {components} Gaussians fitted to the training codes "
+                f"prior: they are drawn from {components or COMPONENTS} Gaussians fitted to the training codes "
                 "(--from prior draws from the prior all the same)."
             )
+    asked: dict[str, object] = {
+        "temperature": temperature if temperature != 1 else None,
+        "draw": draw,
+        "seed": seed or None,
+        "weights": weights if weights != "best" else None,
+    }
     if source == "posterior":
-        _posterior(trained, images, draws, temperature, seed, draw, out)
+        refuse_unused("with --from posterior", count=count, components=components)
+        where = place(trained.path, "samples", named(source, images=images, draws=draws, **asked), out)
+        _posterior(trained, images or IMAGES, draws or DRAWS, temperature, seed, draw, where)
         return
+    refuse_unused(f"with --from {source}", images=images, draws=draws)
+    if source != "mixture":
+        refuse_unused(f"with --from {source}", components=components)
+    where = place(trained.path, "samples", named(source, count=count, components=components, **asked), out)
+    count, components = count or COUNT, components or COMPONENTS
     refuse_oversize(12 * count * math.prod(trained.shape), f"--count {count}", "type a smaller number")
     with questioned(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
         z = draw_codes(trained, source, count, temperature, components, seed)
         drawn = decode(trained, z, draw)
     picture = grid(drawn[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
-    _say(write(place(trained.path, "samples", source, out), picture, {"z": z.numpy(), "images": drawn.numpy()}))
+    _say(write(where, picture, {"z": z.numpy(), "images": drawn.numpy()}))
     if count > SHOWN:
         print(f"The picture shows the first {SHOWN} of {count} images; the arrays hold all.")
 
 
-def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int, draw: bool, out: Path | None) -> None:
+def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int, draw: bool, where: Path) -> None:
     test = run.splits.test
     chosen = torch.tensor(parse_indices(images, len(test), "--images"))
     with questioned(run.model, seed, run.device):
@@ -77,12 +91,13 @@ def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int,
     labels = [f"test {number}" for number in chosen.tolist()]
     picture = grid(rows.flatten(0, 1), draws + 2, row_labels=labels)
     arrays = {"index": chosen, "inputs": x, "loc": loc.cpu(), "mean": mean, "z": z.cpu(), "images": drawn}
-    paths = write(place(run.path, "samples", "posterior", out), picture, {k: v.numpy() for k, v in arrays.items()})
-    print(f"From left to right: the test image, its reconstruction from the mean code, and {draws} draws of the code.")
+    paths = write(where, picture, {k: v.numpy() for k, v in arrays.items()})
+    what = f"{draws} draws" if draws > 1 else "one draw"
+    print(f"From left to right: the test image, its reconstruction from the mean code, and {what} of the code.")
     if inference.scale is None:
         print("All draws of a code are the same: its posterior is a point mass.")
     else:
-        spread = (means - means.mean(1, keepdim=True)).square().mean().sqrt()
+        spread = (means - mean[:, None]).square().mean().sqrt()
         print(f"Root mean squared difference that epsilon makes in the mean of a pixel: {float(spread):.4f}")
     _say(paths)
 

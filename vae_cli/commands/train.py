@@ -85,7 +85,10 @@ class SweepCheck:
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
         if path in self._folders:
-            raise UserError(f"two jobs of this sweep would be the same run, {path}: they do not differ in the result.")
+            raise UserError(
+                f"two jobs of this sweep would be the same run, {path}: they differ in nothing that a run is named by "
+                f"(epochs and device, say, do not make another run)."
+            )
         self._folders.add(path)
         if look_at(RunDir(path), plain) == "finished":
             print(finished_message(_relative(path)))

@@ -162,13 +162,16 @@ class Torchvision(Dataset):
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
         unpacked = " (as downloaded or unpacked)" if any(name.endswith((".gz", ".zip")) for name in self.files) else ""
+        remains = data.is_dir() and any(
+            path.name != "packed" and not path.name.startswith(".") for path in data.iterdir()
+        )
+        damaged = " Files of it that are there already are incomplete or damaged: remove them." if remains else ""
         by_hand = (
             f"To do without a download, put {', '.join(self.files)}{unpacked} there" if self.files else "Put it there"
         )
         return Failure(
             f"Cannot read {self.source} in {data} nor download it to there ({reason}). {by_hand}, or name the folder "
-            f"that has it with data_dir=<folder>; files that are there already are incomplete or damaged, remove them. "
-            f"dataset=digits needs no download."
+            f"that has it with data_dir=<folder>.{damaged} dataset=digits needs no download."
         )
 
     def _fit(self, images: Tensor) -> Tensor:
