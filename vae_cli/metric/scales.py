@@ -85,7 +85,7 @@ class PullOverTraining(Metric):
         subject = self.subject
         records = subject.run.folder.metrics()
         curves = {
-            "training_rate_scale": (("validation/rate_scale", "train/rate_scale"), "nats", NO_RATE),
+            "training_rate_scale": (("validation/rate_loc", "train/rate_scale"), "nats", NO_RATE),
             "training_rate_loc": (("validation/rate_loc", "train/rate_loc"), "nats", NO_RATE),
             "training_scale_mean": (("posterior/scale_mean",), "", NO_SCALE),
             "training_loc_std": (("posterior/loc_std",), "", ""),
