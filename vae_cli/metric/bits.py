@@ -300,8 +300,9 @@ class Quantization(Metric):
 
     Means over test images with standard errors over images. The bits within 1 nat are found between the last b that
     costs more and the next, on a line over 4^-b; without any bits a code is the mean one. They are not defined where 12
-    bits do not do. They are bits of this quantizer and no limit: the best code for a normal needs about 1 bit less for
-    each dimension, and one that knows how the dimensions depend on each other less still.
+    bits do not do. They are bits of this quantizer and no limit: every active dimension has the same number of them,
+    however little it carries; the best code for a normal needs about 1 bit less at 5 bits; and one that knows how the
+    dimensions depend on each other needs less still.
     """
 
     claim = "bits"

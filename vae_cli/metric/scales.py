@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vae_cli.metric.base import Figure, Metric, mean_figure, undefined
+from vae_cli.metric.bits import NO_RATE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CELLS_A_DECADE = 10
 
 NO_SCALE = "a point mass has no scale"
-NO_RATE = "the KL divergence of a point mass from the prior is infinite"
 
 
 class ScaleDistribution(Metric):
@@ -85,7 +85,7 @@ class PullOverTraining(Metric):
         subject = self.subject
         records = subject.run.folder.metrics()
         curves = {
-            "training_rate_scale": (("validation/rate_loc", "train/rate_scale"), "nats", NO_RATE),
+            "training_rate_scale": (("validation/rate_scale", "train/rate_scale"), "nats", NO_RATE),
             "training_rate_loc": (("validation/rate_loc", "train/rate_loc"), "nats", NO_RATE),
             "training_scale_mean": (("posterior/scale_mean",), "", NO_SCALE),
             "training_loc_std": (("posterior/loc_std",), "", ""),
