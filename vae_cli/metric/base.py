@@ -53,7 +53,7 @@ class Figure:
 
 def mean_figure(values: Tensor, unit: str = "", note: str = "") -> Figure:
     """The mean of values (N,), one for each image, with its standard error std / sqrt(N)."""
-    values = values.detach().double().cpu()
+    values = values.detach().cpu().double()  # Apple's GPUs know no doubles
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     return Figure(float(values.mean()), unit, len(values), error, note)
 
@@ -174,20 +174,22 @@ class Subject:
         """a (D,), the standard deviation of the aggregate posterior of the test images in each dimension:
         a_j^2 = Var_x(loc_j) + E_x(scale_j^2)."""
         codes = self.codes("test")
-        variance = codes.loc.double().var(0, correction=0)
+        variance = codes.loc.cpu().double().var(0, correction=0)
         if codes.scale is not None:
-            variance = variance + codes.scale.double().square().mean(0)
-        return variance.sqrt().float()
+            variance = variance + codes.scale.cpu().double().square().mean(0)
+        return variance.sqrt().float().to(self.device)
 
     @cached_property
     def active(self) -> Tensor:
         """Which dimensions (D,) carry something: Var_x(loc_j) > 0.01 E_x(scale_j^2), as `active_units` counts them; for
         a point mass those whose variance exceeds 1e-4 of the largest."""
         codes = self.codes("test")
-        variance = codes.loc.double().var(0, correction=0)
+        variance = codes.loc.cpu().double().var(0, correction=0)
         if codes.scale is None:
-            return variance > 1e-4 * variance.max()
-        return variance > 0.01 * codes.scale.double().square().mean(0)
+            least = 1e-4 * variance.max()
+        else:
+            least = 0.01 * codes.scale.cpu().double().square().mean(0)
+        return (variance > least).to(self.device)
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean images (N, C, H, W) of codes (N, D), batch by batch, on the run's device."""
@@ -237,7 +239,9 @@ def measure(subject: Subject, kinds: Sequence[type[Metric]]) -> dict[str, dict[s
 def as_plain(figure: Figure) -> dict[str, Any]:
     """A figure as JSON has it, without what is empty. A number that is not finite is an error, not a figure."""
     plain: dict[str, Any] = {k: v for k, v in vars(figure).items() if v not in (None, "", 0) or k == "value"}
-    numbers = [figure.value] if isinstance(figure.value, float) else figure.value or []
-    if not all(math.isfinite(number) for number in numbers):
+    numbers = [
+        number for part in (figure.value, figure.error) for number in (part if isinstance(part, list) else [part])
+    ]
+    if not all(number is None or math.isfinite(number) for number in numbers):
         raise ValueError(f"a figure is not finite: {figure}")
     return plain
