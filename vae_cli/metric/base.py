@@ -185,10 +185,8 @@ class Subject:
         a point mass those whose variance exceeds 1e-4 of the largest."""
         codes = self.codes("test")
         variance = codes.loc.cpu().double().var(0, correction=0)
-        if codes.scale is None:
-            least = 1e-4 * variance.max()
-        else:
-            least = 0.01 * codes.scale.cpu().double().square().mean(0)
+        noise = None if codes.scale is None else codes.scale.cpu().double().square().mean(0)
+        least = 1e-4 * variance.max() if noise is None else 0.01 * noise
         return (variance > least).to(self.device)
 
     def decode(self, z: Tensor) -> Tensor:
