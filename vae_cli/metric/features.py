@@ -91,8 +91,7 @@ def feature_net(subject: Subject) -> FeatureNet | None:
                 _nets[known] = _load(folder / "net.pt", splits, device) or _train(folder / "net.pt", splits, device)
         except OSError as error:
             log.warning("the feature net is not kept for the next time: %s", error)
-            if known not in _nets:
-                _nets[known] = _train(None, splits, device)
+            _nets[known] = _train(None, splits, device)
     return _nets[known]
 
 

@@ -29,7 +29,8 @@ class Quality(Metric):
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
                 Update Rule, NeurIPS 2017. It comes out too large on few images: frechet_floor is that of N training
-                images against the test images, the least that can be asked for
+                images against the test images, which other images do not fall below; reconstructions of the very
+                test images can
     precision   the share of images that lie within a test image's distance to its 3rd neighbor, and
     recall      the share of test images within an image's: Kynkaanniemi et al., Improved Precision and Recall Metric
                 for Assessing Generative Models, NeurIPS 2019
