@@ -21,12 +21,14 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from vae_cli import Run, load_run
 from vae_cli.build import build
+from vae_cli.checkpoint import save_checkpoint
+from vae_cli.codes import fit_mixture
 from vae_cli.commands import train as command
 from vae_cli.dataset import Dataset
 from vae_cli.metric import features, price
 from vae_cli.metric.base import Budget, Figure, Metric, Subject, as_plain, measure
 from vae_cli.metric.features import FeatureNet, feature_net
-from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior, curve_steps, group_bound
+from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
 from vae_cli.metric.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
 
 LATENT = 6
@@ -195,7 +197,7 @@ def test_aggregate_against_another_normal_and_of_a_point_mass(trained: Train) ->
     prior: Any = run.model.prior
     with torch.no_grad():
         prior.loc.copy_(torch.linspace(-1, 1, LATENT))
-        prior.scale.raw.copy_(torch.linspace(-0.1, 0.1, LATENT))
+        prior.scale.raw.copy_(torch.linspace(-0.1, 0.05, LATENT))
     subject = Subject(run, BUDGET)
     codes = subject.codes("test")
     assert codes.scale is not None
@@ -260,6 +262,21 @@ def test_a_mixture_finds_what_one_gaussian_does_not(trained: Train) -> None:
     # Under N(0, I) the code costs 81 / 2; in its cluster, whose noise is N(0, I), ln 2.
     assert number(found["elbo_mixture_prior_gain"]) == pytest.approx(40.5 - math.log(2), abs=0.15)
     assert number(found["elbo_gaussian_prior_gain"]) == pytest.approx(0.5 * (82 - 1 - math.log(82)), abs=0.5)
+
+
+def test_densities_of_refitted_priors_in_any_units() -> None:
+    m, c, *_ = two_gaussians()
+    units = torch.tensor([1e-4, 1, 30, 1e3, 1]).double()
+    m, c = units * m, units * c * units[:, None]
+    z = exact(2000, m, c, 0)
+    truth = MultivariateNormal(m, c).log_prob(z)
+    torch.testing.assert_close(gaussian(m, c).log_prob(z), truth)
+    fitted = mixture(fit_mixture(z, 1))
+    torch.testing.assert_close(fitted.log_prob(z), truth, rtol=1e-3, atol=0.02)  # its covariance is that over N
+    two = mixture(fit_mixture(torch.cat([z, z + 100 * units]), 2))
+    torch.testing.assert_close(two.log_prob(z), truth - math.log(2), rtol=1e-3, atol=0.02)
+    flat = gaussian(m, torch.outer(units, units))  # of rank 1
+    assert flat.log_prob(m).isfinite()
 
 
 MODES = [
@@ -370,13 +387,24 @@ def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[Subject, lis
     assert len(trainings) == 1
 
 
-def test_a_damaged_feature_net_is_trained_anew(quick: tuple[Subject, list[int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut short", "another net", "another checkpoint"])
+def test_a_damaged_feature_net_is_trained_anew(
+    quick: tuple[Subject, list[int]], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     subject, trainings = quick
     assert feature_net(subject) is not None
+    assert not caplog.records
     (file,) = tmp_path.glob("features/*/net.pt")
-    file.write_bytes(file.read_bytes()[:1000])
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "another net":
+        net = FeatureNet((1, 8, 8), 3).state_dict()
+        save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "accuracy": 1.0, "model": net})
+    else:
+        save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "model": {}})
     features._nets.clear()
     assert feature_net(subject) is not None
+    assert "trained anew" in caplog.text
     features._nets.clear()
     assert feature_net(subject) is not None
     assert len(trainings) == 2

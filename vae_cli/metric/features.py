@@ -112,10 +112,10 @@ def _load(file: Path, splits: Splits, device: torch.device) -> FeatureNet | None
         saved = load_checkpoint(file, device)
         net.load_state_dict(saved["model"])
         net.accuracy = float(saved["accuracy"])
-    except UserError:  # the first time
-        return None
     except (Failure, RuntimeError, KeyError) as error:
         log.warning("the feature net is trained anew: %s", error)
+        return None
+    except UserError:  # there is none yet; a Failure is a UserError too, and stands above
         return None
     return net.to(device).eval()
 
