@@ -31,7 +31,7 @@ LAYERS = [
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
-    ["metric.base", "metric.bits", "metric.scales"],
+    ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.price", "metric.quality"],
     ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],
     ["cli", "__main__"],
 ]
