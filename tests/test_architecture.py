@@ -31,7 +31,7 @@ LAYERS = [
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
-    ["metric.base"],
+    ["metric.base", "metric.neighbours", "metric.shortcuts"],
     ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],
     ["cli", "__main__"],
 ]
