@@ -42,11 +42,11 @@ def pairs(subject: Subject, count: int) -> tuple[Tensor, Tensor] | None:
     return first, second
 
 
-def in_spread(codes: Tensor, spread: Tensor) -> Tensor:
-    """Codes (N, D) in units of the aggregate standard deviation (D,). A dimension in which nothing but rounding moves
-    is left at 0: it has no unit."""
-    moves = spread > 1e-6 * spread.max()
-    return torch.where(moves, codes / torch.where(moves, spread, 1.0), 0.0)
+def in_spread(subject: Subject, codes: Tensor) -> Tensor:
+    """Codes (N, D) in units of the aggregate standard deviation. A dimension in which nothing but rounding moves is
+    left at 0: it has no unit."""
+    moves = subject.spread > 1e-6 * subject.codes().loc.abs().amax(0)
+    return torch.where(moves, codes / torch.where(moves, subject.spread, 1.0), 0.0)
 
 
 def mean_images(subject: Subject, z: Tensor) -> Tensor:
@@ -312,7 +312,7 @@ class NeighbourLabels(Metric):
             reason = NO_LABELS if codes.labels is None else ONE_IMAGE
             return {name: undefined(reason) for name in names}
         labels = codes.labels.cpu()
-        loc = in_spread(codes.loc, self.subject.spread).cpu().numpy()
+        loc = in_spread(self.subject, codes.loc).cpu().numpy()
         # Asked for no code in particular, it gives the neighbours of each without itself.
         found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, images - 1)).fit(loc).kneighbors(return_distance=False)
         agreement = (labels[torch.from_numpy(found)] == labels[:, None]).double().mean(1)

@@ -177,4 +177,4 @@ class Probes(Metric):
         return [f"{probe}_{code}" for code in codes or ("loc", "z") for probe in ("linear_probe", "nearest_neighbour")]
 
     def _array(self, codes: Tensor, unit: bool) -> Any:
-        return (in_spread(codes, self.subject.spread) if unit else codes).double().cpu().numpy()
+        return (in_spread(self.subject, codes) if unit else codes).double().cpu().numpy()
