@@ -31,8 +31,9 @@ LAYERS = [
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
-    ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.price", "metric.quality"],
-    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],
+    ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.neighbours", "metric.shortcuts"],
+    ["metric.price", "metric.quality", "assessment"],
+    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands.evaluate", "commands"],
     ["cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

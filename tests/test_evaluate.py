@@ -1,0 +1,209 @@
+"""`vae evaluate` on runs of every sigma mode: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vae_cli import catalog
+from vae_cli.assessment import METRICS, find_metrics, word
+from vae_cli.cli import _explain
+from vae_cli.cli import _run as run_command
+from vae_cli.commands import train as command
+from vae_cli.errors import UserError
+from vae_cli.metric.base import CLAIMS, Figure, Metric, mean_figure
+
+MODES = list(catalog.groups()["sigma"].choices)
+NEED_NOISE = {
+    "rate",
+    "elbo",
+    "mutual_information",
+    "snr_per_dimension",
+    "iw_bound_k64",
+    "elbo_gaussian_prior",
+    "scale_mean",
+}
+Vae = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run of each sigma mode, each evaluated quickly."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for sigma in MODES:
+            command.main([f"sigma={sigma}", "epochs=2", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
+            patch.setattr(sys, "argv", ["vae", "evaluate", sigma, "--quick"])
+            assert run_command() == 0
+    return folder
+
+
+@pytest.fixture
+def vae(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vae:
+    """Call the command line on a copy of the runs."""
+    shutil.copytree(runs / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
+
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["vae", *words])
+        return run_command()
+
+    return call
+
+
+def found(folder: Path, run: str) -> dict[str, Any]:
+    evaluation: dict[str, Any] = json.loads((folder / "runs" / run / "evaluation" / "metrics.json").read_text())
+    return evaluation
+
+
+@pytest.mark.parametrize("sigma", MODES)
+def test_every_figure_says_what_it_is_and_what_it_is_a_mean_over(runs: Path, sigma: str) -> None:
+    evaluation = found(runs, sigma)
+    assert evaluation["profile"] == "quick"
+    names = {kind.__name__ for kind in METRICS}
+    assert {entry["metric"] for part in ("figures", "left_out") for entry in evaluation[part].values()} == names
+    for name, entry in evaluation["figures"].items():
+        values = entry["value"] if isinstance(entry["value"], list) else [entry["value"]]
+        assert all(math.isfinite(value) for value in values), name
+        assert entry["claim"] in CLAIMS
+    for entry in evaluation["left_out"].values():
+        assert entry["reason"]
+    assert not evaluation["figures"].keys() & evaluation["left_out"].keys()
+
+
+@pytest.mark.parametrize("sigma", MODES)
+def test_what_a_mode_does_not_define_is_left_out_with_the_reason(runs: Path, sigma: str) -> None:
+    evaluation = found(runs, sigma)
+    missing, there = evaluation["left_out"].keys(), evaluation["figures"].keys()
+    assert there >= {"distortion", "noise_probe_tolerance", "jacobian_norm_codes", "frechet_mixture"}
+    assert (missing if sigma == "deterministic" else there) >= NEED_NOISE
+
+
+@pytest.mark.parametrize("sigma", MODES)
+def test_the_figures_agree_with_those_of_the_training(runs: Path, sigma: str) -> None:
+    tested = json.loads((runs / "runs" / sigma / "summary.json").read_text())["test"]
+    figures = found(runs, sigma)["figures"]
+    assert figures["distortion"]["value"] == pytest.approx(tested["distortion"], abs=4 * figures["distortion"]["error"])
+    if "rate" in tested:
+        assert figures["rate"]["value"] == pytest.approx(tested["rate"], rel=1e-4)
+        assert figures["active_units"]["value"] == tested["active_units"]
+        assert figures["iw_bound_k64"]["value"] >= figures["elbo"]["value"] - 4 * figures["elbo"]["error"]
+
+
+def test_tensorboard_has_the_scalars_once(vae: Vae, tmp_path: Path) -> None:
+    assert vae("evaluate", "learned", "--quick", "--metrics", "rate") == 0
+    events = EventAccumulator(str(tmp_path / "runs" / "learned")).Reload()
+    tags = events.Tags()["scalars"]
+    assert "evaluation/noise_probe_tolerance" in tags
+    assert len(events.Scalars("evaluation/rate")) == 1
+    assert "test/loss" in tags
+
+
+def test_the_same_seed_gives_the_same_figures_whatever_else_is_measured(vae: Vae, tmp_path: Path) -> None:
+    before = found(tmp_path, "shared")["figures"]
+    assert vae("evaluate", "shared", "--quick", "--metrics", "noise_probe,rate") == 0
+    assert found(tmp_path, "shared")["figures"] == before
+    assert vae("evaluate", "shared", "--quick", "--metrics", "noise_probe", "--seed", "1") == 0
+    other = found(tmp_path, "shared")["figures"]
+    assert other["noise_probe_distortion"] != before["noise_probe_distortion"]
+    assert "rate" not in other  # under another seed nothing else was measured
+
+
+def test_k_can_be_set(vae: Vae, tmp_path: Path) -> None:
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "bound", "--samples", "7") == 0
+    assert "iw_bound_k7" in found(tmp_path, "fixed")["figures"]
+
+
+def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vae("evaluate", "deterministic", "--quick", "--metrics", "rate,noise_probe") == 0
+    printed = capsys.readouterr().out
+    assert printed.index(CLAIMS["bits"]) < printed.index("noise_probe_tolerance")
+    assert "left out: " in printed
+    assert "nan" not in printed
+    assert "inf " not in printed
+
+
+class Loudness(Metric):
+    """The mean of |loc|: a metric of the user's own."""
+
+    claim = "scale"
+
+    def compute(self) -> dict[str, Figure]:
+        return {"loudness": mean_figure(self.subject.codes().loc.abs().mean(1))}
+
+
+def test_a_metric_of_ones_own(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    monkeypatch.setattr(Loudness, "__module__", "mine")
+    monkeypatch.delenv("VAE_TRUST", raising=False)
+    with pytest.raises(UserError, match="--trust mine"):
+        find_metrics(["mine.Loudness"])
+    monkeypatch.setenv("VAE_TRUST", "mine")
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "mine.Loudness") == 0
+    assert found(tmp_path, "fixed")["figures"]["loudness"]["count"] == 297
+
+
+def test_a_thorough_evaluation_is_not_lost_by_mistake(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json"
+    evaluation = found(tmp_path, "fixed") | {"profile": "full"}
+    file.write_text(json.dumps(evaluation))
+    assert vae("evaluate", "fixed", "--quick") == 2
+    assert "type vae evaluate runs/fixed --quick --overwrite" in capsys.readouterr().err
+    assert found(tmp_path, "fixed") == evaluation
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite") == 0
+    assert found(tmp_path, "fixed")["profile"] == "quick"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["latest", "--quick", "--full"], 2, "--quick and --full do not go together"),
+        (["latest", "--metrics", "noise_prob"], 2, "Did you mean 'noise_probe'?"),
+        (["latest", "--metrics", ""], 2, "there is no such metric"),
+        (["latest", "--samples", "0"], 2, "--samples"),
+        (["nowhere"], 2, "There is no run 'nowhere'"),
+        (["fixed", "--device", "tpu"], 2, "device=tpu"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(
+    vae: Vae, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vae("evaluate", *words) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_not_measured(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs" / "fixed" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "interrupted"}))
+    assert vae("evaluate", "fixed", "--quick") == 2
+    assert "is interrupted, and only a finished run is measured" in capsys.readouterr().err
+
+
+def test_a_damaged_evaluation_is_said_to_be_one(vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json").write_text("{")
+    assert vae("evaluate", "fixed", "--quick") == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite") == 0
+    assert found(tmp_path, "fixed")["figures"].keys() >= {"rate"}
+
+
+def test_names_of_metrics_are_unlike_and_plain() -> None:
+    words = [word(kind) for kind in METRICS]
+    assert len(set(words)) == len(words)
+    assert find_metrics(words) == list(METRICS)
+    assert _explain(UserError("x")) == ("x", 2)

@@ -1,0 +1,157 @@
+"""Measure a finished run on images that it has not seen, and keep what was found beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vae_cli.build import find_class, fingerprint
+from vae_cli.errors import Failure, UserError, first_line, nearest
+from vae_cli.events import add_scalars
+from vae_cli.files import write_json
+from vae_cli.folder import RunDir
+from vae_cli.metric.base import BUDGETS, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metric.bits import MutualInformation, NoiseProbe, Quantization, Rate, SignalToNoise
+from vae_cli.metric.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
+from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior
+from vae_cli.metric.quality import Quality
+from vae_cli.metric.scales import PullOverTraining, ScaleDistribution
+from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentification
+from vae_cli.run import Run
+
+FORMAT = 1
+Profile = Literal["quick", "default", "full"]
+PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each looks at more than the one before
+
+# To add a metric: its class, and its name here.
+METRICS: tuple[type[Metric], ...] = (
+    *(Rate, SignalToNoise, MutualInformation, NoiseProbe, Quantization),
+    *(Jacobian, Interpolation, ClassChange, NeighbourLabels),
+    *(Collapse, Reidentification, Generalization, Probes),
+    *(ScaleDistribution, PullOverTraining),
+    *(Bound, AggregateFit, RefittedPrior, Quality),
+)
+
+
+def word(kind: type[Metric]) -> str:
+    """A metric's name as it is typed: noise_probe."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
+    """The metrics of these names, or of these classes such as mine.Loudness, which have to be trusted. UserError."""
+    known = {word(kind): kind for kind in METRICS}
+    found: list[type[Metric]] = []
+    for name in words:
+        if name in known:
+            found.append(known[name])
+        elif "." in name:
+            found.append(find_class(name, "--metrics", Metric))
+        else:
+            raise UserError(
+                f"--metrics {name}: there is no such metric.{nearest(name, known)} Metrics: {', '.join(known)}."
+            )
+    return found
+
+
+def metrics_file(folder: RunDir) -> Path:
+    return folder.path / "evaluation" / "metrics.json"
+
+
+def assessment(folder: RunDir) -> dict[str, Any] | None:
+    """What was measured of the run's weights as they are now; None where nothing was. Raises Failure where the file is
+    damaged or was written by a newer version."""
+    file = metrics_file(folder)
+    again = f"To measure anew type vae evaluate {folder.path} --overwrite"
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        raise Failure(f"{file} is damaged. {again}")
+    if found["format"] > FORMAT:
+        raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
+    current = weights_file(folder, found["weights"])
+    return found if current.exists() and _digest(current) == found["weights_digest"] else None
+
+
+def weights_file(folder: RunDir, weights: str) -> Path:
+    return folder.best_file if weights == "best" and folder.best_file.exists() else folder.checkpoint_file
+
+
+def assess(
+    folder: RunDir,
+    profile: Profile = "default",
+    *,
+    kinds: Sequence[type[Metric]] = METRICS,
+    before: Mapping[str, Any] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    weights: Literal["best", "last"] = "best",
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    say: Callable[[str], object] = lambda name: None,
+) -> dict[str, Any]:
+    """Measure a run, write evaluation/metrics.json and the scalars for TensorBoard, and return what was written.
+
+    What was measured `before`, under the same settings, is kept beside it. `say` is told the name of each metric
+    before it is computed. Raises UserError or Failure.
+    """
+    status = folder.status()
+    if status != "finished":
+        raise UserError(f"{folder.path} is {status}, and only a finished run is measured. Type its command again.")
+    begun = time.perf_counter()
+    run = Run(folder.path, weights, device, data_dir)
+    budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
+    about = {
+        "format": FORMAT,
+        "run": folder.path.name,
+        "profile": profile,
+        "budget": asdict(budget),
+        "seed": seed,
+        "weights": weights,
+        "weights_digest": _digest(run.weights_file),
+        "step": run.step,
+        "images": fingerprint(run.splits),
+    }
+    if before is not None and any(before.get(key) != value for key, value in about.items()):
+        before = None
+    figures: dict[str, Any] = dict(before["figures"]) if before else {}
+    left_out: dict[str, Any] = dict(before["left_out"]) if before else {}
+    subject = Subject(run, budget, seed)
+    for kind in kinds:
+        say(word(kind))
+        for name, figure in measure(subject, [kind])[kind.__name__].items():
+            for entries in (figures, left_out):
+                entries.pop(name, None)
+            (left_out if figure.value is None else figures)[name] = _entry(figure, kind)
+    found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
+    metrics_file(folder).parent.mkdir(exist_ok=True)
+    write_json(metrics_file(folder), found)
+    scalars = {f"evaluation/{name}": entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
+    add_scalars(folder.path, "evaluation", scalars, run.step)
+    return found
+
+
+def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
+    plain = as_plain(figure)
+    if figure.value is None:
+        plain = {"reason": figure.reason}
+    return {**plain, "metric": kind.__name__, "claim": kind.claim}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as weights:
+        return hashlib.file_digest(weights, "blake2b").hexdigest()[:32]
