@@ -11,7 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vae_cli.build import find_class, fingerprint
+import torch
+
+from vae_cli.build import find_class, find_threads, fingerprint
 from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.events import add_scalars
 from vae_cli.files import write_json
@@ -110,6 +112,7 @@ def assess(
         raise UserError(f"{folder.path} is {status}, and only a finished run is measured. Type its command again.")
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
+    torch.set_num_threads(find_threads(run.config, run.model))
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {
         "format": FORMAT,

@@ -76,8 +76,8 @@ def feature_net(subject: Subject) -> FeatureNet | None:
     """The feature net of a run's data set on the run's device; None where the images have no labels, or all the same.
 
     It is trained when it is first asked for, on the training images alone, and kept in the folder `features` of the
-    data's folder or, where that cannot be written, of the cache folder or the memory of this process. Processes that start together train
-    it once.
+    data's folder or, where that cannot be written, of the cache folder or the memory of this process. Processes that
+    start together train it once.
     """
     splits, device = subject.splits, subject.device
     if splits.train.labels is None or len(splits.train.labels[splits.train.index].unique()) < 2:
