@@ -15,7 +15,7 @@ from vae_cli.codes import between
 from vae_cli.metric.base import BATCH, Figure, Metric, Subject, mean_figure, undefined
 
 DIRECTIONS = 256  # in which the decoder is differentiated for the Frobenius norm, at most
-TOLERANCE = 1e-4  # relative change of a singular value at which the power iteration ends
+TOLERANCE = 1e-5  # relative change of a singular value at which the power iteration ends
 ITERATIONS = 200
 STEPS = 16  # of a path
 DRAWS = 5  # codes drawn of an image
@@ -85,22 +85,22 @@ def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit
     |J v| changes by less than TOLERANCE of itself, or ITERATIONS have passed. |J v| comes from below: where the second
     singular value is nearly as large, what is given lies between the two.
     """
+    value = torch.zeros(len(z), device=z.device)
+    left = torch.arange(len(z), device=z.device)  # the places that have not converged
     v = torch.randn_like(z)
-    v = v / v.norm(dim=1, keepdim=True)
-    pull = vjp(function, z)[1]
-    last = torch.zeros(len(z), device=z.device)
-    converged = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     for _ in range(ITERATIONS):
-        pushed = jvp(function, (z,), (unit * v,))[1].detach()
+        v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        pushed = jvp(function, (z[left],), (unit * v,))[1].detach()
         norm = pushed.flatten(1).norm(dim=1)
-        converged = (norm - last).abs() <= TOLERANCE * norm
-        last = norm
-        if converged.all():
+        moves = (norm - value[left]).abs() > TOLERANCE * norm
+        value[left] = norm
+        left = left[moves]
+        if not len(left):
             break
         # Not the images but their directions go back, so that small derivatives do not vanish when they are squared.
-        v = unit * pull(pushed / norm.clamp_min(1e-30).reshape(-1, 1, 1, 1))[0].detach()
-        v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return last, converged
+        direction = pushed[moves] / norm[moves].reshape(-1, 1, 1, 1)
+        v = unit * vjp(function, z[left])[1](direction)[0].detach()
+    return value, torch.ones_like(value, dtype=torch.bool).index_fill(0, left, False)
 
 
 class Jacobian(Metric):
