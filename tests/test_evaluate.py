@@ -202,6 +202,25 @@ def test_a_damaged_evaluation_is_said_to_be_one(vae: Vae, tmp_path: Path, capsys
     assert found(tmp_path, "fixed")["figures"].keys() >= {"rate"}
 
 
+class Wild(Metric):
+    """A figure that is no number."""
+
+    claim = "scale"
+
+    def compute(self) -> dict[str, Figure]:
+        return {"wild": Figure(math.inf), "curve": Figure([1.0, math.nan]), "sure": Figure(0.0, error=0.0)}
+
+
+def test_what_is_no_finite_number_is_left_out(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    monkeypatch.setattr(Wild, "__module__", "mine")
+    monkeypatch.setenv("VAE_TRUST", "mine")
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "mine.Wild") == 0
+    evaluation = found(tmp_path, "fixed")
+    assert {"wild", "curve"} <= evaluation["left_out"].keys()
+    assert evaluation["figures"]["sure"]["error"] == 0
+
+
 def test_names_of_metrics_are_unlike_and_plain() -> None:
     words = [word(kind) for kind in METRICS]
     assert len(set(words)) == len(words)

@@ -18,7 +18,7 @@ from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.events import add_scalars
 from vae_cli.files import write_json
 from vae_cli.folder import RunDir
-from vae_cli.metric.base import BUDGETS, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metric.base import BUDGETS, Figure, Metric, Subject, as_plain, measure, undefined
 from vae_cli.metric.bits import MutualInformation, NoiseProbe, Quantization, Rate, SignalToNoise
 from vae_cli.metric.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
 from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior
@@ -135,7 +135,8 @@ def assess(
         for name, figure in measure(subject, [kind])[kind.__name__].items():
             for entries in (figures, left_out):
                 entries.pop(name, None)
-            (left_out if figure.value is None else figures)[name] = _entry(figure, kind)
+            entry = _entry(figure, kind)
+            (left_out if entry["value"] is None else figures)[name] = entry
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
     metrics_file(folder).parent.mkdir(exist_ok=True)
     write_json(metrics_file(folder), found)
@@ -145,9 +146,10 @@ def assess(
 
 
 def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
-    plain = as_plain(figure)
-    if figure.value is None:
-        plain = {"reason": figure.reason}
+    try:
+        plain = as_plain(figure)
+    except ValueError:  # of a model that has gone to extremes
+        plain = as_plain(undefined("it came out as no finite number"))
     return {**plain, "metric": kind.__name__, "claim": kind.claim}
 
 

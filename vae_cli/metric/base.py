@@ -235,8 +235,9 @@ def measure(subject: Subject, kinds: Sequence[type[Metric]]) -> dict[str, dict[s
 
 
 def as_plain(figure: Figure) -> dict[str, Any]:
-    """A figure as JSON has it, without what is empty. A number that is not finite is an error, not a figure."""
-    plain: dict[str, Any] = {k: v for k, v in vars(figure).items() if v not in (None, "", 0) or k == "value"}
+    """A figure as JSON has it, without what is empty. Raises ValueError where a number is not finite."""
+    empty = {"unit": "", "count": 0, "error": None, "note": "", "reason": ""}
+    plain = {key: value for key, value in vars(figure).items() if key == "value" or value != empty[key]}
     numbers = [
         number for part in (figure.value, figure.error) for number in (part if isinstance(part, list) else [part])
     ]
