@@ -31,8 +31,9 @@ LAYERS = [
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
-    ["metric.base"],
-    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands"],
+    ["metric.base", "assessment"],
+    ["comparison", "findings", "plots", "gallery", "html_report"],
+    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands.compare", "commands"],
     ["cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

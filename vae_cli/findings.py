@@ -1,0 +1,385 @@
+"""What a comparison says, in sentences built from its numbers by rules that are the same for all arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vae_cli.comparison import Arm, AtEqualRate, Comparison, Difference, Statistic
+
+QUESTIONS = {
+    "bits": "Does the noise limit the information that passes?",
+    "neighbours": "Does the noise keep neighbours alike?",
+    "shortcuts": "Without noise, or without a price on small sigma, does the network take a shortcut?",
+    "scale": "Does the rate pull sigma towards 1?",
+    "price": "What does it cost to hard-code sigma?",
+}
+
+# What an arm without noise, or without a price on it, would show if a claim held: the figure, and the sign of its
+# difference to the reference.
+EXPECTED: dict[str, list[tuple[str, int]]] = {
+    "bits": [("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
+    "neighbours": [
+        ("jacobian_frobenius_halfway", 1),
+        ("jacobian_norm_halfway", 1),
+        ("largest_step_over_mean", 1),
+        ("midpoint_distance_to_training", 1),
+        ("neighbour_label_agreement", -1),
+    ],
+    "shortcuts": [("collapsed_share", 1), ("reidentification", 1), ("distortion_gap", 1)],
+}
+
+NAMES = {
+    "rate": "the rate",
+    "rate_bits": "the rate",
+    "distortion": "the distortion",
+    "elbo": "the ELBO",
+    "noise_probe_tolerance": "the noise that a code tolerates",
+    "quantization_bits_within_1_nat": "the bits that keep a code within 1 nat",
+    "mutual_information_bits": "the mutual information",
+    "jacobian_frobenius_halfway": "the decoder's Jacobian half-way between codes (Frobenius norm)",
+    "jacobian_norm_halfway": "its largest singular value there",
+    "jacobian_frobenius_codes": "the decoder's Jacobian at codes (Frobenius norm)",
+    "largest_step_over_mean": "the largest step over the mean step of an interpolation",
+    "midpoint_distance_to_training": "the distance of midpoints to the nearest training image",
+    "neighbour_label_agreement": "the share of neighbouring codes with one label",
+    "class_change_by_noise": "the share of codes whose class the noise changes",
+    "collapsed_share": "the share of dimensions with a collapsed scale",
+    "reidentification": "the share of test images found again from their noisy code",
+    "distortion_gap": "the distortion on test images less that on training images",
+    "loc_std_growth": "the growth of loc in training",
+    "linear_probe_z": "the accuracy of a linear probe on z",
+    "scale_mean": "the mean scale",
+    "rate_scale": "rate_scale",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, its answer in a word or two, and the sentences behind it."""
+
+    question: str
+    verdict: str
+    sentences: list[str]
+
+
+def answers(comparison: Comparison) -> dict[str, Answer]:
+    """The answer to each question, by claim."""
+    kinds: dict[str, Callable[[Comparison], Answer]] = {
+        "bits": _bits,
+        "neighbours": _neighbours,
+        "shortcuts": _shortcuts,
+        "scale": _scale,
+        "price": _price,
+    }
+    return {claim: kind(comparison) for claim, kind in kinds.items()}
+
+
+# Words and numbers.
+
+
+def digits_for(values: Sequence[float]) -> int:
+    """Decimals for numbers that are set side by side."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if largest >= 1000:
+        return 0
+    if largest >= 100:
+        return 1
+    if largest >= 1:
+        return 2
+    return 3 if largest >= 0.02 else 4
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A number as it is printed, with a minus sign that is one."""
+    text = f"{value:.{digits_for([value]) if digits is None else digits}f}"
+    if float(text) == 0:
+        text = f"{value:.2g}" if value and digits is None else text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def amount(stat: Statistic, unit: str = "", digits: int | None = None) -> str:
+    """A mean and its standard deviation over seeds: 23.40 ± 0.20 nats."""
+    digits = digits_for([stat.mean]) if digits is None else digits
+    spread = "" if stat.sd is None else f" ± {number(stat.sd, digits)}"
+    return f"{number(stat.mean, digits)}{spread}{f' {unit}' if unit else ''}"
+
+
+def gap(found: Difference, unit: str = "") -> str:
+    """A difference with its interval: +3.20 nats [+2.90, +3.50]."""
+    digits = digits_for([found.value, *(found.interval or ())])
+    tail = f" {unit}" if unit else ""
+    if found.interval is None:
+        return f"{_signed(found.value, digits)}{tail} (one seed: no interval)"
+    low, high = (_signed(end, digits) for end in found.interval)
+    return f"{_signed(found.value, digits)}{tail} [{low}, {high}]"
+
+
+def _signed(value: float, digits: int) -> str:
+    text = number(value, digits)
+    return text if text.startswith("−") or not text.strip("0.") else f"+{text}"
+
+
+def none_found(found: Difference) -> str:
+    """What is said where the interval holds 0."""
+    return f"no difference that {found.seeds} seeds could show"
+
+
+def quoted(labels: Sequence[str]) -> str:
+    """Arms in a sentence: 'a', 'b' and 'c'."""
+    words = [f"‘{label}’" for label in labels]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def title(name: str) -> str:
+    """A figure's name as it stands in a sentence."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+# Sentences about one figure.
+
+
+def extremes(comparison: Comparison, name: str) -> str | None:
+    """Which arm is highest and which lowest in a figure."""
+    stats = [(arm, stat) for arm in comparison.shown if (stat := arm.stat(name)) is not None]
+    if not stats:
+        return None
+    unit = _unit(comparison, name)
+    if len(stats) == 1:
+        return f"{_upper(title(name))} is {amount(stats[0][1], unit)} for {quoted([stats[0][0].label])}."
+    low, high = min(stats, key=lambda pair: pair[1].mean), max(stats, key=lambda pair: pair[1].mean)
+    if math.isclose(low[1].mean, high[1].mean, rel_tol=1e-6, abs_tol=1e-9):
+        return f"{_upper(title(name))} is {amount(high[1], unit)} in all {len(stats)} arms."
+    digits = digits_for([high[1].mean, low[1].mean])
+    return (
+        f"{_upper(title(name))} is highest for {quoted([high[0].label])} ({amount(high[1], unit, digits)}) and lowest "
+        f"for {quoted([low[0].label])} ({amount(low[1], unit, digits)})."
+    )
+
+
+def against(comparison: Comparison, name: str, arms: Sequence[Arm] | None = None) -> str | None:
+    """How each arm differs in a figure from the reference: those that do, those that do not, those of one seed."""
+    chosen = [a for a in (comparison.shown if arms is None else arms) if a is not comparison.reference]
+    found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
+    if not found:
+        return None
+    unit = _unit(comparison, name)
+    parts = []
+    real = sorted((d for d in found if d.is_real), key=lambda d: -abs(d.value))
+    if real:
+        parts.append("; ".join(f"{quoted([d.arm])} {gap(d, unit)}" for d in real))
+    if nothing := [d for d in found if d.is_real is False]:
+        parts.append(f"{none_found(nothing[0])}: {quoted([d.arm for d in nothing])}")
+    if unknown := [d for d in found if d.is_real is None]:
+        listed = ", ".join(f"{quoted([d.arm])} {_signed(d.value, digits_for([d.value]))}" for d in unknown)
+        parts.append(f"one seed, no interval: {listed}")
+    reference = quoted([comparison.reference.label])
+    return f"{_upper(title(name))} against {reference}: {'; '.join(parts)}."
+
+
+def findings(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """The finding of a section: for each figure its extremes, then its differences to the reference."""
+    sentences = []
+    for name in names:
+        sentences += [text for text in (extremes(comparison, name), against(comparison, name)) if text]
+    return sentences
+
+
+def _unit(comparison: Comparison, name: str) -> str:
+    info = comparison.figures.get(name)
+    return info.unit if info else ""
+
+
+# Answers.
+
+
+def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
+    """Whether arms differ from the reference as a claim has it, and the sentences that say how."""
+    reference = comparison.reference
+    if not reference.has_noise or not reference.has_price:
+        return "Not tested", [
+            f"The reference {quoted([reference.label])} has no noise, or no price on it: name another with --reference."
+        ]
+    arms = [arm for arm in arms if arm is not reference]
+    if not arms:
+        return "Not tested", [f"No arm {what} is among these runs."]
+    pairs = [
+        (found, sign)
+        for name, sign in EXPECTED[claim]
+        for arm in arms
+        if (found := comparison.difference(name, arm)) is not None
+    ]
+    if not pairs:
+        return "Not tested", [f"No figure of this claim is defined both for {quoted([a.label for a in arms])} and for "
+                              f"{quoted([reference.label])}."]  # fmt: skip
+    tested = [pair for pair in pairs if pair[0].is_real is not None]
+    for_it = [found for found, sign in tested if found.is_real and found.value * sign > 0]
+    against_it = [found for found, sign in tested if found.is_real and found.value * sign < 0]
+    verdict = "Mixed" if for_it and against_it else "Yes" if for_it else "No, the opposite" if against_it else "Not shown"
+    if not tested:
+        verdict = "Cannot be told"
+    none = len(tested) - len(for_it) - len(against_it)
+    counted = f"Of {len(tested)} comparisons of {quoted([a.label for a in arms])} with {quoted([reference.label])}"
+    says = [f"{len(for_it)} point this way"]
+    if against_it:
+        says.append(f"{len(against_it)} the other way")
+    if none:
+        says.append(f"{none} show no difference")
+    sentences = [f"{counted}, {', '.join(says)}."]
+    if not tested:
+        sentences = ["With one seed there is no interval, and no difference can be told from chance."]
+    for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)[:LISTED]:
+        sentences.append(_one(comparison, found))
+    return verdict, sentences
+
+
+LISTED = 3  # differences that an answer spells out; the section has all
+
+
+def _one(comparison: Comparison, found: Difference) -> str:
+    """One difference as a sentence with both means."""
+    arms = {arm.label: arm for arm in comparison.arms}
+    own, other = arms[found.arm].stat(found.figure), arms[found.reference].stat(found.figure)
+    assert own is not None and other is not None
+    unit = _unit(comparison, found.figure)
+    digits = digits_for([own.mean, other.mean])
+    text = (
+        f"{_upper(title(found.figure))} is {amount(own, unit, digits)} for {quoted([found.arm])} and "
+        f"{amount(other, unit, digits)} for {quoted([found.reference])}"
+    )
+    if found.is_real is False:
+        return f"{text}: {none_found(found)}."
+    return f"{text}: {gap(found, unit)}."
+
+
+def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
+    """The arms without noise, and those without a price on the code."""
+    return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
+
+
+def _bits(comparison: Comparison) -> Answer:
+    verdict, sentences = _contrast(
+        comparison, "bits", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
+    )
+    rate = extremes(comparison, "rate_bits" if "rate_bits" in comparison.figures else "rate")
+    missing = [arm for arm in comparison.shown if arm.stat("rate") is None and arm.reason("rate")]
+    if missing:
+        sentences.append(f"No rate for {quoted([arm.label for arm in missing])}: {missing[0].reason('rate')}.")
+    return Answer(QUESTIONS["bits"], verdict, [*sentences[:1], *([rate] if rate else []), *sentences[1:]])
+
+
+def _neighbours(comparison: Comparison) -> Answer:
+    verdict, sentences = _contrast(
+        comparison, "neighbours", _without(comparison, noise=True, price=False), "without noise"
+    )
+    return Answer(QUESTIONS["neighbours"], verdict, sentences)
+
+
+def _shortcuts(comparison: Comparison) -> Answer:
+    verdict, sentences = _contrast(
+        comparison, "shortcuts", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
+    )
+    return Answer(QUESTIONS["shortcuts"], verdict, sentences)
+
+
+def _scale(comparison: Comparison) -> Answer:
+    """Within each family whose scale is free, the mean scale at the largest weight less that at the smallest."""
+    found, sentences = [], []
+    for family in comparison.families:
+        arms = [arm for arm in family.arms if arm.stat("scale_mean") and not arm.has_constant_scale]
+        if len(arms) > 1 and arms[0].beta != arms[-1].beta:
+            gap_ = comparison.difference("scale_mean", arms[-1], arms[0])
+            if gap_ is not None:
+                found.append(gap_)
+                sentences.append(_one(comparison, gap_))
+    free = [arm for arm in comparison.shown if arm.stat("scale_mean") and not arm.has_constant_scale]
+    for arm in [arm for arm in free if arm.has_price][:LISTED]:
+        sentences += _active_and_idle(arm)
+    if not free:
+        return Answer(QUESTIONS["scale"], "Not tested", ["No arm among these runs sets its scale by itself."])
+    if not found:
+        sentences.insert(0, "No family of arms whose scale is free was trained under several weights.")
+        return Answer(QUESTIONS["scale"], "Not tested", sentences)
+    rising = [d for d in found if d.is_real and d.value > 0]
+    falling = [d for d in found if d.is_real and d.value < 0]
+    known = [d for d in found if d.is_real is not None]
+    verdict = "Mixed" if rising and falling else "Yes" if rising else "No, the opposite" if falling else "Not shown"
+    return Answer(QUESTIONS["scale"], verdict if known else "Cannot be told", sentences)
+
+
+def _active_and_idle(arm: Arm) -> list[str]:
+    """The median scale of active and of idle dimensions, from the quantiles 5, 25, 50, 75, 95 %."""
+    medians = {}
+    for kind in ("active", "idle"):
+        curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]
+        if curves:
+            medians[kind] = sum(curve[2] for curve in curves) / len(curves)
+    if not medians:
+        return []
+    said = " and ".join(f"{number(value)} in {kind} dimensions" for kind, value in medians.items())
+    return [f"The median scale of {quoted([arm.label])} is {said}."]
+
+
+def _price(comparison: Comparison) -> Answer:
+    """The ELBO of arms of constant scale less the reference's, under their own prior and under a refitted one."""
+    reference = comparison.reference
+    arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
+    if not arms or reference.stat("elbo") is None:
+        return Answer(QUESTIONS["price"], "Not tested", ["No arm of constant scale, or no ELBO to compare it with."])
+    gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
+    costs = [-d.value for _, d in gaps]
+    known = any(d.interval is not None for _, d in gaps)
+    digits = digits_for(costs)
+    many = f"From {number(min(costs), digits)} to {number(max(costs), digits)} nats"
+    verdict = many if len(costs) > 1 else f"{number(costs[0], digits)} nats"
+    if not known:
+        verdict += ", from one seed"
+    sentences = []
+    for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
+        sentences.append(_cost(comparison, arm, found))
+    for equal in comparison.at_equal_rate:
+        sentences.append(equal_rate(comparison, equal))
+    return Answer(QUESTIONS["price"], verdict, sentences)
+
+
+def _cost(comparison: Comparison, arm: Arm, found: Difference) -> str:
+    reference = quoted([comparison.reference.label])
+    text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {reference}"
+    if found.is_real is False:
+        return f"{text}: {none_found(found)}."
+    name = max(
+        (n for n in ("elbo_gaussian_prior", "elbo_mixture_prior") if comparison.difference(n, arm) is not None),
+        default=None,
+    )
+    refitted = None if name is None else comparison.difference(name, arm)
+    if refitted is None or found.is_real is None:
+        return f"{text}."
+    kind = "a mixture" if name == "elbo_mixture_prior" else "a Gaussian"
+    text += f"; with {kind} refitted to the codes of both as their prior it is {gap(refitted, 'nats')}"
+    if refitted.is_real is False:
+        text += f", {none_found(refitted)}"
+    share = 1 - refitted.value / found.value
+    if found.value < 0 and 0 <= share <= 1:
+        text += f": {100 * share:.0f} % of the loss is the prior’s"
+    return f"{text}."
+
+
+def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:
+    """A family against the reference at the reference's rate."""
+    reference = quoted([comparison.reference.label])
+    at = f"At the rate of {reference} ({number(found.rate)} nats)"
+    if found.outside is not None:
+        low, high = (number(end) for end in found.outside)
+        return (
+            f"{at} nothing can be said of {quoted([found.family])}: the rate lies outside the range of its weights, "
+            f"{low} to {high} nats."
+        )
+    if found.difference is None:
+        return f"{at} nothing can be said of {quoted([found.family])}: no seed has both."
+    text = f"{at} the distortion of {quoted([found.family])} is {gap(found.difference, 'nats')} against {reference}"
+    return f"{text}: {none_found(found.difference)}." if found.difference.is_real is False else f"{text}."
