@@ -429,7 +429,8 @@ def compare(
         int | None, typer.Option(help="Runs that are evaluated at a time; without it, half of the cores.", min=1)
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="ARM", help="The arm that all others are compared with, as the table names it.")
+        str | None,
+        typer.Option(metavar="ARM", help="The arm that all others are compared with, as the table names it."),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write curves of the mean and deviation over seeds.")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from os.path import commonpath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -430,7 +431,7 @@ class Comparison:
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:
     """The height at `at` of the straight lines between points (x, y), or None outside their range."""
     ordered = sorted(points)
-    for (x0, y0), (x1, y1) in zip(ordered, ordered[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(ordered):
         if x0 <= at <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return None
@@ -475,7 +476,10 @@ def _labels(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, A
     """The fewest words that tell arms apart, given what differs between them and all of their settings."""
     keys = _needed(rows)
     usual = {key: _usual(key, rows) for key in keys}
-    labels = [_label(row, whole, keys, usual) or _label(row, whole, keys, {}) for row, whole in zip(rows, settings, strict=True)]
+    labels = [
+        _label(row, whole, keys, usual) or _label(row, whole, keys, {})
+        for row, whole in zip(rows, settings, strict=True)
+    ]
     if len(rows) == 1:
         return [str(settings[0].get("sigma", "all runs"))]
     if len(set(labels)) < len(labels):

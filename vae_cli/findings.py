@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vae_cli.comparison import Arm, AtEqualRate, Comparison, Difference, Statistic
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and no line breaks after it
 QUESTIONS = {
     "bits": "Does the noise limit the information that passes?",
     "neighbours": "Does the noise keep neighbours alike?",
@@ -36,7 +37,7 @@ NAMES = {
     "distortion": "the distortion",
     "elbo": "the ELBO",
     "noise_probe_tolerance": "the noise that a code tolerates",
-    "quantization_bits_within_1_nat": "the bits that keep a code within 1 nat",
+    "quantization_bits_within_1_nat": "the number of bits that keeps a code within 1 nat",
     "mutual_information_bits": "the mutual information",
     "jacobian_frobenius_halfway": "the decoder's Jacobian half-way between codes (Frobenius norm)",
     "jacobian_norm_halfway": "its largest singular value there",
@@ -51,7 +52,9 @@ NAMES = {
     "loc_std_growth": "the growth of loc in training",
     "linear_probe_z": "the accuracy of a linear probe on z",
     "scale_mean": "the mean scale",
-    "rate_scale": "rate_scale",
+    "rate_scale": "the part of the rate that the scale costs",
+    "frechet_prior": "the Fréchet distance of images from the prior",
+    "frechet_mixture": "the Fréchet distance of images from a mixture fitted to the codes",
 }
 
 
@@ -96,12 +99,14 @@ def number(value: float, digits: int | None = None) -> str:
     text = f"{value:.{digits_for([value]) if digits is None else digits}f}"
     if float(text) == 0:
         text = f"{value:.2g}" if value and digits is None else text.lstrip("-")
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 def amount(stat: Statistic, unit: str = "", digits: int | None = None) -> str:
     """A mean and its standard deviation over seeds: 23.40 ± 0.20 nats."""
     digits = digits_for([stat.mean]) if digits is None else digits
+    if 0 < abs(stat.mean) < 0.5 * 10 ** (1 - digits) and abs(stat.mean) >= 1e-6:  # two digits that say something
+        digits = 1 - math.floor(math.log10(abs(stat.mean)))
     spread = "" if stat.sd is None else f" ± {number(stat.sd, digits)}"
     return f"{number(stat.mean, digits)}{spread}{f' {unit}' if unit else ''}"
 
@@ -118,7 +123,7 @@ def gap(found: Difference, unit: str = "") -> str:
 
 def _signed(value: float, digits: int) -> str:
     text = number(value, digits)
-    return text if text.startswith("−") or not text.strip("0.") else f"+{text}"
+    return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
 
 
 def none_found(found: Difference) -> str:
@@ -128,7 +133,7 @@ def none_found(found: Difference) -> str:
 
 def quoted(labels: Sequence[str]) -> str:
     """Arms in a sentence: 'a', 'b' and 'c'."""
-    words = [f"‘{label}’" for label in labels]
+    words = [f"'{label}'" for label in labels]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -151,20 +156,20 @@ def extremes(comparison: Comparison, name: str) -> str | None:
         return None
     unit = _unit(comparison, name)
     if len(stats) == 1:
-        return f"{_upper(title(name))} is {amount(stats[0][1], unit)} for {quoted([stats[0][0].label])}."
+        return f"{amount(stats[0][1], unit)} for {quoted([stats[0][0].label])} alone"
     low, high = min(stats, key=lambda pair: pair[1].mean), max(stats, key=lambda pair: pair[1].mean)
     if math.isclose(low[1].mean, high[1].mean, rel_tol=1e-6, abs_tol=1e-9):
-        return f"{_upper(title(name))} is {amount(high[1], unit)} in all {len(stats)} arms."
+        return f"{amount(high[1], unit)} in all {len(stats)} arms"
     digits = digits_for([high[1].mean, low[1].mean])
     return (
-        f"{_upper(title(name))} is highest for {quoted([high[0].label])} ({amount(high[1], unit, digits)}) and lowest "
-        f"for {quoted([low[0].label])} ({amount(low[1], unit, digits)})."
+        f"highest for {quoted([high[0].label])} ({amount(high[1], unit, digits)}), lowest for "
+        f"{quoted([low[0].label])} ({amount(low[1], unit, digits)})"
     )
 
 
-def against(comparison: Comparison, name: str, arms: Sequence[Arm] | None = None) -> str | None:
+def against(comparison: Comparison, name: str) -> str | None:
     """How each arm differs in a figure from the reference: those that do, those that do not, those of one seed."""
-    chosen = [a for a in (comparison.shown if arms is None else arms) if a is not comparison.reference]
+    chosen = [arm for arm in comparison.shown if arm is not comparison.reference]
     found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
     if not found:
         return None
@@ -172,22 +177,25 @@ def against(comparison: Comparison, name: str, arms: Sequence[Arm] | None = None
     parts = []
     real = sorted((d for d in found if d.is_real), key=lambda d: -abs(d.value))
     if real:
-        parts.append("; ".join(f"{quoted([d.arm])} {gap(d, unit)}" for d in real))
-    if nothing := [d for d in found if d.is_real is False]:
-        parts.append(f"{none_found(nothing[0])}: {quoted([d.arm for d in nothing])}")
+        parts.append(", ".join(f"{quoted([d.arm])} {gap(d, unit)}" for d in real))
+    for seeds in sorted({d.seeds for d in found if d.is_real is False}):
+        nothing = [d.arm for d in found if d.is_real is False and d.seeds == seeds]
+        parts.append(f"no difference that {seeds} seeds could show for {quoted(nothing)}")
     if unknown := [d for d in found if d.is_real is None]:
         listed = ", ".join(f"{quoted([d.arm])} {_signed(d.value, digits_for([d.value]))}" for d in unknown)
-        parts.append(f"one seed, no interval: {listed}")
-    reference = quoted([comparison.reference.label])
-    return f"{_upper(title(name))} against {reference}: {'; '.join(parts)}."
+        parts.append(f"from one seed, so that no interval exists, {listed}")
+    return f"against {quoted([comparison.reference.label])}: {'; '.join(parts)}"
 
 
-def findings(comparison: Comparison, names: Sequence[str]) -> list[str]:
-    """The finding of a section: for each figure its extremes, then its differences to the reference."""
-    sentences = []
+def findings(comparison: Comparison, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The finding of a section: for each figure its name, and a sentence on its extremes and on its differences to the
+    reference."""
+    found = []
     for name in names:
-        sentences += [text for text in (extremes(comparison, name), against(comparison, name)) if text]
-    return sentences
+        parts = [text for text in (extremes(comparison, name), against(comparison, name)) if text]
+        if parts:
+            found.append((_upper(title(name)), "; ".join(parts) + "."))
+    return found
 
 
 def _unit(comparison: Comparison, name: str) -> str:
@@ -220,7 +228,9 @@ def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str
     tested = [pair for pair in pairs if pair[0].is_real is not None]
     for_it = [found for found, sign in tested if found.is_real and found.value * sign > 0]
     against_it = [found for found, sign in tested if found.is_real and found.value * sign < 0]
-    verdict = "Mixed" if for_it and against_it else "Yes" if for_it else "No, the opposite" if against_it else "Not shown"
+    verdict = (
+        "Mixed" if for_it and against_it else "Yes" if for_it else "No, the opposite" if against_it else "Not shown"
+    )
     if not tested:
         verdict = "Cannot be told"
     none = len(tested) - len(for_it) - len(against_it)
@@ -233,19 +243,37 @@ def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str
     sentences = [f"{counted}, {', '.join(says)}."]
     if not tested:
         sentences = ["With one seed there is no interval, and no difference can be told from chance."]
-    for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)[:LISTED]:
-        sentences.append(_one(comparison, found))
+    names = list(dict.fromkeys(found.figure for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)))
+    for name in names[:LISTED]:
+        sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
     return verdict, sentences
 
 
-LISTED = 3  # differences that an answer spells out; the section has all
+LISTED = 3  # figures that an answer spells out; the section has all
+
+
+def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
+    """Differences in one figure as a sentence: what the reference has, and what each other arm."""
+    name, reference = found[0].figure, comparison.reference.stat(found[0].figure)
+    assert reference is not None
+    stats = {arm.label: stat for arm in comparison.arms if (stat := arm.stat(name)) is not None}
+    unit = _unit(comparison, name)
+    digits = digits_for([reference.mean, *(stats[d.arm].mean for d in found)])
+    parts = []
+    for d in found:
+        says = none_found(d) if d.is_real is False else gap(d, unit)
+        parts.append(f"{amount(stats[d.arm], '', digits)} for {quoted([d.arm])} ({says})")
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    own = quoted([comparison.reference.label])
+    return f"{_upper(title(name))} is {amount(reference, unit, digits)} for {own}, {listed}."
 
 
 def _one(comparison: Comparison, found: Difference) -> str:
     """One difference as a sentence with both means."""
     arms = {arm.label: arm for arm in comparison.arms}
     own, other = arms[found.arm].stat(found.figure), arms[found.reference].stat(found.figure)
-    assert own is not None and other is not None
+    assert own is not None
+    assert other is not None
     unit = _unit(comparison, found.figure)
     digits = digits_for([own.mean, other.mean])
     text = (
@@ -267,6 +295,7 @@ def _bits(comparison: Comparison) -> Answer:
         comparison, "bits", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
     )
     rate = extremes(comparison, "rate_bits" if "rate_bits" in comparison.figures else "rate")
+    rate = f"The rate is {rate}." if rate else None
     missing = [arm for arm in comparison.shown if arm.stat("rate") is None and arm.reason("rate")]
     if missing:
         sentences.append(f"No rate for {quoted([arm.label for arm in missing])}: {missing[0].reason('rate')}.")
@@ -282,7 +311,10 @@ def _neighbours(comparison: Comparison) -> Answer:
 
 def _shortcuts(comparison: Comparison) -> Answer:
     verdict, sentences = _contrast(
-        comparison, "shortcuts", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
+        comparison,
+        "shortcuts",
+        _without(comparison, noise=True, price=True),
+        "without noise, or without a price on it,",
     )
     return Answer(QUESTIONS["shortcuts"], verdict, sentences)
 
@@ -332,13 +364,7 @@ def _price(comparison: Comparison) -> Answer:
     if not arms or reference.stat("elbo") is None:
         return Answer(QUESTIONS["price"], "Not tested", ["No arm of constant scale, or no ELBO to compare it with."])
     gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
-    costs = [-d.value for _, d in gaps]
-    known = any(d.interval is not None for _, d in gaps)
-    digits = digits_for(costs)
-    many = f"From {number(min(costs), digits)} to {number(max(costs), digits)} nats"
-    verdict = many if len(costs) > 1 else f"{number(costs[0], digits)} nats"
-    if not known:
-        verdict += ", from one seed"
+    verdict = _cost_in_short([d for _, d in gaps])
     sentences = []
     for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
         sentences.append(_cost(comparison, arm, found))
@@ -347,25 +373,39 @@ def _price(comparison: Comparison) -> Answer:
     return Answer(QUESTIONS["price"], verdict, sentences)
 
 
+def _cost_in_short(gaps: Sequence[Difference]) -> str:
+    """How many arms lose how much."""
+    known = [d for d in gaps if d.interval is not None]
+    losses = sorted(-d.value for d in known if d.is_real and d.value < 0)
+    arms = "the arm" if len(known) == 1 else f"{len(losses)} of the {len(known)} arms"
+    if not known:
+        low, high = min(-d.value for d in gaps), max(-d.value for d in gaps)
+        ends = number(high) if low == high else f"{number(low)} to {number(high)}"
+        return f"{ends} nats, from one seed"
+    if not losses:
+        return f"No loss that {known[0].seeds} seeds could show"
+    digits = digits_for(losses)
+    ends = " to ".join(dict.fromkeys(number(end, digits) for end in (losses[0], losses[-1])))
+    return f"{_upper(arms)} of constant scale lose{'s' if len(losses) == 1 else ''} {ends} nats"
+
+
 def _cost(comparison: Comparison, arm: Arm, found: Difference) -> str:
     reference = quoted([comparison.reference.label])
     text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {reference}"
     if found.is_real is False:
         return f"{text}: {none_found(found)}."
-    name = max(
-        (n for n in ("elbo_gaussian_prior", "elbo_mixture_prior") if comparison.difference(n, arm) is not None),
-        default=None,
-    )
-    refitted = None if name is None else comparison.difference(name, arm)
-    if refitted is None or found.is_real is None:
-        return f"{text}."
-    kind = "a mixture" if name == "elbo_mixture_prior" else "a Gaussian"
-    text += f"; with {kind} refitted to the codes of both as their prior it is {gap(refitted, 'nats')}"
-    if refitted.is_real is False:
-        text += f", {none_found(refitted)}"
-    share = 1 - refitted.value / found.value
-    if found.value < 0 and 0 <= share <= 1:
-        text += f": {100 * share:.0f} % of the loss is the prior’s"
+    refits = [("elbo_gaussian_prior", "a Gaussian"), ("elbo_mixture_prior", "a mixture")]
+    for name, kind in refits:
+        refitted = comparison.difference(name, arm)
+        if refitted is None or found.is_real is None:
+            continue
+        text += f"; with {kind} fitted to the codes of each as its prior it is {gap(refitted, 'nats')}"
+        if refitted.is_real is False:
+            text += f", {none_found(refitted)}"
+        share = 1 - refitted.value / found.value
+        if found.value < 0 and 0 <= share <= 1:
+            text += f": another prior for the trained model takes away {100 * share:.0f} % of the loss"
+        break
     return f"{text}."
 
 

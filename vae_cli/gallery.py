@@ -45,9 +45,7 @@ class Gallery:
     def __init__(self, arms: Sequence[Arm], device: str, data_dir: str | Path | None, seed: int = 0) -> None:
         common = set(arms[0].seeds).intersection(*(arm.seeds for arm in arms))
         chosen = {arm.label: next((m for m in arm.members if m.seed in common), arm.members[0]) for arm in arms}
-        self.runs = {
-            label: Run(member.folder.path, "best", device, data_dir) for label, member in chosen.items()
-        }
+        self.runs = {label: Run(member.folder.path, "best", device, data_dir) for label, member in chosen.items()}
         self.seeds = {label: member.seed for label, member in chosen.items()}
         self.seed = seed
         first = next(iter(self.runs.values()))
@@ -56,7 +54,7 @@ class Gallery:
         self.positions = order[:COLUMNS]
         self.pairs = order[COLUMNS:][: 2 * PAIRS].reshape(-1, 2) if len(order) >= COLUMNS + 2 * PAIRS else None
         shown = self.test.batch(self.positions)
-        self.has_pictures = shown.shape[1] in (1, 3) and 0 <= float(shown.min()) and float(shown.max()) <= 1
+        self.has_pictures = shown.shape[1] in (1, 3) and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
     def samples(self, source: str) -> bytes | None:
         """Images of codes from the `prior`, or from a `mixture` fitted to the training codes."""
@@ -141,10 +139,9 @@ class Gallery:
             turn = np.linspace(0, 2 * np.pi, 100)
             axes.plot(center[0] + radius[0] * np.cos(turn), center[1] + radius[1] * np.sin(turn), "--", color="#333333",
                       linewidth=1, zorder=4)  # fmt: skip
-        low, high = (points - size).min(), (points + size).max()
-        edge = 1.05 * max(abs(float(np.quantile(points - size, 0.01))), abs(float(np.quantile(points + size, 0.99))), 1e-6)
-        axes.set_xlim(max(-edge, low * 1.1), min(edge, high * 1.1))
-        axes.set_ylim(axes.get_xlim())
+        edge = 1.05 * max(float(np.quantile(np.abs(points) + size, 0.99)), 1e-6)
+        axes.set_xlim(-edge, edge)
+        axes.set_ylim(-edge, edge)
         axes.set_aspect("equal")
         axes.set_xlabel(f"z{x}")
         axes.set_ylabel(f"z{y}")

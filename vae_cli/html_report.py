@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from vae_cli import findings
 from vae_cli.comparison import LEVEL, Arm, Comparison, statistic
-from vae_cli.findings import Answer, amount, digits_for, number
+from vae_cli.findings import Answer, amount, digits_for
 from vae_cli.metric.base import CLAIMS
 from vae_cli.naming import show
 from vae_cli.plots import SOURCES, Panel, Plots, hex_color
@@ -67,8 +68,8 @@ figcaption, .note, .foot { font-size: .86rem; color: #555; max-width: 52rem; }
 figcaption { margin-top: .2rem; }
 .scroll { overflow-x: auto; margin: .8rem 0 .2rem; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
-thead th { border-bottom: 1.5px solid #222; font-weight: 600; white-space: normal; min-width: 4.6rem; }
+th, td { padding: .25rem .5rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
+thead th { border-bottom: 1.5px solid #222; font-weight: 600; white-space: normal; min-width: 4rem; }
 thead th small { display: block; font-weight: 400; color: #666; }
 tbody tr:nth-child(even) { background: #f6f6f6; }
 tbody th, td.text, thead th.text { text-align: left; font-weight: 500; }
@@ -137,7 +138,7 @@ class _Page:
         lead = (
             f"{len(c.members)} runs in {len(c.arms)} arms, {seeds} seed{'s' if seeds != 1 else ''}. "
             f"Quantities are nats per image unless they say bits; ± is one standard deviation over seeds, "
-            f"[ , ] a {100 * LEVEL:.0f} % interval. The reference is ‘{c.reference.label}’."
+            f"[ , ] a {100 * LEVEL:.0f} % interval. The reference is '{c.reference.label}'."
         )
         said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
         return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>{said}'
@@ -160,11 +161,11 @@ class _Page:
         rows = []
         for arm in c.arms:
             values = [arm.members[0].settings.get(key) for key in columns]
-            cells = ["–" if value is None else show(value) for value in values]
+            cells = ["-" if value is None else show(value) for value in values]
             seeds = ", ".join(str(seed) for seed in arm.seeds)
             rows.append(self._row(arm, [f'<td class="text">{escape(cell)}</td>' for cell in [*cells, seeds]]))
         table = _table([f'<th class="text">{escape(name)}</th>' for name in head], rows)
-        equal = ", ".join(f"{key}={show(value)}" for key, value in c.equal.items() if value is not None)
+        equal = ", ".join(f"{key}={show(value)}" for key, value in sorted(c.equal.items()) if value is not None)
         facts = "".join(f"<li>{escape(fact)}</li>" for fact in self._facts())
         return (
             f"<h2>What was run</h2>\n<p>An arm is a set of runs that differ in nothing but the seed. Settings that "
@@ -204,9 +205,12 @@ class _Page:
         }[claim]()
         answer: Answer = self.answers[claim]
         names = self._present(MAIN[claim])
-        found = [escape(text) for text in findings.findings(self.comparison, FINDINGS[claim])]
-        if claim == "price":
-            found += [escape(text) for text in answer.sentences]
+        found = [
+            f"<strong>{escape(name)}</strong>: {escape(text)}"
+            for name, text in findings.findings(self.comparison, self._present(FINDINGS[claim]))
+        ]
+        if claim in ("bits", "price"):
+            found += [escape(findings.equal_rate(self.comparison, equal)) for equal in self.comparison.at_equal_rate]
         heading = f"<h2>{escape(dict(CLAIMS.items())[claim])}</h2>"  # type: ignore[index]
         verdict = (
             f'<p><strong>{escape(answer.question)} <span class="verdict">{escape(answer.verdict)}.</span></strong></p>'
@@ -221,13 +225,14 @@ class _Page:
             self.figure(
                 self.plots.plane(),
                 "The rate-distortion plane: one curve per family of weights, the usual weight filled, bars ± one "
-                "standard deviation over seeds. Nearer to the lower left is better; on a grey line all ELBOs are equal.",
+                "standard deviation over seeds. Nearer to the lower left is better; on a grey line all "
+                "ELBOs are equal.",
             ),
             self.figure(
                 self.plots.probes(),
-                "Two measurements that are defined with and without noise. Left: what is lost when noise is added to the "
-                "mean code, in units of the spread of all codes; right: when each active dimension is kept to a few "
-                "bits. Bands: ± one standard deviation over seeds.",
+                "Two measurements that are defined with and without noise. Left: what is lost when noise is added to "
+                "the mean code, in units of the spread of all codes; right: when each active dimension is kept to a "
+                "few bits. Bands: ± one standard deviation over seeds.",
             ),
             self.figure(self.plots.spectrum(), "The rate of each latent dimension, sorted in each run."),
         ]
@@ -236,11 +241,13 @@ class _Page:
         places = [("codes", "at codes"), ("halfway", "half-way"), ("prior", "at prior draws")]
         jacobians = [
             Panel("Frobenius norm", "change of the image", [(f"jacobian_frobenius_{p}", w) for p, w in places], True),
-            Panel("largest singular value", "change of the image", [(f"jacobian_norm_{p}", w) for p, w in places], True),
+            Panel(
+                "largest singular value", "change of the image", [(f"jacobian_norm_{p}", w) for p, w in places], True
+            ),
         ]
         steps = [
             Panel("largest step / mean step", "ratio", [("largest_step_over_mean", "")]),
-            Panel("midpoint to training image", "distance", [("midpoint_distance_to_training", "")]),
+            Panel("midpoint to training", "distance", [("midpoint_distance_to_training", "")]),
             Panel("class changed by noise", "share of draws", [("class_change_by_noise", "")]),
             Panel("neighbours of one label", "share", [("neighbour_label_agreement", "")],
                   line=("neighbour_label_chance", "chance")),
@@ -248,8 +255,8 @@ class _Page:
         parts = [
             self.figure(
                 self.plots.dots(jacobians),
-                "How fast the decoded image changes with the code, for a step of one standard deviation of all codes in "
-                "a dimension: at codes of test images, half-way between two of them, and at draws from the prior.",
+                "How fast the decoded image changes with the code, for a step of one standard deviation of all codes "
+                "in a dimension: at codes of test images, half-way between two of them, and at draws from the prior.",
             ),
             self.figure(self.plots.dots(steps), "What lies between codes, and what the noise does to the class."),
         ]
@@ -279,8 +286,11 @@ class _Page:
     def _scale(self) -> list[str]:
         return [
             self.figure(self.plots.histograms(), "How often a scale occurs, over test images, dimensions and seeds."),
-            self.figure(self.plots.training(), "The part of the rate that the scale costs, and the mean scale, while the "
-                                               "models trained. Dots: a scale of 1."),
+            self.figure(
+                self.plots.training(),
+                "The part of the rate that the scale costs, and the mean scale, while the models trained. Dots: a "
+                "scale of 1.",
+            ),
         ]  # fmt: skip
 
     def _price(self) -> list[str]:
@@ -294,29 +304,36 @@ class _Page:
             elbos.append((bound, findings.title(bound).replace("iw bound k", "bound, K = ")))
         names = {f"frechet_{source}": word for source, word in SOURCES.items()}
         sources = [
-            Panel(word, "Fréchet distance", [(name, "")], line=("frechet_floor", "floor")) for name, word in names.items()
+            Panel(word, "Fréchet distance", [(name, "")], True, ("frechet_floor", "distance of train to test"))
+            for name, word in names.items()
         ]
         parts = [
             self.figure(
-                self.plots.dots([Panel("", "nats per image", elbos)]),
-                "The ELBO under the model’s own prior and under priors refitted to its codes. How far a mark moves to "
-                "the right is the part of the loss that is the prior’s, and not the missing sigma’s.",
+                self.plots.dots([Panel("", "nats per image", elbos, joined=3)]),
+                "The ELBO under the model's own prior and under priors refitted to its codes. How far the marks move "
+                "to the right is what another prior alone would gain for the trained model.",
             ),
-            self.figure(self.plots.importance(), "The importance-weighted bound over the number of samples K: it rises "
-                                                 "from the ELBO towards log p(x)."),
             self.figure(
-                self.plots.dots(sources),
+                self.plots.importance(),
+                "The importance-weighted bound over the number of samples K: it rises from the ELBO towards log p(x).",
+            ),
+            self.figure(
+                self.plots.dots(sources, share_x=True),
                 "Fréchet distance to test images in the features of a small classifier, by where the codes are from. "
                 "The dotted line is the distance between training and test images, below which nothing can be told.",
             ),
-            self.figure(self.plots.precision_and_recall(), "How many samples look like test images (precision), and how "
-                                                           "many test images look like samples (recall)."),
-        ]  # fmt: skip
+            self.figure(
+                self.plots.precision_and_recall(),
+                "Precision: how many samples look like test images. Recall: how many test images look like samples.",
+            ),
+        ]
         p = self.pictures
         parts += [
             self.picture(p.samples, "Draws from the prior; one seed for all arms."),
             self.picture(p.mixtures, "Draws from a mixture of 10 Gaussians fitted to the training codes."),
-            self.picture(p.reconstructions, "The same test images, and what each arm makes of one draw of their codes."),
+            self.picture(
+                p.reconstructions, "The same test images, and what each arm makes of one draw of their codes."
+            ),
         ]
         if p.reason:
             parts.append(f'<p class="note">{escape(p.reason)}</p>')
@@ -329,15 +346,15 @@ class _Page:
         c = self.comparison
         chance = round(c.comparisons * (1 - LEVEL))
         items = [
-            f"Intervals are Student’s over seeds, at {100 * LEVEL:.0f} %. A difference between two arms is taken within "
-            "seeds where both have two or more seeds in common, else by Welch’s test. It is called a difference only "
-            "where its interval excludes 0.",
-            f"{c.comparisons} differences were compared with 0 in this report and its appendix, without a correction for "
-            f"their number: were there none at all, about {chance} of them would look like one by chance alone.",
+            f"Intervals are Student's over seeds, at {100 * LEVEL:.0f} %. A difference between two arms is taken "
+            "within seeds where both have two or more seeds in common, else by Welch's test. It is called a difference "
+            "only where its interval excludes 0.",
+            f"{c.comparisons} differences were compared with 0 in this report and its appendix, without a correction "
+            f"for their number: were there none at all, about {chance} of them would look like one by chance alone.",
             "Arms of equal weight need not have equal rates, and a lower distortion may have been bought with rate. At "
-            "equal rate, a family’s distortion is read from the straight lines between its weights above 0, which lie "
+            "equal rate, a family's distortion is read from the straight lines between its weights above 0, which lie "
             "above a convex curve, so that it is a little too high rather than too low.",
-            "What a mode does not define is left out (–), and its reason is given below the table.",
+            "What a mode does not define is left out (-), and its reason is given below the table.",
         ]
         if any(len(arm.members) == 1 for arm in c.arms):
             items.insert(1, "Arms with one seed have no interval: nothing is claimed of their differences.")
@@ -399,9 +416,10 @@ class _Page:
         """Figures as rows and arms as columns, a few arms at a time."""
         notes, tables = _Footnotes(), []
         arms = self.comparison.shown
-        for start in range(0, len(arms), ACROSS):
-            some = arms[start : start + ACROSS]
-            head = ['<th class="text">figure</th>', *(f"<th>{escape(arm.label)}</th>" for arm in some)]
+        across = math.ceil(len(arms) / math.ceil(len(arms) / ACROSS))
+        for start in range(0, len(arms), across):
+            some = arms[start : start + across]
+            head = ['<th class="text">figure</th>', *(f"<th>{_unbroken(arm.label)}</th>" for arm in some)]
             rows = []
             for name in names:
                 unit = self.comparison.figures[name].unit
@@ -423,7 +441,7 @@ class _Page:
         stat = arm.stat(name)
         if stat is None:
             reason = arm.reason(name)
-            return f"<td>–{notes.mark(reason) if reason else ''}</td>"
+            return f"<td>-{notes.mark(reason) if reason else ''}</td>"
         said = dict.fromkeys(str(m.figures.get(name, {}).get("note", "")) for m in arm.members)
         marks = "".join(notes.mark(note) for note in said if note)
         found = None if arm is self.comparison.reference else self.comparison.difference(name, arm)
@@ -447,6 +465,11 @@ class _Footnotes:
             return ""
         notes = " ".join(f"<span><sup>{letter}</sup> {escape(text)}.</span>" for text, letter in self.texts.items())
         return f'<p class="foot">{notes}</p>'
+
+
+def _unbroken(label: str) -> str:
+    """A label as HTML that breaks between its settings only."""
+    return escape(label).replace(" ", "&nbsp;").replace(",&nbsp;", ", ")
 
 
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:
@@ -539,12 +562,3 @@ def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return "" if value is None else value
-
-
-def legend(comparison: Comparison) -> Mapping[str, str]:
-    """The color of each arm, as HTML has it."""
-    plots = Plots(comparison)
-    return {label: hex_color(look) for label, look in plots.looks.items()}
-
-
-__all__ = ["Pictures", "as_plain", "as_rows", "number", "render"]

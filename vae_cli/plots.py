@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vae_cli.comparison import Arm, Comparison, Family, Statistic
 
@@ -23,7 +23,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1
 MARKERS = "osD^vP"
 WIDTH = 9.6  # inches: the width of the page
 INK, FAINT = "#333333", "#cccccc"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -96,6 +96,7 @@ class Panel(NamedTuple):
     names: Sequence[tuple[str, str]]
     log: bool = False
     line: tuple[str, str] | None = None  # a figure that all arms share, such as chance, and its word
+    joined: int = 9  # how many of the figures, from the first, a line joins
 
 
 class Plots:
@@ -116,13 +117,11 @@ class Plots:
             main: list[tuple[float, float]] = []
             for family in families:
                 main += self._curve_of(axes, family)
-            outside = _frame(axes, main, [p for f in families for arm in f.arms if (p := _point(arm))])
+            _frame(axes, main)
             _diagonals(axes)
             axes.set_xlabel("rate (nats per image)")
             axes.set_ylabel("distortion (nats per image)")
-            if outside:
-                text = f"not shown, far outside: {outside} more arm{'s' if outside > 1 else ''}"
-                axes.annotate(text, (1, 1.01), xycoords="axes fraction", ha="right", va="bottom", fontsize=8.5)
+            _say_outside(axes, [(arm.label, *p) for f in families for arm in f.arms if (p := _point(arm))])
             _legend(figure, axes, len(families))
             return finish()
 
@@ -134,7 +133,8 @@ class Plots:
         points = []
         for arm in arms:
             rate, distortion = arm.stat("rate"), arm.stat("distortion")
-            assert rate is not None and distortion is not None
+            assert rate is not None
+            assert distortion is not None
             filled = arm is usual or len(arms) == 1
             axes.errorbar(
                 rate.mean, distortion.mean, xerr=rate.sd, yerr=distortion.sd, color=look.color, marker=look.marker,
@@ -171,6 +171,8 @@ class Plots:
                 if kind is bits:
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             panels[0].set_ylabel("distortion (nats per image)")
+            if len(kinds) > 1:  # a bit or two may lose far more than any noise
+                _fit(panels[0], [curve for arm in self.comparison.shown for curve in arm.curves(noise[1])])
             _legend(figure, panels[0], len(self.comparison.shown))
             return finish()
 
@@ -186,7 +188,10 @@ class Plots:
                 self._band(axes, arm, np.arange(1, sizes.shape[1] + 1), sizes)
             axes.set_xlabel("latent dimension, the costliest first")
             axes.set_ylabel("rate (nats per image)")
-            axes.set_ylim(bottom=0)
+            axes.set_yscale("log")
+            top = axes.get_ylim()[1]
+            axes.set_ylim(max(axes.get_ylim()[0], top / 1e4), top)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _legend(figure, axes, len(arms))
             return finish()
@@ -205,6 +210,11 @@ class Plots:
                 axes.set_ylabel(names[name])
                 if name == "training_scale_mean":
                     axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                    axes.yaxis.set_minor_formatter(NullFormatter())
+                else:
+                    self._leave_out(axes, name)
             _legend(figure, panels[0], len(self.comparison.shown))
             return finish()
 
@@ -219,6 +229,7 @@ class Plots:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.set_xlabel("samples K")
             axes.set_ylabel("importance-weighted bound\n(nats per image)")
+            self._leave_out(axes, "iw_curve")
             _legend(figure, axes, len(self.comparison.shown))
             return finish()
 
@@ -245,8 +256,8 @@ class Plots:
                     share = counts / total if total else counts
                     filled = kind == "active"
                     axes.stairs(
-                        bottom + share, edges, baseline=bottom, fill=True, linewidth=0.8, label=kind, hatch=None if filled
-                        else "/////", facecolor=color if filled else "white", edgecolor=color,
+                        bottom + share, edges, baseline=bottom, fill=True, linewidth=0.8, label=kind,
+                        hatch=None if filled else "/////", facecolor=color if filled else "white", edgecolor=color,
                     )  # fmt: skip
                     bottom = bottom + share
                 axes.axvline(0, color=INK, linewidth=0.9, linestyle=":")
@@ -261,30 +272,37 @@ class Plots:
             figure.supylabel("share of all scales")
             return finish()
 
-    def dots(self, panels: Sequence[Panel]) -> str | None:
+    def dots(self, panels: Sequence[Panel], share_x: bool = False) -> str | None:
         """Arms from top to bottom, and in each panel a figure or several with bars over seeds."""
         arms = self.comparison.shown
         drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
         if not drawn:
             return None
-        has_legend = any(len(panel.names) > 1 or panel.line for panel in drawn)
-        with _figure(WIDTH, 1.05 + 0.31 * len(arms) + 0.25 * has_legend) as (figure, finish):
-            row = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        with _figure(WIDTH, 1.3 + 0.29 * len(arms)) as (figure, finish):
+            figure.set_layout_engine("constrained", w_pad=0.09)
+            row = figure.subplots(1, len(drawn), sharey=True, sharex=share_x, squeeze=False)[0]
             for axes, panel in zip(row, drawn, strict=True):
-                self._dots(axes, panel, arms)
+                self._dots(axes, panel, arms, ticks=5 if len(drawn) < 3 else 4 if len(drawn) < 5 else 3)
             row[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
             for label, arm in zip(row[0].get_yticklabels(), arms, strict=True):
                 label.set_color(self.looks[arm.label].color)
             row[0].set_ylim(len(arms) - 0.4, -0.6)
+            shown = {
+                word: handle for axes in row for handle, word in zip(*axes.get_legend_handles_labels(), strict=True)
+            }
+            if shown:
+                figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
             return finish()
 
-    def _dots(self, axes: Any, panel: Panel, arms: Sequence[Arm]) -> None:
+    def _dots(self, axes: Any, panel: Panel, arms: Sequence[Arm], ticks: int) -> None:
         stats = {(a.label, n): s for a in arms for n, _ in panel.names if (s := a.stat(n)) is not None}
-        limits = None if panel.log else _limits([stat.mean for stat in stats.values()])
+        means = [stat.mean for stat in stats.values()]
+        is_log = panel.log and min(means) > 0 and max(means) > 3 * min(means)
+        limits = None if is_log else _limits([(stat.mean, stat.sd or 0.0) for stat in stats.values()])
         count = len(panel.names)
         for row, arm in enumerate(arms):
             color = self.looks[arm.label].color
-            heights = [row + (0 if count == 1 else (place / (count - 1) - 0.5) * 0.36) for place in range(count)]
+            heights = [row + (0 if count == 1 else (place / (count - 1) - 0.5) * 0.4) for place in range(count)]
             seen = []
             for place, (name, _) in enumerate(panel.names):
                 stat = stats.get((arm.label, name))
@@ -293,7 +311,8 @@ class Plots:
                 if limits and not limits[0] <= stat.mean <= limits[1]:
                     _beyond(axes, stat, limits, heights[place], color)
                     continue
-                seen.append((stat.mean, heights[place]))
+                if place < panel.joined:
+                    seen.append((stat.mean, heights[place]))
                 axes.errorbar(
                     stat.mean, heights[place], xerr=stat.sd, color=color, marker=MARKERS[place], markersize=5.5,
                     markerfacecolor=color if place == 0 else "white", elinewidth=1.3, capsize=2, zorder=3,
@@ -305,25 +324,24 @@ class Plots:
                     "not defined", (0.03, row), xycoords=("axes fraction", "data"), fontsize=8, va="center",
                     color="#888888", style="italic",
                 )  # fmt: skip
+        if limits:
+            axes.set_xlim(*limits)
         if panel.line is not None:
             found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
             if found:
                 axes.axvline(float(np.mean(found)), color=INK, linewidth=1, linestyle=":", label=panel.line[1])
-        for place, (_, word) in enumerate(panel.names):
-            if count > 1:
+        if count > 1:
+            for place, (_, word) in enumerate(panel.names):
                 fill = INK if place == 0 else "white"
                 axes.plot([], [], MARKERS[place], color=INK, markerfacecolor=fill, markersize=5.5, label=word)
-        if count > 1 or panel.line is not None:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0 if not panel.title else 1.07), ncols=3, fontsize=8,
-                        handletextpad=0.3, columnspacing=0.9, borderpad=0.1)  # fmt: skip
-        if limits:
-            axes.set_xlim(*limits)
-        if panel.log and all(stat.mean > 0 for stat in stats.values()):
+        if is_log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title(panel.title, pad=22 if count > 1 or panel.line else 6)
+            axes.xaxis.set_major_locator(MaxNLocator(ticks))
+        axes.set_title(panel.title)
         axes.set_xlabel(panel.unit)
         axes.grid(visible=True, axis="y", color="#f0f0f0")
         axes.tick_params(axis="y", length=0)
@@ -360,6 +378,18 @@ class Plots:
             y, x = arm.curves(y_name), arm.curves(x_name)
             if y and x and len(x[0]) == len(y[0]):
                 self._band(axes, arm, np.array(x[0]), np.array(y))
+
+    def _leave_out(self, axes: Any, name: str) -> None:
+        """Fit the axes to the curves that end near each other, and name the others."""
+        shown = self.comparison.shown
+        ends = {arm.label: float(np.mean(curves, 0)[-1]) for arm in shown if (curves := arm.curves(name))}
+        limits = _limits([(end, 0.0) for end in ends.values()])
+        outside = {label: end for label, end in ends.items() if limits and not limits[0] <= end <= limits[1]}
+        if outside:
+            inside = [arm for arm in shown if arm.label in ends and arm.label not in outside]
+            _fit(axes, [curve for arm in inside for curve in arm.curves(name)])
+            named = "; ".join(f"{label} (ends at {end:.3g})" for label, end in outside.items())
+            axes.set_title(f"far outside: {named}", loc="right", fontsize=8.5, fontweight="normal")
 
     def _band(self, axes: Any, arm: Arm, x: Any, values: Any) -> None:
         """The mean of curves (seeds, points), and a band of one standard deviation to either side."""
@@ -412,14 +442,22 @@ def _point(arm: Arm) -> tuple[float, float] | None:
     return None if rate is None or distortion is None else (rate.mean, distortion.mean)
 
 
-def _frame(axes: Any, main: Sequence[tuple[float, float]], points: Sequence[tuple[float, float]]) -> int:
-    """Fit the axes to the points that lie together, and count the others."""
-    x, y = (_limits([point[axis] for point in main]) for axis in (0, 1))
+def _frame(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Fit the axes to the points that lie together."""
+    x, y = (_limits([(point[axis], 0.0) for point in points]) for axis in (0, 1))
     if x and y:
         axes.set_xlim(*x)
         axes.set_ylim(*y)
-        return sum(not (x[0] <= a <= x[1] and y[0] <= b <= y[1]) for a, b in points)
-    return 0
+
+
+def _say_outside(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Name above the axes what lies outside of them, with its place."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    outside = [(label, x, y) for label, x, y in points if not (left <= x <= right and low <= y <= high)]
+    if outside:
+        named = "; ".join(f"{label} ({x:.3g}, {y:.3g})" for label, x, y in outside[:3])
+        more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+        axes.set_title(f"far outside: {named}{more}", loc="right", fontsize=8.5, fontweight="normal")
 
 
 def _diagonals(axes: Any) -> None:
@@ -435,24 +473,42 @@ def _diagonals(axes: Any) -> None:
             axes.annotate(f"{level:g}", (x, y), xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=7.5,
                           color="#888888")  # fmt: skip
     axes.annotate(
-        "grey: equal −ELBO", (0.995, 0.985), xycoords="axes fraction", ha="right", va="top", fontsize=8, color="#888888"
+        "grey: distortion + rate",
+        (0.995, 0.985),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="#888888",
     )
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float] | None:
-    """Limits that hold all values but those so far off that the others could not be told apart."""
+def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Limits that hold all values, each with its spread, but those so far off that the others could not be told
+    apart."""
     kept = sorted(values)
     if not kept:
         return None
     while len(kept) > 3:
         for rest in (kept[:-1], kept[1:]):
-            if kept[-1] - kept[0] > 4 * (rest[-1] - rest[0]) > 0 and len(values) - len(rest) <= len(values) // 4:
+            if kept[-1][0] - kept[0][0] > 4 * (rest[-1][0] - rest[0][0]) > 0 and 4 * (len(values) - len(rest)) <= len(
+                values
+            ):
                 kept = rest
                 break
         else:
             break
-    margin = 0.08 * (kept[-1] - kept[0]) or 0.05 * abs(kept[0]) or 0.5
-    return kept[0] - margin, kept[-1] + margin
+    low, high = min(mean - sd for mean, sd in kept), max(mean + sd for mean, sd in kept)
+    margin = 0.08 * (high - low) or 0.05 * abs(low) or 0.5
+    return low - margin, high + margin
+
+
+def _fit(axes: Any, curves: Sequence[Sequence[float]]) -> None:
+    """Fit the height of axes to curves."""
+    if curves:
+        low, high = min(min(curve) for curve in curves), max(max(curve) for curve in curves)
+        margin = 0.06 * (high - low) or 0.5
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _beyond(axes: Any, stat: Statistic, limits: tuple[float, float], height: float, color: Any) -> None:

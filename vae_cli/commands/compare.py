@@ -105,9 +105,7 @@ def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[st
                 members.append(read_member(folder))
                 continue
             done = max((record["epoch"] for record in folder.metrics()), default=0)
-            notes.append(
-                f"Left out: {path} is {status}, after {done} epochs; the command that trained it finishes it."
-            )
+            notes.append(f"Left out: {path} is {status}, after {done} epochs; the command that trained it finishes it.")
         except Failure as error:
             notes.append(f"Left out: {error}")
     members, twins = drop_twins(members)
@@ -156,9 +154,7 @@ def evaluate(
         profile = max((str(found.get("profile")) for found in recorded if found), key=_rank, default="quick")
     todo = [m for m, found in zip(members, recorded, strict=True) if not found or found.get("profile") != profile]
     made = _evaluate(todo, profile, jobs, device, data_dir, console)
-    evaluations = [
-        made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)
-    ]
+    evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
 
 
@@ -208,7 +204,9 @@ def _evaluate(
             bar.advance(task)
             if not console.is_terminal:
                 done = len(made) + len(failed)
-                console.print(f"evaluated {done} of {len(paths)}: {path}", soft_wrap=True, highlight=False, markup=False)
+                console.print(
+                    f"evaluated {done} of {len(paths)}: {path}", soft_wrap=True, highlight=False, markup=False
+                )
     if failed:
         named = "\n".join(f"  {path}: {reason}" for path, reason in list(failed.items())[:INSIDE])
         more = f"\n  ... and {len(failed) - INSIDE} more" if len(failed) > INSIDE else ""
