@@ -421,8 +421,7 @@ def compare(
     profile: Annotated[
         Literal["quick", "default", "full"] | None,
         typer.Option(
-            help="How thoroughly to evaluate. Without it, what is not evaluated yet is evaluated like the rest, or "
-            "quickly where nothing is."
+            help="How thoroughly to evaluate what is not, or is less so. Without it, like most of the runs, or quickly."
         ),
     ] = None,
     jobs: Annotated[

@@ -351,8 +351,8 @@ class Comparison:
     @cached_property
     def base_beta(self) -> float | None:
         """The weight that most arms have."""
-        weights = Counter(arm.beta for arm in self.arms if arm.beta is not None)
-        return weights.most_common(1)[0][0] if weights else None
+        value = _usual(BETA, [{BETA: arm.beta} for arm in self.arms])
+        return None if value is None else float(value)
 
     @cached_property
     def shown(self) -> list[Arm]:
@@ -501,15 +501,16 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _usual(key: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The value that goes without saying: the commonest, and of several the configuration's own."""
+    """The value that goes without saying: the commonest; of several the configuration's own or, of weights, the 1 of
+    the ELBO; and if it is none of these, none."""
     counts = Counter(row.get(key) for row in rows if row.get(key) is not None)
-    if not counts:
-        return None
-    most = max(counts.values())
+    most = max(counts.values(), default=0)
     tied = [value for value, count in counts.items() if count == most]
+    if len(tied) == 1:
+        return tied[0]
     default = catalog.defaults().get(key)
-    own = [value for value in tied if default is not None and value == default.default]
-    return (own or tied)[0]
+    own = 1 if key == BETA else None if default is None else default.default
+    return own if own in tied else None
 
 
 def _label(row: Mapping[str, Any], whole: Mapping[str, Any], keys: Sequence[str], usual: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.hashsalt": "vae",  # the same numbers give the same file
     "figure.constrained_layout.use": True,
 }
@@ -191,7 +192,7 @@ class Plots:
             axes.set_yscale("log")
             top = axes.get_ylim()[1]
             axes.set_ylim(max(axes.get_ylim()[0], top / 1e4), top)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            _log_ticks(axes.yaxis)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _legend(figure, axes, len(arms))
             return finish()
@@ -211,8 +212,7 @@ class Plots:
                 if name == "training_scale_mean":
                     axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
                     axes.set_yscale("log")
-                    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                    axes.yaxis.set_minor_formatter(NullFormatter())
+                    _log_ticks(axes.yaxis)
                 else:
                     self._leave_out(axes, name)
             _legend(figure, panels[0], len(self.comparison.shown))
@@ -298,7 +298,12 @@ class Plots:
         stats = {(a.label, n): s for a in arms for n, _ in panel.names if (s := a.stat(n)) is not None}
         means = [stat.mean for stat in stats.values()]
         is_log = panel.log and min(means) > 0 and max(means) > 3 * min(means)
-        limits = None if is_log else _limits([(stat.mean, stat.sd or 0.0) for stat in stats.values()])
+        line = None
+        if panel.line is not None:
+            found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
+            line = float(np.mean(found)) if found else None
+        spans = [(stat.mean, stat.sd or 0.0) for stat in stats.values()]
+        limits = None if is_log else _limits(spans + ([] if line is None else [(line, 0.0)]))
         count = len(panel.names)
         for row, arm in enumerate(arms):
             color = self.looks[arm.label].color
@@ -326,23 +331,23 @@ class Plots:
                 )  # fmt: skip
         if limits:
             axes.set_xlim(*limits)
-        if panel.line is not None:
-            found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
-            if found:
-                axes.axvline(float(np.mean(found)), color=INK, linewidth=1, linestyle=":", label=panel.line[1])
+        unit = panel.unit
+        if line is not None and panel.line is not None:
+            if limits and not limits[0] <= line <= limits[1]:
+                unit = f"{unit} ({panel.line[1]}: {line:.2g})"
+            else:
+                axes.axvline(line, color=INK, linewidth=1, linestyle=":", label=panel.line[1])
         if count > 1:
             for place, (_, word) in enumerate(panel.names):
                 fill = INK if place == 0 else "white"
                 axes.plot([], [], MARKERS[place], color=INK, markerfacecolor=fill, markersize=5.5, label=word)
         if is_log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _log_ticks(axes.xaxis)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(ticks))
         axes.set_title(panel.title)
-        axes.set_xlabel(panel.unit)
+        axes.set_xlabel(unit)
         axes.grid(visible=True, axis="y", color="#f0f0f0")
         axes.tick_params(axis="y", length=0)
 
@@ -501,6 +506,13 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None
     low, high = min(mean - sd for mean, sd in kept), max(mean + sd for mean, sd in kept)
     margin = 0.08 * (high - low) or 0.05 * abs(low) or 0.5
     return low - margin, high + margin
+
+
+def _log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, 20 ... in plain figures."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _fit(axes: Any, curves: Sequence[Sequence[float]]) -> None:

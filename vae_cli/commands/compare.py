@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -69,6 +71,8 @@ def main(
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     refuse_incomparable(members)
+    if reference is not None:
+        Comparison(members, reference)  # a name that is none is refused before anything is evaluated
     members = evaluate(members, profile, jobs, device, data_dir, console)
     refuse_incomparable(members)
     profiles = sorted({str(member.evaluation.get("profile")) for member in members})
@@ -147,12 +151,14 @@ def evaluate(
     data_dir: str | Path | None,
     console: Console,
 ) -> list[Member]:
-    """The members with their evaluations, which are made where they are missing, old, or of another profile than the
-    one asked for; without one, the most thorough that any run has. Raises Failure naming the runs that cannot be."""
+    """The members with their evaluations, made where there is none of these weights that is as thorough as the
+    profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot be."""
     recorded = [_recorded(member) for member in members]
     if profile is None:
-        profile = max((str(found.get("profile")) for found in recorded if found), key=_rank, default="quick")
-    todo = [m for m, found in zip(members, recorded, strict=True) if not found or found.get("profile") != profile]
+        profiles = Counter(str(found.get("profile")) for found in recorded if found)
+        usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
+        profile = usual if usual in PROFILES and 2 * count > len(members) else "quick"
+    todo = [m for m, found in zip(members, recorded, strict=True) if _rank(found.get("profile", "")) < _rank(profile)]
     made = _evaluate(todo, profile, jobs, device, data_dir, console)
     evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
@@ -288,7 +294,7 @@ def show_table(console: Console, comparison: Comparison) -> None:
     for name in names:
         table.add_column(COLUMNS[name], justify="right")
     for row, arm in enumerate(comparison.shown):
-        table.add_row(arm.label, str(len(arm.members)), *(cells[name][row] for name in names))
+        table.add_row(escape(arm.label), str(len(arm.members)), *(cells[name][row] for name in names))
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge at which to break a name
     console.print(table)
