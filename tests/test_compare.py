@@ -435,37 +435,62 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Terms:
+    """A stand-in for the one metric that there is."""
+
+
+def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
+    """What the stand-in for the evaluation has written of a run."""
+    file = folder.path / "evaluation/metrics.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, assess: Callable[..., dict[str, Any]]) -> None:
+    """Put a quick evaluation in the place of the real one."""
+    module = ModuleType("vae_cli.assessment")
+    vars(module).update(assess=assess, assessment=read_evaluation, METRICS=(Terms,))
+    monkeypatch.setitem(sys.modules, "vae_cli.assessment", module)
+
+
 @pytest.fixture
 def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The runs that were evaluated, by a stand-in that takes its figures from the summary."""
     seen: list[Path] = []
 
-    def assess(folder: RunDir, profile: str = "quick", device: str = "auto", data_dir: object = None) -> dict[str, Any]:
+    def assess(
+        folder: RunDir,
+        profile: str = "quick",
+        kinds: object = (Terms,),
+        before: dict[str, Any] | None = None,
+        seed: int = 0,
+        weights: str = "best",
+        device: str = "auto",
+        data_dir: object = None,
+    ) -> dict[str, Any]:
         seen.append(folder.path)
         summary = folder.summary()
         figures: dict[str, Any] = {
             name: {"value": value, "unit": "nats", "count": 297, "metric": "Terms", "claim": claim_of(name)}
             for name, value in {**summary["test"], **summary["posterior"]}.items()
         }
-        figures["noise_probe_t"] = {"value": [0.0, 0.5, 1.0], "claim": "bits"}
-        figures["noise_probe_distortion"] = {"value": [1.0, 2.0, 4.0], "unit": "nats", "claim": "bits"}
+        figures["noise_probe_t"] = {"value": [0.0, 0.5, 1.0], "metric": "Terms", "claim": "bits"}
+        figures["noise_probe_distortion"] = {"value": [1.0, 2.0, 4.0], "metric": "Terms", "claim": "bits"}
         evaluation = {
             "format": 1,
             "run": folder.path.name,
-            "step": summary["step"] // summary["epoch"] * summary["weights_of_epoch"],
-            "weights": "best",
+            "step": summary["step"],
+            "weights": weights,
+            "seed": seed,
             "profile": profile,
             "images": "abc",
-            "figures": figures,
-            "left_out": {} if "rate" in figures else {"rate": {"reason": REASON, "claim": "bits"}},
+            "figures": {**(before or {}).get("figures", {}), **figures},
+            "left_out": {} if "rate" in figures else {"rate": {"reason": REASON, "metric": "Terms", "claim": "bits"}},
         }
         (folder.path / "evaluation").mkdir(exist_ok=True)
         (folder.path / "evaluation/metrics.json").write_text(json.dumps(evaluation))
         return evaluation
 
-    stand_in = ModuleType("vae_cli.assessment")
-    stand_in.assess = assess  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vae_cli.assessment", stand_in)
+    stand_in(monkeypatch, assess)
     return seen
 
 
@@ -508,6 +533,16 @@ def test_compare(vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.C
     assert {p.parent.name for p in (trained / "elsewhere/tensorboard/fixed-1.0").rglob("events*")} == {"mean", "sd"}
     assert vae("compare", "--jobs", "1", "--profile", "default", "--reference", "fixed 1.0") == 0
     assert len(assessed) == 12
+    assert vae("compare", "--jobs", "1") == 0  # as thorough as most of the runs are
+    assert len(assessed) == 12
+    part = folder.parent / Path(rows[0]["run"]).name / "evaluation/metrics.json"
+    found = json.loads(part.read_text())
+    own = {"value": 1.0, "metric": "Mine", "claim": "bits"}
+    part.write_text(json.dumps({**found, "figures": {"mine": own}, "left_out": {}}))
+    assert vae("compare", "--jobs", "1", "--reference", "fixed 1.0") == 0
+    assert assessed[12:] == [Path(rows[0]["run"])]
+    whole = json.loads(part.read_text())
+    assert (whole["profile"], whole["figures"]) == ("default", {**found["figures"], "mine": own})
     assert json.loads((folder / "compare.json").read_text())["reference"] == "fixed 1.0"
 
 
@@ -564,9 +599,7 @@ def test_an_evaluation_that_fails_names_its_run(
     def assess(folder: RunDir, **_: object) -> dict[str, Any]:
         raise UserError("no images")
 
-    stand_in = ModuleType("vae_cli.assessment")
-    stand_in.assess = assess  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vae_cli.assessment", stand_in)
+    stand_in(monkeypatch, assess)
     assert vae("compare", "--jobs", "1", "--profile", "full") == 1
     error = capsys.readouterr().err
     assert "6 of 6 runs could not be evaluated" in error

@@ -23,6 +23,7 @@ LEVEL = 0.95
 FEW = 8  # arms that plots and tables show without leaving a ladder of weights out
 LISTED = 4  # runs that a message names
 MUST_AGREE = ("dataset", "likelihood")
+EVALUATED_ALIKE = {"images": "fingerprint of the images", "weights": "weights evaluated", "seed": "evaluation seed"}
 FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # in labels
 NO_SETTING = frozenset(["seed", "experiment"])
 
@@ -77,12 +78,11 @@ def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Memb
 
 def refuse_incomparable(members: Sequence[Member]) -> None:
     """Raise UserError, naming runs, settings and values, unless all runs have one dataset, split and likelihood, and
-    one set of images as far as they are evaluated."""
+    one set of images, seed and kind of weights as far as they are evaluated."""
     shared: list[dict[str, Any]] = []
     for member in members:
         same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
-        if "images" in member.evaluation:
-            same["images (fingerprint)"] = member.evaluation["images"]
+        same |= {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
         shared.append(same)
     differing = [key for key in _all_keys(shared) if len({one.get(key) for one in shared}) > 1]
     if not differing:

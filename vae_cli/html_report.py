@@ -32,8 +32,8 @@ MAIN: dict[str, list[str]] = {
     ],
     "scale": ["scale_mean", "scale_median", "scale_min", "scale_max", "rate_scale"],
     "price": [
-        "distortion", "elbo", "iw_bound", "elbo_gaussian_prior", "elbo_mixture_prior", "frechet_prior",
-        "frechet_mixture", "frechet_reconstructions",
+        "distortion", "elbo", "elbo_gaussian_prior", "elbo_mixture_prior", "iw_bound", "frechet_prior",
+        "frechet_mixture",
     ],
 }  # fmt: skip
 FINDINGS: dict[str, list[str]] = {
@@ -138,7 +138,8 @@ class _Page:
         lead = (
             f"{len(c.members)} runs in {len(c.arms)} arms, {seeds} seed{'s' if seeds != 1 else ''}. "
             f"Quantities are nats per image unless they say bits; ± is one standard deviation over seeds, "
-            f"[ , ] a {100 * LEVEL:.0f} % interval. The reference is '{c.reference.label}'."
+            f"[ , ] a {100 * LEVEL:.0f} % interval. Arms are compared with '{c.reference.label}', and in "
+            "tables what differs from it is bold."
         )
         said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
         return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>{said}'
@@ -363,7 +364,6 @@ class _Page:
     def appendix(self) -> str:
         c = self.comparison
         parts = ["<h2>Appendix: all figures</h2>"]
-        parts.append('<p class="note">In bold: a difference from the reference whose interval excludes 0.</p>')
         claims = [*CLAIMS, *dict.fromkeys(i.claim for i in c.figures.values() if i.claim not in CLAIMS)]
         for claim in claims:
             names = [name for name, info in c.figures.items() if info.claim == claim and not info.is_curve]

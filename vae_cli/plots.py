@@ -26,6 +26,7 @@ INK, FAINT = "#333333", "#cccccc"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
+    "figure.labelsize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": "#888888",
@@ -208,6 +209,7 @@ class Plots:
             for axes, name in zip(panels, drawn, strict=True):
                 self._bands(axes, "training_epochs", name)
                 axes.set_xlabel("epoch")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 axes.set_ylabel(names[name])
                 if name == "training_scale_mean":
                     axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
@@ -282,7 +284,8 @@ class Plots:
             figure.set_layout_engine("constrained", w_pad=0.09)
             row = figure.subplots(1, len(drawn), sharey=True, sharex=share_x, squeeze=False)[0]
             for axes, panel in zip(row, drawn, strict=True):
-                self._dots(axes, panel, arms, ticks=5 if len(drawn) < 3 else 4 if len(drawn) < 5 else 3)
+                limits = _axis(drawn if share_x else [panel], arms)
+                self._dots(axes, panel, arms, limits, ticks=5 if len(drawn) < 3 else 4 if len(drawn) < 5 else 3)
             row[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
             for label, arm in zip(row[0].get_yticklabels(), arms, strict=True):
                 label.set_color(self.looks[arm.label].color)
@@ -294,16 +297,12 @@ class Plots:
                 figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
             return finish()
 
-    def _dots(self, axes: Any, panel: Panel, arms: Sequence[Arm], ticks: int) -> None:
+    def _dots(
+        self, axes: Any, panel: Panel, arms: Sequence[Arm], limits: tuple[float, float] | None, ticks: int
+    ) -> None:
+        """Draw one panel, on a logarithmic axis where there are no limits."""
         stats = {(a.label, n): s for a in arms for n, _ in panel.names if (s := a.stat(n)) is not None}
-        means = [stat.mean for stat in stats.values()]
-        is_log = panel.log and min(means) > 0 and max(means) > 3 * min(means)
-        line = None
-        if panel.line is not None:
-            found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
-            line = float(np.mean(found)) if found else None
-        spans = [(stat.mean, stat.sd or 0.0) for stat in stats.values()]
-        limits = None if is_log else _limits(spans + ([] if line is None else [(line, 0.0)]))
+        line = _line(panel, arms)
         count = len(panel.names)
         for row, arm in enumerate(arms):
             color = self.looks[arm.label].color
@@ -341,7 +340,7 @@ class Plots:
             for place, (_, word) in enumerate(panel.names):
                 fill = INK if place == 0 else "white"
                 axes.plot([], [], MARKERS[place], color=INK, markerfacecolor=fill, markersize=5.5, label=word)
-        if is_log:
+        if limits is None:
             axes.set_xscale("log")
             _log_ticks(axes.xaxis)
         else:
@@ -428,6 +427,23 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Callable[[], 
             return buffer.getvalue()
 
         yield figure, finish
+
+
+def _line(panel: Panel, arms: Sequence[Arm]) -> float | None:
+    """Where the line of a panel stands."""
+    if panel.line is None:
+        return None
+    found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _axis(panels: Sequence[Panel], arms: Sequence[Arm]) -> tuple[float, float] | None:
+    """The limits of panels of one axis, or None for a logarithmic one."""
+    names = [name for panel in panels for name, _ in panel.names]
+    spans = [(stat.mean, stat.sd or 0.0) for arm in arms for name in names if (stat := arm.stat(name)) is not None]
+    spans += [(line, 0.0) for panel in panels if (line := _line(panel, arms)) is not None]
+    least, most = min(mean for mean, _ in spans), max(mean for mean, _ in spans)
+    return None if panels[0].log and most > 3 * least > 0 else _limits(spans)
 
 
 def _legend(figure: Figure, axes: Any, count: int, below: bool = False) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
@@ -158,7 +157,11 @@ def evaluate(
         profiles = Counter(str(found.get("profile")) for found in recorded if found)
         usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
         profile = usual if usual in PROFILES and 2 * count > len(members) else "quick"
-    todo = [m for m, found in zip(members, recorded, strict=True) if _rank(found.get("profile", "")) < _rank(profile)]
+    todo = [
+        member
+        for member, found in zip(members, recorded, strict=True)
+        if _rank(found.get("profile", "")) < _rank(profile) or _missing(found)
+    ]
     made = _evaluate(todo, profile, jobs, device, data_dir, console)
     evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
@@ -169,16 +172,19 @@ def _rank(profile: str) -> int:
 
 
 def _recorded(member: Member) -> dict[str, Any]:
-    """The evaluation that lies in a run's folder, or nothing where it is missing, damaged or of other weights."""
-    try:
-        found = json.loads((member.folder.path / "evaluation" / "metrics.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    summary = member.summary
-    steps = summary.get("step", 0) // max(1, summary.get("epoch", 1))
-    newest = steps * summary.get("weights_of_epoch", 0)
-    usable = isinstance(found, dict) and found.get("format") == 1 and found.get("step") == newest
-    return found if usable else {}
+    """The evaluation of a run's weights as they are now, or nothing. Raises Failure where it is damaged."""
+    from vae_cli.assessment import assessment
+
+    return assessment(member.folder) or {}
+
+
+def _missing(found: Mapping[str, Any]) -> list[Any]:
+    """The metrics that an evaluation does not hold yet."""
+    from vae_cli.assessment import METRICS
+
+    entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
+    present = {entry.get("metric") for entry in entries}
+    return [kind for kind in METRICS if kind.__name__ not in present]
 
 
 def _evaluate(
@@ -258,11 +264,16 @@ def _one_thread() -> None:
 
 def _assess(work: Work) -> dict[str, Any] | str:
     """The evaluation of a run, or what was wrong."""
-    from vae_cli.assessment import assess
+    from vae_cli.assessment import assess, assessment
 
     path, profile, device, data_dir = work
+    folder = RunDir(path)
     try:
-        return assess(RunDir(path), profile=profile, device=device, data_dir=data_dir)
+        found = assessment(folder)
+        if found is not None and _rank(found["profile"]) >= _rank(profile):  # only a part of it is missing
+            about = {"profile": found["profile"], "weights": found["weights"], "seed": found["seed"]}
+            return assess(folder, kinds=_missing(found), before=found, device=device, data_dir=data_dir, **about)
+        return assess(folder, profile=profile, device=device, data_dir=data_dir)
     except UserError as error:
         return str(error)
 
