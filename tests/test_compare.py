@@ -317,11 +317,24 @@ def test_answers_follow_the_numbers() -> None:
     assert found["shortcuts"].verdict == "Not tested"  # none of its figures was measured
     assert found["scale"].verdict == "Yes"
     assert found["price"].verdict == "The arm of constant scale loses 28.00 nats"
-    assert "takes away 95 % of the loss" in found["price"].sentences[0]
+    assert "95 % of the loss less" in found["price"].sentences[0]
     assert REASON in " ".join(found["bits"].sentences)
     none = answers(study(constant=0.0, refit=0.0, noise=0.5))["price"]
     assert none.verdict == "No loss that 3 seeds could show"
     assert "no difference that 3 seeds could show" in none.sentences[0]
+
+
+def test_the_share_of_the_prior_is_told_by_arms_that_differ_in_it() -> None:
+    comparison = study(constant=28.0, refit=26.0)
+    learned_prior = {"sigma": "fixed", "sigma.value": 1.0, "prior": "scaled_normal"}
+    figures = {"elbo": -100.5, "rate": 20.0, "distortion": 80.5, "scale_min": 1.0, "scale_max": 1.0}
+    members = [*comparison.members, *(member(seed, learned_prior, figures) for seed in (0, 1, 2))]
+    told = answers(Comparison(members))["price"]
+    assert told.verdict == "2 of the 2 arms of constant scale lose 0.50 to 28.00 nats"
+    assert len(told.sentences) == 1
+    assert "7 % of the loss less" in told.sentences[0]
+    assert "as 'fixed 1.0, scaled_normal', " in told.sentences[0]
+    assert "98 % of the loss less" in told.sentences[0]
 
 
 def test_one_seed_is_never_a_difference() -> None:

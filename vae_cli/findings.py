@@ -148,6 +148,8 @@ def title(name: str) -> str:
 
 # Sentences about one figure.
 
+MOST = 4  # arms that a sentence names
+
 
 def extremes(comparison: Comparison, name: str) -> str | None:
     """Which arm is highest and which lowest in a figure."""
@@ -177,10 +179,12 @@ def against(comparison: Comparison, name: str) -> str | None:
     parts = []
     real = sorted((d for d in found if d.is_real), key=lambda d: -abs(d.value))
     if real:
-        parts.append(", ".join(f"{quoted([d.arm])} {gap(d, unit)}" for d in real))
+        more = f" and {len(real) - MOST} more in the table" if len(real) > MOST else ""
+        parts.append(", ".join(f"{quoted([d.arm])} {gap(d, unit)}" for d in real[:MOST]) + more)
     for seeds in sorted({d.seeds for d in found if d.is_real is False}):
         nothing = [d.arm for d in found if d.is_real is False and d.seeds == seeds]
-        parts.append(f"no difference that {seeds} seeds could show for {quoted(nothing)}")
+        arms = quoted(nothing) if len(nothing) <= MOST else f"{len(nothing)} arms"
+        parts.append(f"no difference that {seeds} seeds could show for {arms}")
     if unknown := [d for d in found if d.is_real is None]:
         listed = ", ".join(f"{quoted([d.arm])} {_signed(d.value, digits_for([d.value]))}" for d in unknown)
         parts.append(f"from one seed, so that no interval exists, {listed}")
@@ -365,9 +369,15 @@ def _price(comparison: Comparison) -> Answer:
         return Answer(QUESTIONS["price"], "Not tested", ["No arm of constant scale, or no ELBO to compare it with."])
     gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
     verdict = _cost_in_short([d for _, d in gaps])
-    sentences = []
+    sentences, said = [], set()
     for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
-        sentences.append(_cost(comparison, arm, found))
+        if arm.label in said:
+            continue
+        others = [(other, d) for other, d in gaps if other is not arm and _differ_in_prior(arm, other)]
+        better = max(others, key=lambda pair: pair[1].value, default=None)
+        if better is not None:
+            said.add(better[0].label)
+        sentences.append(_cost(comparison, arm, found, better))
     for equal in comparison.at_equal_rate:
         sentences.append(equal_rate(comparison, equal))
     return Answer(QUESTIONS["price"], verdict, sentences)
@@ -389,24 +399,35 @@ def _cost_in_short(gaps: Sequence[Difference]) -> str:
     return f"{_upper(arms)} of constant scale lose{'s' if len(losses) == 1 else ''} {ends} nats"
 
 
-def _cost(comparison: Comparison, arm: Arm, found: Difference) -> str:
-    reference = quoted([comparison.reference.label])
-    text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {reference}"
+def _differ_in_prior(one: Arm, other: Arm) -> bool:
+    """Whether two arms differ in their prior and in nothing else."""
+    keys = {key for key in one.settings if one.settings[key] != other.settings.get(key)}
+    return bool(keys) and all(key.partition(".")[0] == "prior" for key in keys)
+
+
+def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm, Difference] | None) -> str:
+    """What an arm of constant scale loses; how much of that the trained model wins back by another prior alone, and how
+    much an arm that was trained with one, the best of those that differ in nothing else."""
+    text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {quoted([comparison.reference.label])}"
     if found.is_real is False:
-        return f"{text}: {none_found(found)}."
-    refits = [("elbo_gaussian_prior", "a Gaussian"), ("elbo_mixture_prior", "a mixture")]
-    for name, kind in refits:
-        refitted = comparison.difference(name, arm)
-        if refitted is None or found.is_real is None:
-            continue
-        text += f"; with {kind} fitted to the codes of each as its prior it is {gap(refitted, 'nats')}"
-        if refitted.is_real is False:
-            text += f", {none_found(refitted)}"
-        share = 1 - refitted.value / found.value
-        if found.value < 0 and 0 <= share <= 1:
-            text += f": another prior for the trained model takes away {100 * share:.0f} % of the loss"
-        break
+        text += f", {none_found(found)}"
+    refitted = comparison.difference("elbo_gaussian_prior", arm)
+    if refitted is not None and found.is_real and found.value < 0:
+        text += f"; with a Gaussian fitted afterwards to the codes of each as its prior {_left(found, refitted)}"
+    if better is not None:
+        other, d = better
+        says = _left(found, d) if found.is_real and found.value < 0 else gap(d, "nats")
+        text += f"; trained with another prior, as {quoted([other.label])}, {says}"
     return f"{text}."
+
+
+def _left(loss: Difference, rest: Difference) -> str:
+    """What is left of a loss, and which share of it is gone."""
+    if rest.is_real is False:
+        return f"{gap(rest, 'nats')}, {none_found(rest)}"
+    share = 1 - rest.value / loss.value
+    gone = f", {100 * share:.0f} % of the loss less" if 0 <= share < 1 else ""
+    return f"{gap(rest, 'nats')}{gone}"
 
 
 def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:

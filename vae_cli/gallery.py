@@ -21,7 +21,7 @@ from vae_cli.comparison import Arm
 from vae_cli.errors import UserError
 from vae_cli.evaluation import questioned
 from vae_cli.image import grid
-from vae_cli.plots import STYLE, WIDTH, Look
+from vae_cli.plots import STYLE, WIDTH, Look, ink
 from vae_cli.run import Run
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Gallery:
             panels = figure.subplots(rows, columns, squeeze=False).ravel()
             for axes, (label, run) in zip(panels, self.runs.items(), strict=False):
                 self._scatter(axes, run)
-                axes.set_title(label, color=looks[label].color)
+                axes.set_title(label, color=ink(looks[label]))
             for axes in panels[len(self.runs) :]:
                 axes.set_visible(False)
             buffer = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -58,17 +59,16 @@ class Look(NamedTuple):
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
-    """A look for every arm, by label. Arms that begin with the same word have one hue in several tints, with lines and
-    markers of their own; those of a ladder of weights look like the arm whose ladder it is."""
+    """A look for every arm, by label. Arms that begin with the same word have one hue, and those that go on with the
+    same words one tint, line and marker; those of a ladder of weights look like the arm whose ladder it is."""
     found: dict[str, Look] = {}
     hues: dict[str, int] = {}
-    tints: dict[str, int] = {}
     shown = {arm.label for arm in comparison.shown}
+    rests = Counter(arm.label.partition(",")[2] for arm in comparison.shown)
+    tints = [rest for rest, _ in sorted(rests.items(), key=lambda item: (item[0] != "", -item[1]))]
     for arm in comparison.shown:
-        word = arm.label.partition(",")[0]
-        hue = hues.setdefault(word, len(hues))
-        tint = tints[word] = tints.get(word, -1) + 1
-        found[arm.label] = _look(hue, tint)
+        word, _, rest = arm.label.partition(",")
+        found[arm.label] = _look(hues.setdefault(word, len(hues)), tints.index(rest))
     for family in comparison.families:
         of_shown = [found[arm.label] for arm in family.arms if arm.label in shown and arm.beta]
         look = of_shown[0] if of_shown else _look(hues.setdefault(family.label, len(hues)), 0)
@@ -80,9 +80,14 @@ def looks(comparison: Comparison) -> dict[str, Look]:
 def _look(hue: int, tint: int) -> Look:
     color = np.array(to_rgb(HUES[hue % len(HUES)]))
     round_ = hue // len(HUES) + tint
-    amount = (0.0, 0.45, -0.4, 0.25)[round_ % 4]
+    amount = (0.0, -0.4, 0.4, 0.2)[round_ % 4]
     color = color + (1 - color) * amount if amount > 0 else color * (1 + amount)
     return Look(tuple(color.tolist()), LINES[round_ % len(LINES)], MARKERS[round_ % len(MARKERS)])
+
+
+def ink(look: Look) -> Any:
+    """The color of a look for words, which have to be darker than lines."""
+    return tuple(0.8 * part for part in look.color) if sum(look.color) > 1.5 else look.color
 
 
 def hex_color(look: Look) -> str:
@@ -263,7 +268,7 @@ class Plots:
                     )  # fmt: skip
                     bottom = bottom + share
                 axes.axvline(0, color=INK, linewidth=0.9, linestyle=":")
-                axes.set_title(arm.label, color=color)
+                axes.set_title(arm.label, color=ink(self.looks[arm.label]))
                 axes.xaxis.set_major_formatter(lambda value, _: f"{10**value:g}")
                 axes.set_yticks([])
                 axes.spines["left"].set_visible(False)
@@ -288,7 +293,7 @@ class Plots:
                 self._dots(axes, panel, arms, limits, ticks=5 if len(drawn) < 3 else 4 if len(drawn) < 5 else 3)
             row[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
             for label, arm in zip(row[0].get_yticklabels(), arms, strict=True):
-                label.set_color(self.looks[arm.label].color)
+                label.set_color(ink(self.looks[arm.label]))
             row[0].set_ylim(len(arms) - 0.4, -0.6)
             shown = {
                 word: handle for axes in row for handle, word in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -512,7 +517,7 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None
         return None
     while len(kept) > 3:
         for rest in (kept[:-1], kept[1:]):
-            if kept[-1][0] - kept[0][0] > 4 * (rest[-1][0] - rest[0][0]) > 0 and 4 * (len(values) - len(rest)) <= len(
+            if kept[-1][0] - kept[0][0] > 3 * (rest[-1][0] - rest[0][0]) > 0 and 4 * (len(values) - len(rest)) <= len(
                 values
             ):
                 kept = rest
