@@ -617,3 +617,19 @@ def test_an_evaluation_that_fails_names_its_run(
     error = capsys.readouterr().err
     assert "6 of 6 runs could not be evaluated" in error
     assert "no images" in error
+
+
+def test_axes_leave_out_what_would_hide_the_rest() -> None:
+    from vae_cli.plots import _limits
+
+    near = [(30.0, 0.1), (30.5, 0.2), (27.0, 0.3), (13.0, 1.0)] * 3
+    limits = _limits([*near, (-400.0, 1.0), (-399.0, 1.0)])
+    assert limits is not None
+    assert -400 < limits[0] < 12
+    assert limits[1] > 30.7
+    wide = _limits([(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (5.0, 0.0)])
+    assert wide is not None
+    assert wide[0] < 0
+    assert wide[1] > 5
+    assert _limits([]) is None
+    assert _limits([(1.0, 0.0)]) is not None

@@ -50,7 +50,7 @@ SIZES = {"svg": "image/svg+xml", "png": "image/png"}
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 66rem; background: #fff; color: #222;
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem; background: #fff; color: #222;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.35rem; margin: 2.8rem 0 .6rem; padding-top: .8rem; border-top: 2px solid #222; }
@@ -83,8 +83,8 @@ code { font-size: .92em; overflow-wrap: anywhere; }
   body { font-size: 10.5pt; max-width: none; padding: 0; }
   h2 { break-after: avoid; } h3 { break-after: avoid; }
   figure, tr, .summary > div { break-inside: avoid; }
-  .scroll { overflow: visible; } table { font-size: 7pt; } th, td { padding: .15rem .3rem; }
-  th, td { white-space: normal; }
+  .scroll { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .15rem .25rem; }
+  th { white-space: normal; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from vae_cli.comparison import Arm, Comparison, Family, Statistic
+from vae_cli.comparison import Arm, Comparison, Family
 
 # Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, the strongest first.
 HUES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#b8a000", "#2299cc", "#882255", "#666666", "#999933", "#cc7722")
@@ -312,13 +311,13 @@ class Plots:
         for row, arm in enumerate(arms):
             color = self.looks[arm.label].color
             heights = [row + (0 if count == 1 else (place / (count - 1) - 0.5) * 0.4) for place in range(count)]
-            seen = []
+            seen, beyond = [], []
             for place, (name, _) in enumerate(panel.names):
                 stat = stats.get((arm.label, name))
                 if stat is None:
                     continue
                 if limits and not limits[0] <= stat.mean <= limits[1]:
-                    _beyond(axes, stat, limits, heights[place], color)
+                    beyond.append(stat.mean)
                     continue
                 if place < panel.joined:
                     seen.append((stat.mean, heights[place]))
@@ -326,6 +325,8 @@ class Plots:
                     stat.mean, heights[place], xerr=stat.sd, color=color, marker=MARKERS[place], markersize=5.5,
                     markerfacecolor=color if place == 0 else "white", elinewidth=1.3, capsize=2, zorder=3,
                 )  # fmt: skip
+            if limits:
+                _beyond(axes, beyond, limits, row, ink(self.looks[arm.label]))
             if len(seen) > 1:
                 axes.plot(*zip(*seen, strict=True), color=color, linewidth=0.8, zorder=2)
             if not any((arm.label, name) in stats for name, _ in panel.names):
@@ -397,8 +398,8 @@ class Plots:
         if outside:
             inside = [arm for arm in shown if arm.label in ends and arm.label not in outside]
             _fit(axes, [curve for arm in inside for curve in arm.curves(name)])
-            named = "; ".join(f"{label} (ends at {end:.3g})" for label, end in outside.items())
-            axes.set_title(f"far outside: {named}", loc="right", fontsize=8.5, fontweight="normal")
+            named = "\n".join(f"far outside: {label}, ends at {end:.3g}" for label, end in outside.items())
+            axes.set_title(named, loc="right", fontsize=8.5, fontweight="normal")
 
     def _band(self, axes: Any, arm: Arm, x: Any, values: Any) -> None:
         """The mean of curves (seeds, points), and a band of one standard deviation to either side."""
@@ -510,20 +511,20 @@ def _diagonals(axes: Any) -> None:
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Limits that hold all values, each with its spread, but those so far off that the others could not be told
-    apart."""
+    """Limits that hold all values, each with its spread, but those few so far off that the others could not be told
+    apart: a quarter of them at most, beyond a gap of more than 2.5 times the range of the others."""
     kept = sorted(values)
     if not kept:
         return None
-    while len(kept) > 3:
-        for rest in (kept[:-1], kept[1:]):
-            if kept[-1][0] - kept[0][0] > 3 * (rest[-1][0] - rest[0][0]) > 0 and 4 * (len(values) - len(rest)) <= len(
-                values
-            ):
-                kept = rest
-                break
-        else:
+    while True:
+        places = range(1, len(kept))
+        place = max(places, key=lambda i: kept[i][0] - kept[i - 1][0], default=0)
+        many = max(kept[:place], kept[place:], key=len)
+        gap = kept[place][0] - kept[place - 1][0] if place else 0.0
+        span = many[-1][0] - many[0][0]
+        if not 0 < 2.5 * span < gap or 4 * (len(values) - len(many)) > len(values):
             break
+        kept = many
     low, high = min(mean - sd for mean, sd in kept), max(mean + sd for mean, sd in kept)
     margin = 0.08 * (high - low) or 0.05 * abs(low) or 0.5
     return low - margin, high + margin
@@ -544,11 +545,14 @@ def _fit(axes: Any, curves: Sequence[Sequence[float]]) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def _beyond(axes: Any, stat: Statistic, limits: tuple[float, float], height: float, color: Any) -> None:
-    """An arrow at the edge for a value that lies far outside, with the value."""
-    is_right = stat.mean > limits[1]
-    digits = 0 if abs(stat.mean) >= 100 else max(0, 2 - math.floor(math.log10(max(abs(stat.mean), 1e-6))))
-    axes.annotate(
-        f"{stat.mean:.{digits}f} →" if is_right else f"← {stat.mean:.{digits}f}", (0.99 if is_right else 0.01, height),
-        xycoords=("axes fraction", "data"), ha="right" if is_right else "left", va="center", fontsize=8, color=color,
-    )  # fmt: skip
+def _beyond(axes: Any, values: Sequence[float], limits: tuple[float, float], height: float, color: Any) -> None:
+    """Arrows at the edges for values that lie far outside, with the values."""
+    for is_right in (False, True):
+        outside = sorted(value for value in values if (value > limits[1]) == is_right)
+        if outside:
+            ends = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (outside[0], outside[-1])))
+            axes.annotate(
+                f"{ends} \N{RIGHTWARDS ARROW}" if is_right else f"\N{LEFTWARDS ARROW} {ends}",
+                (0.99 if is_right else 0.01, height), xycoords=("axes fraction", "data"), fontsize=8, color=color,
+                ha="right" if is_right else "left", va="center",
+            )  # fmt: skip
