@@ -29,7 +29,7 @@ from vae_cli.comparison import (
     statistic,
 )
 from vae_cli.errors import UserError
-from vae_cli.findings import amount, answers, gap, number
+from vae_cli.findings import _verdict, amount, answers, gap, number
 from vae_cli.folder import RunDir
 from vae_cli.html_report import Pictures, as_plain, render
 from vae_cli.naming import clean
@@ -115,7 +115,7 @@ def test_one_seed_has_no_interval_and_equal_values_no_difference() -> None:
     assert found is not None
     assert (found.interval, found.is_real) == (None, None)
     assert "no interval" in gap(found)
-    same = difference("scale", "a", {0: 0.1 + 0.2, 1: 1.0}, "b", {0: 0.3, 1: 1.0})
+    same = difference("scale", "a", {0: 0.1 + 0.2, 1: 0.1 + 0.2}, "b", {0: 0.3, 1: 0.3})
     assert same is not None
     assert same.is_real is False
     always = difference("scale", "a", {0: 1.0, 1: 1.0}, "b", {0: 0.5, 1: 0.5})
@@ -324,6 +324,22 @@ def test_answers_follow_the_numbers() -> None:
     assert "no difference that 3 seeds could show" in none.sentences[0]
 
 
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [
+        ((3, 0, 3), "Yes"),
+        ((2, 0, 3), "Mostly"),
+        ((1, 0, 3), "In part"),
+        ((1, 1, 3), "Mixed"),
+        ((0, 1, 3), "No, the opposite"),
+        ((0, 0, 3), "Not shown"),
+        ((0, 0, 0), "Cannot be told"),
+    ],
+)
+def test_verdicts(counts: tuple[int, int, int], verdict: str) -> None:
+    assert _verdict(*counts) == verdict
+
+
 def test_the_share_of_the_prior_is_told_by_arms_that_differ_in_it() -> None:
     comparison = study(constant=28.0, refit=26.0)
     learned_prior = {"sigma": "fixed", "sigma.value": 1.0, "prior": "scaled_normal"}
@@ -386,7 +402,7 @@ class Parsed(HTMLParser):
 
 
 def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
-    evil = '<script>alert("$x$ & y")</script>'
+    evil = '<script>alert("$\\x$ & y")</script>'
     members = study(constant=28.0, refit=1.4).members
     members += [member(seed, {"sigma": evil}, {"distortion": 81.0, "rate": 1.0, "rate_per_dimension": [2.0, 1.0]})
                 for seed in (0, 1)]  # fmt: skip
@@ -406,7 +422,11 @@ def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
 
 def test_what_is_left_out_is_never_a_number() -> None:
     comparison = study(constant=28.0, refit=1.4)
-    page = Parsed(render(comparison, Pictures(), "title")).text
+    html = render(comparison, Pictures(), "title")
+    row = re.search(r"deterministic</th>((?:<td[^>]*>.*?</td>)+)", html[html.index("1. The noise limits the") :])
+    assert row is not None
+    assert row[1].startswith("<td>-<sup>a</sup></td>")
+    page = Parsed(html).text
     assert not re.search(r"\b(nan|inf|None)\b", page)
     assert REASON in page
     plain = as_plain(comparison)

@@ -415,7 +415,7 @@ def compare(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Runs, or folders of runs; without any, all runs.", autocompletion=_complete_run
+            metavar="RUN", help="Runs, or folders of runs; without any, all runs.", autocompletion=_complete_run
         ),
     ] = None,
     profile: Annotated[

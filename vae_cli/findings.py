@@ -232,11 +232,7 @@ def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str
     tested = [pair for pair in pairs if pair[0].is_real is not None]
     for_it = [found for found, sign in tested if found.is_real and found.value * sign > 0]
     against_it = [found for found, sign in tested if found.is_real and found.value * sign < 0]
-    verdict = (
-        "Mixed" if for_it and against_it else "Yes" if for_it else "No, the opposite" if against_it else "Not shown"
-    )
-    if not tested:
-        verdict = "Cannot be told"
+    verdict = _verdict(len(for_it), len(against_it), len(tested))
     none = len(tested) - len(for_it) - len(against_it)
     counted = f"Of {len(tested)} comparisons of {quoted([a.label for a in arms])} with {quoted([reference.label])}"
     says = [f"{len(for_it)} point this way"]
@@ -251,6 +247,19 @@ def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str
     for name in names[:LISTED]:
         sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
     return verdict, sentences
+
+
+def _verdict(for_it: int, against_it: int, tested: int) -> str:
+    """What so many comparisons that point one way, the other way, and either way come to."""
+    if not tested:
+        return "Cannot be told"
+    if for_it and against_it:
+        return "Mixed"
+    if against_it:
+        return "No, the opposite"
+    if not for_it:
+        return "Not shown"
+    return "Yes" if for_it == tested else "Mostly" if 2 * for_it > tested else "In part"
 
 
 LISTED = 3  # figures that an answer spells out; the section has all
@@ -344,8 +353,8 @@ def _scale(comparison: Comparison) -> Answer:
     rising = [d for d in found if d.is_real and d.value > 0]
     falling = [d for d in found if d.is_real and d.value < 0]
     known = [d for d in found if d.is_real is not None]
-    verdict = "Mixed" if rising and falling else "Yes" if rising else "No, the opposite" if falling else "Not shown"
-    return Answer(QUESTIONS["scale"], verdict if known else "Cannot be told", sentences)
+    verdict = _verdict(len(rising), len(falling), len(known))
+    return Answer(QUESTIONS["scale"], verdict, sentences)
 
 
 def _active_and_idle(arm: Arm) -> list[str]:

@@ -49,6 +49,8 @@ class Gallery:
         self.seeds = {label: member.seed for label, member in chosen.items()}
         self.seed = seed
         first = next(iter(self.runs.values()))
+        for run in self.runs.values():
+            run.splits = first.splits  # the same images, which are large, once in memory
         self.test = first.splits.test
         order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(seed))
         self.positions = order[:COLUMNS]

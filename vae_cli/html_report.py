@@ -355,6 +355,8 @@ class _Page:
             "Arms of equal weight need not have equal rates, and a lower distortion may have been bought with rate. At "
             "equal rate, a family's distortion is read from the straight lines between its weights above 0, which lie "
             "above a convex curve, so that it is a little too high rather than too low.",
+            "An answer is yes where every comparison that bears on it points this way, mostly where more than half do "
+            "and none the other way, in part where fewer do, and mixed where some point the other way.",
             "What a mode does not define is left out (-), and its reason is given below the table.",
         ]
         if any(len(arm.members) == 1 for arm in c.arms):
