@@ -33,7 +33,9 @@ LAYERS = [
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
     ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.neighbours", "metric.shortcuts"],
     ["metric.price", "metric.quality", "assessment"],
-    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands.evaluate", "commands"],
+    ["comparison", "findings", "plots", "gallery", "html_report"],
+    ["commands.train", "commands.sample", "commands.interpolate", "commands.runs", "commands.evaluate"],
+    ["commands.compare", "commands"],
     ["cli", "__main__"],
 ]
 ORDER = [name for layer in LAYERS for name in layer]

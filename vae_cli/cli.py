@@ -458,6 +458,63 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder to look through.")]
     command.main(folder)
 
 
+@app.command(
+    cls=Command,
+    epilog="""
+    vae compare  all finished runs below runs/
+    vae compare runs/digits  one dataset
+    vae compare runs/digits/default runs/digits/sigma-fixed  two runs
+    vae compare runs/digits --reference "fixed 1.0"  differences to another arm than the usual one
+    vae compare runs/digits --profile default --jobs 4  a more thorough evaluation, four runs at a time
+    """,
+)
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="Runs, or folders of runs; without any, all runs.", autocompletion=_complete_run
+        ),
+    ] = None,
+    profile: Annotated[
+        Literal["quick", "default", "full"] | None,
+        typer.Option(
+            help="How thoroughly to evaluate what is not, or is less so. Without it, like most of the runs, or quickly."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs that are evaluated at a time; without it, half of the cores.", min=1)
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="The arm that all others are compared with, as the table names it."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write curves of the mean and deviation over seeds.")
+    ] = False,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; without it, compare/ in the folder that holds the runs.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    trust: Trust = None,
+) -> None:
+    """Set finished runs side by side, and write a report that answers the questions about the noise."""
+    from vae_cli.commands import compare as command
+
+    command.main(
+        runs or [],
+        profile=profile,
+        jobs=jobs,
+        reference=reference,
+        tensorboard=tensorboard,
+        device=device,
+        out=out,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+    )
+
+
 def main() -> None:
     """Run the command line and exit: 0, 1 for a failure, 2 for a mistake of the user's, 130 for Ctrl-C."""
     try:
