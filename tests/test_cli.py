@@ -92,7 +92,7 @@ assert not heavy, heavy
 def test_vae_alone_shows_the_subcommands(tmp_path: Path) -> None:
     done = vae(cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("train", "sample", "interpolate", "runs"):
+    for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
         assert f"  {name} " in done.stdout
 
 
@@ -108,7 +108,7 @@ def test_the_help_of_train_lists_every_choice_and_setting(tmp_path: Path) -> Non
     assert "vae train -m sigma=learned,fixed,deterministic latent=2,8,32" in text
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "interpolate", "runs"])
+@pytest.mark.parametrize("name", ["train", "sample", "interpolate", "evaluate", "compare", "runs"])
 @pytest.mark.parametrize("markup", ["rich", None])
 def test_every_subcommand_has_examples_that_are_whole_lines(
     name: str, markup: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -134,7 +134,7 @@ def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Put in place of each command's module one that keeps what it is called with."""
     kept: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    for name in ("train", "sample", "interpolate", "runs"):
+    for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
         module = types.ModuleType(f"vae_cli.commands.{name}")
 
         def keep(*args: Any, _name: str = name, **kwargs: Any) -> None:

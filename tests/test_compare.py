@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -305,7 +304,8 @@ def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:
         point = {**common, "noise_probe_tolerance": 0.1 + jitter / 100, "largest_step_over_mean": 1.5}
         gone = ("rate", "elbo", "elbo_gaussian_prior", "scale_mean", "scale_min", "scale_max")
         members.append(member(seed, {"sigma": "deterministic"}, point, gone))
-        free = {**learned, "noise_probe_tolerance": 0.05, "scale_mean": 0.001 + jitter / 1e4, "elbo": -400.0 + jitter}
+        free = {**learned, "noise_probe_tolerance": 0.05, "scale_mean": 0.001 + jitter / 1e4, "rate": 300.0 + jitter}
+        free["elbo"] = -400.0 + jitter
         members.append(member(seed, {"regularizer.beta": 0}, free))
     return Comparison(members)
 
@@ -480,9 +480,8 @@ def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, assess: Callable[..., dict[str, Any]]) -> None:
     """Put a quick evaluation in the place of the real one."""
-    module = ModuleType("vae_cli.assessment")
-    vars(module).update(assess=assess, assessment=read_evaluation, METRICS=(Terms,))
-    monkeypatch.setitem(sys.modules, "vae_cli.assessment", module)
+    for name, value in {"assess": assess, "assessment": read_evaluation, "METRICS": (Terms,)}.items():
+        monkeypatch.setattr(f"vae_cli.commands.compare.{name}", value)
 
 
 @pytest.fixture
@@ -495,6 +494,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         profile: str = "quick",
         kinds: object = (Terms,),
         before: dict[str, Any] | None = None,
+        samples: int | None = None,
         seed: int = 0,
         weights: str = "best",
         device: str = "auto",
@@ -515,6 +515,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             "weights": weights,
             "seed": seed,
             "profile": profile,
+            "budget": {"samples": samples},
             "images": "abc",
             "figures": {**(before or {}).get("figures", {}), **figures},
             "left_out": {} if "rate" in figures else {"rate": {"reason": REASON, "metric": "Terms", "claim": "bits"}},

@@ -20,7 +20,7 @@ QUESTIONS = {
 # What an arm without noise, or without a price on it, would show if a claim held: the figure, and the sign of its
 # difference to the reference.
 EXPECTED: dict[str, list[tuple[str, int]]] = {
-    "bits": [("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
+    "bits": [("rate", 1), ("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
     "neighbours": [
         ("jacobian_frobenius_halfway", 1),
         ("jacobian_norm_halfway", 1),

@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_cli import findings
 from vae_cli.comparison import LEVEL, Arm, Comparison, statistic
 from vae_cli.findings import Answer, amount, digits_for
 from vae_cli.metric.base import CLAIMS
 from vae_cli.naming import show
-from vae_cli.plots import SOURCES, Panel, Plots, hex_color
+from vae_cli.plots import SOURCES, Panel, Plots, as_svg, hex_color
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The figures that a claim is answered with; the appendix has all.
 MAIN: dict[str, list[str]] = {
@@ -232,8 +235,8 @@ class _Page:
             self.figure(
                 self.plots.probes(),
                 "Two measurements that are defined with and without noise. Left: what is lost when noise is added to "
-                "the mean code, in units of the spread of all codes; right: when each active dimension is kept to a "
-                "few bits. Bands: ± one standard deviation over seeds.",
+                "the mean code, where 0 is the image's own distortion and 1 that at the code of another image; right: "
+                "when each active dimension is kept to a few bits. Bands: ± one standard deviation over seeds.",
             ),
             self.figure(self.plots.spectrum(), "The rate of each latent dimension, sorted in each run."),
         ]
@@ -381,11 +384,11 @@ class _Page:
 
     # Pieces.
 
-    def figure(self, svg: str | None, caption: str) -> str:
-        if svg is None:
+    def figure(self, drawn: Figure | None, caption: str) -> str:
+        if drawn is None:
             return ""
         # As an image of its own, so that the names inside one figure do not meet those of another.
-        return _image(svg.encode(), "svg", caption, 'style="width:100%"')
+        return _image(as_svg(drawn), "svg", caption, 'style="width:100%"')
 
     def picture(self, data: bytes | None, caption: str) -> str:
         return "" if data is None else _image(data, "png", caption)

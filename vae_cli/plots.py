@@ -1,21 +1,24 @@
-"""The figures of a comparison: each is drawn from its numbers alone, as SVG, and left out where there are none."""
+"""The figures of a comparison: each is drawn from its numbers alone, and left out where there are none."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vae_cli.comparison import Arm, Comparison, Family
+from vae_cli.files import replace_file
 
 # Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, the strongest first.
 HUES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#b8a000", "#2299cc", "#882255", "#666666", "#999933", "#cc7722")
@@ -106,19 +109,19 @@ class Panel(NamedTuple):
 
 
 class Plots:
-    """Draws the figures of one comparison. Every method returns an SVG, or None where no arm has the numbers."""
+    """Draws the figures of one comparison. Every method returns a figure, or None where no arm has the numbers."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
         self.looks = looks(comparison)
 
-    def plane(self) -> str | None:
+    def plane(self) -> Figure | None:
         """Distortion over rate: one curve per family of weights, points with bars over seeds, and lines of equal
         ELBO."""
         families = [f for f in self.comparison.families if any(_rate_and_distortion(arm) for arm in f.arms)]
         if not families:
             return None
-        with _figure(WIDTH, 5.2) as (figure, finish):
+        with _figure(WIDTH, 5.2) as figure:
             axes = figure.add_subplot()
             main: list[tuple[float, float]] = []
             for family in families:
@@ -129,7 +132,7 @@ class Plots:
             axes.set_ylabel("distortion (nats per image)")
             _say_outside(axes, [(arm.label, *p) for f in families for arm in f.arms if (p := _point(arm))])
             _legend(figure, axes, len(families))
-            return finish()
+            return figure
 
     def _curve_of(self, axes: Any, family: Family) -> list[tuple[float, float]]:
         arms = [arm for arm in family.arms if _rate_and_distortion(arm)]
@@ -159,35 +162,60 @@ class Plots:
         axes.plot(*zip(*drawn, strict=True), color=look.color, linestyle=look.line, marker=look.marker, label=label)
         return points
 
-    def probes(self) -> str | None:
-        """What a code tolerates: distortion over noise added to it, and over the bits that it is kept to."""
-        noise = ("noise_probe_t", "noise_probe_distortion")
-        bits = ("quantization_bits", "quantization_distortion")
-        kinds = [kind for kind in (noise, bits) if any(arm.curves(kind[1]) for arm in self.comparison.shown)]
-        if not kinds:
+    def probes(self) -> Figure | None:
+        """What a code tolerates: how much of the way to a stranger's distortion noise on it costs, and what it costs to
+        keep it to a few bits."""
+        noise: dict[str, tuple[Any, Any]] = {}
+        bits: dict[str, tuple[Any, Any]] = {}
+        for arm in self.comparison.shown:
+            ways = []
+            for member in arm.members:
+                t, distortion = member.curve("noise_probe_t"), member.curve("noise_probe_distortion")
+                stranger = member.scalar("noise_probe_stranger")
+                if t and distortion and stranger is not None and stranger > distortion[0]:
+                    ways.append((np.array(distortion[1:]) - distortion[0]) / (stranger - distortion[0]))
+                    noise[arm.label] = np.array(t[1:]), ways
+            costs = []
+            for member in arm.members:
+                b, distortion = member.curve("quantization_bits"), member.curve("quantization_distortion")
+                whole = member.scalar("quantization_unquantized")
+                if b and distortion and whole is not None:
+                    costs.append(np.array(distortion) - whole)
+                    bits[arm.label] = np.array(b), costs
+        if not noise and not bits:
             return None
-        titles = {noise: "noise added to the code", bits: "code kept to a few bits"}
-        labels = {noise: "noise t, in standard deviations of all codes", bits: "bits per active dimension"}
-        with _figure(WIDTH, self._height(3.9)) as (figure, finish):
-            panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-            for axes, kind in zip(panels, kinds, strict=True):
-                self._bands(axes, *kind)
-                axes.set_title(titles[kind])
-                axes.set_xlabel(labels[kind])
-                if kind is bits:
+        with _figure(WIDTH, self._height(4.1)) as figure:
+            panels = figure.subplots(1, 2 if noise and bits else 1, squeeze=False)[0]
+            for axes, curves in zip(panels, [kind for kind in (noise, bits) if kind], strict=True):
+                for arm in self.comparison.shown:
+                    if arm.label in curves:
+                        x, values = curves[arm.label]
+                        self._band(axes, arm, x, np.array(values))
+                axes.set_yscale("log")
+                line, word = (0.1, "a tenth") if curves is noise else (1.0, "1 nat")
+                axes.axhline(line, color=INK, linewidth=0.9, linestyle=":")
+                axes.annotate(word, (1, line), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+                if curves is noise:
+                    axes.set_xscale("log")
+                    axes.set_ylim(2e-3, 8)
+                    axes.set_title("noise added to the code")
+                    axes.set_xlabel("noise t, in standard deviations of all codes")
+                    axes.set_ylabel("share of the way to a stranger's distortion")
+                else:
+                    axes.set_ylim(1e-2, axes.get_ylim()[1])
+                    axes.set_title("code kept to a few bits")
+                    axes.set_xlabel("bits per active dimension")
+                    axes.set_ylabel("distortion above that of the whole code (nats)")
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            panels[0].set_ylabel("distortion (nats per image)")
-            if len(kinds) > 1:  # a bit or two may lose far more than any noise
-                _fit(panels[0], [curve for arm in self.comparison.shown for curve in arm.curves(noise[1])])
             _legend(figure, panels[0], len(self.comparison.shown))
-            return finish()
+            return figure
 
-    def spectrum(self) -> str | None:
+    def spectrum(self) -> Figure | None:
         """The rate of each dimension, the costliest first."""
         arms = [arm for arm in self.comparison.shown if arm.curves("rate_per_dimension")]
         if not arms:
             return None
-        with _figure(WIDTH, self._height(3.2)) as (figure, finish):
+        with _figure(WIDTH, self._height(3.2)) as figure:
             axes = figure.add_subplot()
             for arm in arms:
                 sizes = -np.sort(-np.array(arm.curves("rate_per_dimension")), axis=1)
@@ -200,15 +228,15 @@ class Plots:
             _log_ticks(axes.yaxis)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _legend(figure, axes, len(arms))
-            return finish()
+            return figure
 
-    def training(self) -> str | None:
+    def training(self) -> Figure | None:
         """rate_scale and the mean scale over the epochs."""
         names = {"training_rate_scale": "rate_scale (nats per image)", "training_scale_mean": "mean scale"}
         drawn = [name for name in names if any(arm.curves(name) for arm in self.comparison.shown)]
         if not drawn:
             return None
-        with _figure(WIDTH, self._height(3.4)) as (figure, finish):
+        with _figure(WIDTH, self._height(3.4)) as figure:
             panels = figure.subplots(1, len(drawn), squeeze=False)[0]
             for axes, name in zip(panels, drawn, strict=True):
                 self._bands(axes, "training_epochs", name)
@@ -222,13 +250,13 @@ class Plots:
                 else:
                     self._leave_out(axes, name)
             _legend(figure, panels[0], len(self.comparison.shown))
-            return finish()
+            return figure
 
-    def importance(self) -> str | None:
+    def importance(self) -> Figure | None:
         """The importance-weighted bound over the number of samples K."""
         if not any(arm.curves("iw_curve") for arm in self.comparison.shown):
             return None
-        with _figure(WIDTH, self._height(3.4)) as (figure, finish):
+        with _figure(WIDTH, self._height(3.4)) as figure:
             axes = figure.add_subplot()
             self._bands(axes, "iw_curve_k", "iw_curve")
             axes.set_xscale("log", base=2)
@@ -237,16 +265,16 @@ class Plots:
             axes.set_ylabel("importance-weighted bound\n(nats per image)")
             self._leave_out(axes, "iw_curve")
             _legend(figure, axes, len(self.comparison.shown))
-            return finish()
+            return figure
 
-    def histograms(self) -> str | None:
+    def histograms(self) -> Figure | None:
         """Over images and dimensions, how often a scale occurs, in active and in idle dimensions."""
         arms = [arm for arm in self.comparison.shown if arm.curves("scale_histogram_edges")]
         if not arms:
             return None
         columns = min(3, len(arms))
         rows = -(-len(arms) // columns)
-        with _figure(WIDTH, 0.75 + 1.35 * rows) as (figure, finish):
+        with _figure(WIDTH, 0.75 + 1.35 * rows) as figure:
             panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
             for axes, arm in zip(panels, arms, strict=False):
                 edges = np.array(arm.curves("scale_histogram_edges"))[0]
@@ -276,15 +304,15 @@ class Plots:
                 axes.set_visible(False)
             figure.supxlabel("scale, on a logarithmic axis (filled: active dimensions, hatched: idle ones, dots: 1)")
             figure.supylabel("share of all scales")
-            return finish()
+            return figure
 
-    def dots(self, panels: Sequence[Panel], share_x: bool = False) -> str | None:
+    def dots(self, panels: Sequence[Panel], share_x: bool = False) -> Figure | None:
         """Arms from top to bottom, and in each panel a figure or several with bars over seeds."""
         arms = self.comparison.shown
         drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
         if not drawn:
             return None
-        with _figure(WIDTH, 1.3 + 0.29 * len(arms)) as (figure, finish):
+        with _figure(WIDTH, 1.3 + 0.29 * len(arms)) as figure:
             figure.set_layout_engine("constrained", w_pad=0.09)
             row = figure.subplots(1, len(drawn), sharey=True, sharex=share_x, squeeze=False)[0]
             for axes, panel in zip(row, drawn, strict=True):
@@ -299,7 +327,7 @@ class Plots:
             }
             if shown:
                 figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
-            return finish()
+            return figure
 
     def _dots(
         self, axes: Any, panel: Panel, arms: Sequence[Arm], limits: tuple[float, float] | None, ticks: int
@@ -356,12 +384,12 @@ class Plots:
         axes.grid(visible=True, axis="y", color="#f0f0f0")
         axes.tick_params(axis="y", length=0)
 
-    def precision_and_recall(self) -> str | None:
+    def precision_and_recall(self) -> Figure | None:
         """How many samples look like images, and how many images look like samples, for each source of codes."""
         sources = [s for s in SOURCES if any(arm.stat(f"precision_{s}") for arm in self.comparison.shown)]
         if not sources:
             return None
-        with _figure(WIDTH, 3.5) as (figure, finish):
+        with _figure(WIDTH, 3.5) as figure:
             panels = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False)[0]
             for axes, source in zip(panels, sources, strict=True):
                 for arm in self.comparison.shown:
@@ -377,7 +405,7 @@ class Plots:
                 axes.set_xlabel("recall")
             panels[0].set_ylabel("precision")
             _legend(figure, panels[0], len(self.comparison.shown), below=True)
-            return finish()
+            return figure
 
     def _height(self, least: float) -> float:
         """Of a plot with a legend of all arms at its side."""
@@ -421,18 +449,26 @@ SOURCES = {
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
-    """A figure in this report's style, and a function that gives it as SVG."""
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in this report's style."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
+        yield Figure(figsize=(width, height))
 
-        def finish() -> str:
-            buffer = io.StringIO()
-            FigureCanvasSVG(figure)
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-            return buffer.getvalue()
 
-        yield figure, finish
+def as_svg(figure: Figure) -> bytes:
+    """A figure as SVG, the same bytes for the same numbers."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        FigureCanvasSVG(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG: the file is there whole or not at all. Raises OSError where it cannot be."""
+    with rc_context(STYLE):
+        FigureCanvasAgg(figure)
+        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def _line(panel: Panel, arms: Sequence[Arm]) -> float | None:

@@ -12,13 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vae_cli.assessment import METRICS, PROFILES, Profile, assess, assessment
 from vae_cli.comparison import (
     Arm,
     Comparison,
@@ -48,7 +49,6 @@ COLUMNS = {
     "frechet_prior": "Fréchet, prior",
     "frechet_mixture": "Fréchet, mixture",
 }
-PROFILES = ("quick", "default", "full")
 INSIDE = 4  # runs that a message names
 
 
@@ -173,15 +173,11 @@ def _rank(profile: str) -> int:
 
 def _recorded(member: Member) -> dict[str, Any]:
     """The evaluation of a run's weights as they are now, or nothing. Raises Failure where it is damaged."""
-    from vae_cli.assessment import assessment
-
     return assessment(member.folder) or {}
 
 
 def _missing(found: Mapping[str, Any]) -> list[Any]:
     """The metrics that an evaluation does not hold yet."""
-    from vae_cli.assessment import METRICS
-
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
     present = {entry.get("metric") for entry in entries}
     return [kind for kind in METRICS if kind.__name__ not in present]
@@ -264,16 +260,16 @@ def _one_thread() -> None:
 
 def _assess(work: Work) -> dict[str, Any] | str:
     """The evaluation of a run, or what was wrong."""
-    from vae_cli.assessment import assess, assessment
-
     path, profile, device, data_dir = work
     folder = RunDir(path)
     try:
         found = assessment(folder)
         if found is not None and _rank(found["profile"]) >= _rank(profile):  # only a part of it is missing
-            about = {"profile": found["profile"], "weights": found["weights"], "seed": found["seed"]}
+            about = {key: found[key] for key in ("profile", "weights", "seed")} | {
+                "samples": found["budget"]["samples"]
+            }
             return assess(folder, kinds=_missing(found), before=found, device=device, data_dir=data_dir, **about)
-        return assess(folder, profile=profile, device=device, data_dir=data_dir)
+        return assess(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
     except UserError as error:
         return str(error)
 
