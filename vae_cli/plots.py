@@ -192,17 +192,20 @@ class Plots:
                         x, values = curves[arm.label]
                         self._band(axes, arm, x, np.array(values))
                 axes.set_yscale("log")
+                _log_ticks(axes.yaxis)
                 line, word = (0.1, "a tenth") if curves is noise else (1.0, "1 nat")
                 axes.axhline(line, color=INK, linewidth=0.9, linestyle=":")
                 axes.annotate(word, (1, line), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
                 if curves is noise:
                     axes.set_xscale("log")
-                    axes.set_ylim(2e-3, 8)
+                    axes.set_xlim(0.08, 3.3)  # below, all that is seen is a square
+                    axes.set_ylim(5e-3, 8)
+                    _log_ticks(axes.xaxis)
                     axes.set_title("noise added to the code")
                     axes.set_xlabel("noise t, in standard deviations of all codes")
                     axes.set_ylabel("share of the way to a stranger's distortion")
                 else:
-                    axes.set_ylim(1e-2, axes.get_ylim()[1])
+                    axes.set_ylim(2e-2, axes.get_ylim()[1])
                     axes.set_title("code kept to a few bits")
                     axes.set_xlabel("bits per active dimension")
                     axes.set_ylabel("distortion above that of the whole code (nats)")
@@ -376,7 +379,7 @@ class Plots:
                 axes.plot([], [], MARKERS[place], color=INK, markerfacecolor=fill, markersize=5.5, label=word)
         if limits is None:
             axes.set_xscale("log")
-            _log_ticks(axes.xaxis)
+            _log_ticks(axes.xaxis, (1, 2, 5) if ticks > 3 else (1,))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(ticks))
         axes.set_title(panel.title)
@@ -566,9 +569,9 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None
     return low - margin, high + margin
 
 
-def _log_ticks(axis: Any) -> None:
+def _log_ticks(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
     """1, 2, 5, 10, 20 ... in plain figures."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
