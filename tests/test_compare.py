@@ -24,6 +24,7 @@ from vae_cli.comparison import (
     difference,
     drop_twins,
     interpolate,
+    like_the_newest,
     refuse_incomparable,
     statistic,
 )
@@ -287,6 +288,19 @@ def test_common_folder() -> None:
 
 
 # Findings.
+
+
+def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"likelihood": "bernoulli"}
+    members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
+    ages = {one.folder.path: age for age, one in enumerate(members)}
+    monkeypatch.setattr("vae_cli.comparison.last_written", ages.__getitem__)
+    kept, note = like_the_newest(members)
+    assert kept == [members[1], members[3]]
+    assert note is not None
+    assert f"{members[0].folder.path}, {members[2].folder.path}" in note
+    assert note.endswith("differ from it in likelihood.")
+    assert like_the_newest(members[::2]) == (members[::2], None)
 
 
 def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:

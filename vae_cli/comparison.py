@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vae_cli import catalog
 from vae_cli.errors import UserError, nearest
 from vae_cli.experiment import hparams
-from vae_cli.folder import RunDir
+from vae_cli.folder import RunDir, last_written
 from vae_cli.naming import AXES, show
 
 BETA = "regularizer.beta"
@@ -79,11 +79,7 @@ def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Memb
 def refuse_incomparable(members: Sequence[Member]) -> None:
     """Raise UserError, naming runs, settings and values, unless all runs have one dataset, split and likelihood, and
     one set of images, seed and kind of weights as far as they are evaluated."""
-    shared: list[dict[str, Any]] = []
-    for member in members:
-        same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
-        same |= {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
-        shared.append(same)
+    shared = [_must_agree(member) for member in members]
     differing = [key for key in _all_keys(shared) if len({one.get(key) for one in shared}) > 1]
     if not differing:
         return
@@ -99,6 +95,28 @@ def refuse_incomparable(members: Sequence[Member]) -> None:
         + "\n".join(lines)
         + f"\nCompare runs that agree in this, for example: {_suggestion(members, shared, differing)}"
     )
+
+
+def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None]:
+    """Keep the runs that can be compared with the one that was trained last, and say which are left out, and why."""
+    newest = max(members, key=lambda member: last_written(member.folder.path))
+    wanted = _must_agree(newest)
+    kept = [member for member in members if _must_agree(member) == wanted]
+    others = [member for member in members if _must_agree(member) != wanted]
+    if not others:
+        return kept, None
+    keys = _all_keys([wanted, *map(_must_agree, others)])
+    differing = [key for key in keys if any(_must_agree(member).get(key) != wanted.get(key) for member in others)]
+    return kept, (
+        f"Left out: {_named(others)}. They cannot be compared with the newest run, {newest.folder.path}: they "
+        f"differ from it in {', '.join(differing)}."
+    )
+
+
+def _must_agree(member: Member) -> dict[str, Any]:
+    """What has to be the same in runs that are compared."""
+    same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
+    return same | {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
 
 
 def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> str:

@@ -155,7 +155,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
     if not runs:
         raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
     if name == "latest":
-        return max(runs, key=_last_written)
+        return max(runs, key=last_written)
     names = {path.relative_to(runs_dir).as_posix(): path for path in runs}
     exact = [path for key, path in names.items() if name in (key, path.name)]
     matches = exact or [path for key, path in names.items() if name.strip("/") in key]
@@ -174,6 +174,7 @@ def _listed(runs: list[Path], most: int = 12) -> str:
     return "\n".join([*(f"  {run}" for run in runs[:most]), *more])
 
 
-def _last_written(run: Path) -> float:
+def last_written(run: Path) -> float:
+    """When a run was trained last, in seconds."""
     files = [run / "checkpoint.pt", run / "config.yaml"]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -26,6 +26,7 @@ from vae_cli.comparison import (
     Member,
     common_folder,
     drop_twins,
+    like_the_newest,
     read_member,
     refuse_incomparable,
     statistic,
@@ -97,8 +98,8 @@ class _quiet:  # noqa: N801 (stands where a status would)
 
 
 def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[str]]:
-    """The finished runs among those that are named, and a sentence for each that is left out. Raises UserError where
-    fewer than two are left."""
+    """The finished runs among those that are named, and a sentence for each that is left out. Of the runs in a folder
+    those are meant that can be compared with its newest. Raises UserError where fewer than two are left."""
     members, notes = [], []
     for path in _paths(names, runs_dir):
         folder = RunDir(path)
@@ -111,14 +112,17 @@ def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[st
             notes.append(f"Left out: {path} is {status}, after {done} epochs; the command that trained it finishes it.")
         except Failure as error:
             notes.append(f"Left out: {error}")
+    if members and not (names and all((Path(name) / "config.yaml").exists() for name in names)):
+        members, left_out = like_the_newest(members)
+        notes += [left_out] if left_out else []
     members, twins = drop_twins(members)
     notes += [f"Left out: {a.folder.path} has the settings and the seed of {b.folder.path}." for a, b in twins]
     if len(members) < 2:
         found = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
-        left_out = "".join(f"\n{note}" for note in notes)
+        others = "".join(f"\n{note}" for note in notes)
         raise UserError(
             f"{found} here, and a comparison takes two. Train more (vae train -m sigma=learned,fixed seed=0,1,2), or "
-            f"name other runs: vae compare FOLDER{left_out}"
+            f"name other runs: vae compare FOLDER{others}"
         )
     return members, notes
 
