@@ -119,7 +119,7 @@ class Plots:
         """Distortion over rate: one curve per family of weights, points with bars over seeds, and lines of equal
         ELBO."""
         families = [f for f in self.comparison.families if any(_rate_and_distortion(arm) for arm in f.arms)]
-        if not families:
+        if sum(_rate_and_distortion(arm) for family in families for arm in family.arms) < 2:
             return None
         with _figure(WIDTH, 5.2) as figure:
             axes = figure.add_subplot()
@@ -299,7 +299,7 @@ class Plots:
                     bottom = bottom + share
                 axes.axvline(0, color=INK, linewidth=0.9, linestyle=":")
                 axes.set_title(arm.label, color=ink(self.looks[arm.label]))
-                axes.xaxis.set_major_formatter(lambda value, _: f"{10**value:g}")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
                 axes.set_yticks([])
                 axes.spines["left"].set_visible(False)
                 axes.tick_params(labelbottom=True)
@@ -440,6 +440,25 @@ class Plots:
         if len(values) > 1:
             sd = values.std(0, ddof=1)
             axes.fill_between(x, mean - sd, mean + sd, color=look.color, alpha=0.18, linewidth=0)
+
+
+def save_all(plots: Plots, folder: Path) -> list[Path]:
+    """Write every plot that has numbers as PNG into a folder, and give their paths. Raises OSError."""
+    kinds = {
+        "rate_distortion": plots.plane,
+        "noise_and_bits": plots.probes,
+        "rate_per_dimension": plots.spectrum,
+        "scales": plots.histograms,
+        "training": plots.training,
+        "iw_bound": plots.importance,
+    }
+    paths = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, kind in kinds.items():
+        if (figure := kind()) is not None:
+            save_png(figure, folder / f"{name}.png")
+            paths.append(folder / f"{name}.png")
+    return paths
 
 
 SOURCES = {

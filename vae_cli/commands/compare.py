@@ -330,6 +330,7 @@ def write_all(
 ) -> list[Path]:
     """Write the files of a comparison and give their paths. Raises Failure where they cannot be."""
     from vae_cli.html_report import as_plain, as_rows, render
+    from vae_cli.plots import Plots, save_all
 
     pictures = take_pictures(comparison, device, data_dir)
     title = f"Comparison of {len(comparison.members)} runs on {comparison.equal.get('dataset', 'one dataset')}"
@@ -344,11 +345,12 @@ def write_all(
         write_text(paths[0], table.getvalue())
         write_json(paths[1], as_plain(comparison))
         write_text(paths[2], render(comparison, pictures, title, notes))
+        save_all(Plots(comparison), folder / "figures")
         if tensorboard:
             paths.append(write_curves(comparison, folder / "tensorboard"))
     except OSError as error:
         raise Failure(f"{folder} cannot be written to: {error.strerror}. Type --out FOLDER.") from error
-    return paths
+    return [*paths, folder / "figures"]
 
 
 def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | None) -> Any:

@@ -14,6 +14,7 @@ from vae_cli.comparison import Comparison, read_member
 from vae_cli.errors import UserError
 from vae_cli.folder import RunDir, find_run
 from vae_cli.metric.base import CLAIMS
+from vae_cli.plots import Plots, save_all
 
 
 def main(
@@ -54,7 +55,8 @@ def main(
             folder, profile, kinds=kinds, before=before, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, say=say,
         )  # fmt: skip
-    pictures = draw(folder, found)
+    plots = Plots(Comparison([replace(read_member(folder), evaluation=found)]))
+    pictures = save_all(plots, metrics_file(folder).parent)
     out = Console()
     if not out.is_terminal:
         out.width = 120
@@ -63,27 +65,6 @@ def main(
     for path in (metrics_file(folder), *pictures):
         out.print(str(path), soft_wrap=True, highlight=False)
     out.print(f"{found['seconds']:.1f} s ({found['profile']}, seed {found['seed']})", highlight=False)
-
-
-def draw(folder: RunDir, found: dict[str, Any]) -> list[Path]:
-    """Write the curves of an evaluation as pictures beside it, those that there are, and give their paths."""
-    from vae_cli.plots import Plots, save_png
-
-    plots = Plots(Comparison([replace(read_member(folder), evaluation=found)]))
-    kinds = {
-        "noise_and_bits": plots.probes,
-        "rate_per_dimension": plots.spectrum,
-        "scales": plots.histograms,
-        "training": plots.training,
-        "iw_bound": plots.importance,
-    }
-    paths = []
-    for name, kind in kinds.items():
-        path = metrics_file(folder).parent / f"{name}.png"
-        if (figure := kind()) is not None:
-            save_png(figure, path)
-            paths.append(path)
-    return paths
 
 
 def _print_claim(console: Console, title: str, found: dict[str, Any], claim: str) -> None:
