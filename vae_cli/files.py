@@ -29,8 +29,10 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             Path(beside).unlink(missing_ok=True)
             raise
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # what a person knows of; a full disk names no file at all
-        raise
+        if error.errno is None:
+            raise
+        # The file that a person knows of: a full disk names none at all.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     flush_folder(path.parent)
 
 
