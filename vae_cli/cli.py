@@ -482,7 +482,7 @@ def compare(
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs that are evaluated at a time; without it, half of the cores.", min=1)
+        int | None, typer.Option(help="Runs that are evaluated at a time; without it, one a core, 8 at most.", min=1)
     ] = None,
     reference: Annotated[
         str | None,

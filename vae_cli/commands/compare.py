@@ -50,6 +50,7 @@ COLUMNS = {
     "frechet_prior": "Fréchet, prior",
     "frechet_mixture": "Fréchet, mixture",
 }
+JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
 INSIDE = 4  # runs that a message names
 
 
@@ -198,7 +199,7 @@ def _evaluate(
     if not todo:
         return {}
     paths = [member.folder.path for member in todo]
-    jobs = min(len(paths), jobs or max(1, _cores() // 2))
+    jobs = min(len(paths), jobs or min(JOBS, _cores()))
     work = ((path, profile, device, data_dir) for path in paths)
     made: dict[Path, dict[str, Any]] = {}
     failed: dict[Path, str] = {}
