@@ -615,7 +615,7 @@ def checked_launcher(inner: Any, sweeper: str) -> hydra_front._CheckedLauncher:
     config = {"hydra": {"sweeper": {"_target_": sweeper}, "launcher": {"_target_": "plugin.ParallelLauncher"}}}
     context: Any = types.SimpleNamespace(config_loader=Loader())
     return hydra_front._CheckedLauncher(
-        inner, lambda config: config["first"] != "latent=2", context, OmegaConf.create(config)
+        inner, lambda config: config["first"] != "latent=2", None, context, OmegaConf.create(config)
     )
 
 

@@ -312,7 +312,13 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
     runs = sorted(path.parent for path in (here / "runs").rglob("config.yaml") if ".hydra" not in path.parts)
     assert [run.name for run in runs] == ["network.hidden-32", "network.hidden-32_sigma-fixed"]
     before = {run: (run / "checkpoint.pt").stat().st_mtime_ns for run in runs}
+    capsys.readouterr()
     train("sigma=learned,fixed,deterministic", multirun=True)
+    out, err = capsys.readouterr()
+    assert out.startswith("3 jobs: 2 finished, and left alone, 1 to run\n1 of 1: epochs=2 ")
+    assert out.count("finished  ") == 3  # the table at the end has a row for each
+    assert "next:\n  vae compare runs/digits" in out
+    assert "epoch" not in err  # one run of many says nothing on its way
     assert before == {run: (run / "checkpoint.pt").stat().st_mtime_ns for run in runs}
     assert (here / "runs/digits/network.hidden-32_sigma-deterministic/summary.json").exists()
 

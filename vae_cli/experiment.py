@@ -114,19 +114,22 @@ def _what_matters(config: Config) -> dict[str, Any]:
     }
 
 
-def run_experiment(experiment: Experiment, folder: RunDir, console: Console) -> dict[str, Any]:
+def run_experiment(
+    experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool = False
+) -> dict[str, Any]:
     """Train what is new, go on with what was interrupted, and return the summary, which is also written.
 
+    Of one run of many nothing is said on its way, but for a bar on a terminal and for warnings.
     Raises UserError or Failure; then the folder keeps the last good checkpoint and its summary says `failed`.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.lock_file, wait=False) as is_ours:
         if not is_ours:
             raise UserError(under_way(folder))
-        return _run_locked(experiment, folder, console)
+        return _run_locked(experiment, folder, console, is_one_of_many)
 
 
-def _run_locked(experiment: Experiment, folder: RunDir, console: Console) -> dict[str, Any]:
+def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool) -> dict[str, Any]:
     config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
     for part in folder.path.glob(".*.part"):  # of a file that a killed process was writing
         part.unlink()
@@ -149,17 +152,22 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console) -> dic
             console.print(f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False)
         log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
         try:
-            return _train_and_test(experiment, folder, console, state, about)
+            return _train_and_test(experiment, folder, console, state, about, is_one_of_many)
         except NotFinite as error:
             raise Failure(diverged(error, folder)) from error
 
 
 def _train_and_test(
-    experiment: Experiment, folder: RunDir, console: Console, state: State, about: dict[str, Any]
+    experiment: Experiment,
+    folder: RunDir,
+    console: Console,
+    state: State,
+    about: dict[str, Any],
+    is_one_of_many: bool,
 ) -> dict[str, Any]:
     config, images = experiment.config, len(experiment.splits.train)
     first, steps = state.step, math.ceil(images / config["batch_size"])
-    progress = Progress(console, config["epochs"], steps, images, state.warnings)
+    progress = Progress(console, config["epochs"], steps, images, state.warnings, says_epochs=not is_one_of_many)
     with EventWriter(folder.path, purge_step=first + 1) as events:
         events.hparams(hparams(config))
         events.layout()

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -111,8 +111,21 @@ def run(
             raise message from (message.__cause__ if message in _causes(error) else error)
 
 
+class Watch(Protocol):
+    """What is told how a sweep goes on."""
+
+    def begin(self) -> None:
+        """All jobs have been checked."""
+
+    def start(self, number: int, count: int, words: Sequence[str]) -> None:
+        """A job starts, this one of so many; launchers that start several at a time do not say so."""
+
+    def end(self) -> None:
+        """The last job has ended, well or not."""
+
+
 @contextmanager
-def check_sweeps(check: Check) -> Iterator[None]:
+def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
     """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
 
     `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
@@ -124,7 +137,7 @@ def check_sweeps(check: Check) -> Iterator[None]:
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
-        return _CheckedLauncher(launcher, check, hydra_context, config)
+        return _CheckedLauncher(launcher, check, watch, hydra_context, config)
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
     try:
@@ -134,9 +147,12 @@ def check_sweeps(check: Check) -> Iterator[None]:
 
 
 class _CheckedLauncher(Launcher):
-    def __init__(self, launcher: Launcher, check: Check, hydra_context: HydraContext, config: DictConfig) -> None:
+    def __init__(
+        self, launcher: Launcher, check: Check, watch: Watch | None, hydra_context: HydraContext, config: DictConfig
+    ) -> None:
         self.launcher = launcher
         self.check = check
+        self.watch = watch
         self.hydra_context = hydra_context
         self.config = config
 
@@ -154,6 +170,8 @@ class _CheckedLauncher(Launcher):
             raise
         if not to_do:
             self._forget_record()
+        if self.watch is not None:
+            self.watch.begin()
         if not self._chosen("sweeper").endswith(".BasicSweeper"):
             # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
             return self.launcher.launch(job_overrides, initial_job_idx)
@@ -162,7 +180,9 @@ class _CheckedLauncher(Launcher):
         # What fails before a job's task is called would end the basic launcher's loop, so it gets one job at a time.
         one_by_one = self._chosen("launcher").endswith(".BasicLauncher")
         batches = [[job] for job in to_do] if one_by_one else [to_do] if to_do else []
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            if self.watch is not None and one_by_one:
+                self.watch.start(number, len(batches), batch[0][1])
             try:
                 returned = self.launcher.launch([words for _, words in batch], batch[0][0])
             except Exception as error:  # whatever it is, the jobs that follow still run, and it is reported below
@@ -174,6 +194,8 @@ class _CheckedLauncher(Launcher):
                     _ = result.return_value
                 except Exception as error:  # whatever the job raised: it is reported below
                     failed.append((words, error))
+        if self.watch is not None and to_do:
+            self.watch.end()
         _raise_first(failed, len(to_do))
         return results
 

@@ -24,8 +24,11 @@ def is_milestone(epoch: int, epochs: int) -> bool:
 class Progress:
     """The progress of one training, and warnings in words, each said once."""
 
-    def __init__(self, console: Console, epochs: int, steps: int, images: int, warnings: list[str]) -> None:
+    def __init__(
+        self, console: Console, epochs: int, steps: int, images: int, warnings: list[str], says_epochs: bool = True
+    ) -> None:
         self.console = console
+        self.says_epochs = says_epochs
         self.epochs, self.steps, self.images = epochs, steps, images
         self.warnings = list(warnings)
         self._bar = RichProgress(
@@ -69,7 +72,7 @@ class Progress:
 
     def epoch(self, epoch: int, record: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Say how an epoch ended, where there is no bar, and warn where a mode misbehaves."""
-        if not self.console.is_terminal and is_milestone(epoch, self.epochs):
+        if self.says_epochs and not self.console.is_terminal and is_milestone(epoch, self.epochs):
             split = "validation" if "validation/loss" in record else "train"
             terms = "  ".join(f"{n} {record[f'{split}/{n}']:.2f}" for n in SHOWN if f"{split}/{n}" in record)
             self.console.print(f"epoch {epoch}/{self.epochs}  {split}: {terms}", soft_wrap=True, highlight=False)

@@ -54,3 +54,10 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]
     commands.append(f"tensorboard --logdir {shlex.quote(str(above))}")
     console.print("next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False)
+
+
+def brief(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
+    """Print the summary of one run of many as a line."""
+    names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
+    figures = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
+    console.print(f"  {figures}  in {summary['seconds']:.1f} s: {folder.path}", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,11 @@ def main(folder: Path) -> None:
     runs = find_runs(folder)
     if not runs:
         raise UserError(f"There is no run below {folder}. Train one first: vae train sigma=fixed")
+    show(runs, folder)
+
+
+def show(runs: Sequence[Path], above: Path = Path()) -> None:
+    """Print these runs as a table, with names that begin below a folder."""
     console = Console()
     table = Table(box=None if not console.is_terminal else Table().box)
     table.add_column("run", overflow="fold")
@@ -27,7 +33,8 @@ def main(folder: Path) -> None:
     for name in ("epochs", "distortion", "rate", "elbo", "seconds"):
         table.add_column(name, justify="right")
     for path in runs:
-        table.add_row(*_row(RunDir(path), path.relative_to(folder).as_posix()))
+        shown = path.relative_to(above) if path.is_relative_to(above) else path
+        table.add_row(*_row(RunDir(path), shown.as_posix()))
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge at which to break a name
     console.print(table)
