@@ -666,5 +666,8 @@ def test_axes_leave_out_what_would_hide_the_rest() -> None:
     assert wide is not None
     assert wide[0] < 0
     assert wide[1] > 5
+    apart = _limits([*near, (-500.0, 1.0), (-280.0, 1.0)])  # the widest gap is between the two that are far off
+    assert apart is not None
+    assert apart[0] > -280
     assert _limits([]) is None
     assert _limits([(1.0, 0.0)]) is not None

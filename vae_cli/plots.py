@@ -370,7 +370,7 @@ class Plots:
         unit = panel.unit
         if line is not None and panel.line is not None:
             if limits and not limits[0] <= line <= limits[1]:
-                unit = f"{unit} ({panel.line[1]}: {line:.2g})"
+                unit = f"{unit}\n({panel.line[1]}: {line:.2g})"
             else:
                 axes.axvline(line, color=INK, linewidth=1, linestyle=":", label=panel.line[1])
         if count > 1:
@@ -381,7 +381,9 @@ class Plots:
             axes.set_xscale("log")
             _log_ticks(axes.xaxis, (1, 2, 5) if ticks > 3 else (1,))
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(ticks))
+            # Numbers that differ in their last digits only are long.
+            is_long = limits[1] - limits[0] < 0.05 * max(abs(limits[0]), abs(limits[1]))
+            axes.xaxis.set_major_locator(MaxNLocator(1 if is_long and ticks < 5 else ticks))
         axes.set_title(panel.title)
         axes.set_xlabel(unit)
         axes.grid(visible=True, axis="y", color="#f0f0f0")
@@ -575,14 +577,15 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float] | None
     if not kept:
         return None
     while True:
-        places = range(1, len(kept))
-        place = max(places, key=lambda i: kept[i][0] - kept[i - 1][0], default=0)
-        many = max(kept[:place], kept[place:], key=len)
-        gap = kept[place][0] - kept[place - 1][0] if place else 0.0
-        span = many[-1][0] - many[0][0]
-        if not 0 < 2.5 * span < gap or 4 * (len(values) - len(many)) > len(values):
+        parts = []
+        for place in range(1, len(kept)):
+            many = max(kept[:place], kept[place:], key=len)
+            gap, span = kept[place][0] - kept[place - 1][0], many[-1][0] - many[0][0]
+            if 0 < 2.5 * span < gap and 4 * (len(values) - len(many)) <= len(values):
+                parts.append(many)
+        if not parts:
             break
-        kept = many
+        kept = max(parts, key=len)
     low, high = min(mean - sd for mean, sd in kept), max(mean + sd for mean, sd in kept)
     margin = 0.08 * (high - low) or 0.05 * abs(low) or 0.5
     return low - margin, high + margin
