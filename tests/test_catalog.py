@@ -18,7 +18,8 @@ def test_a_choice_is_read_as_omegaconf_reads_it(group: catalog.Group, choice: ca
     file = catalog.configs_dir() / group.name / f"{choice.name}.yaml"
     raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     assert isinstance(raw, dict)
-    raw.pop("defaults", None)
+    for not_of_the_run in ("defaults", "hydra"):
+        raw.pop(not_of_the_run, None)
     assert choice.target == raw.pop("_target_", "")
     assert choice.description
     assert list(dict.fromkeys(key.split(".")[0] for key in choice.settings)) == list(raw)

@@ -360,7 +360,8 @@ def test_collapse_is_counted_and_growth_is_read(tmp_path: Path) -> None:
     log_scale = torch.tensor([0.019, 0.011, 0.009, 1.0]).log().expand(500, 4)
     (tmp_path / "metrics.jsonl").write_text(
         "".join(
-            json.dumps({"epoch": e, "step": e, "posterior/loc_std": s}) + "\n" for e, s in [(1, 0.2), (2, 9), (3, 0.8)]
+            json.dumps({"epoch": e, "step": e, "seconds": e, "posterior/loc_std": s}) + "\n"
+            for e, s in [(1, 0.2), (2, 9), (3, 0.8)]
         )
     )
     of = subject(torch.cat([loc, log_scale], 1), None, Learned(), folder=tmp_path)
