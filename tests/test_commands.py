@@ -323,3 +323,15 @@ def test_best_weights_that_are_gone_are_not_replaced_in_silence(
     with pytest.raises(Failure, match=r"best\.pt is missing\. Type --weights last"):
         load_run(tmp_path / "runs" / "fixed")
     load_run(tmp_path / "runs" / "fixed", weights="last")
+
+
+def test_brackets_in_a_name_are_no_markup(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vae", "train", "epochs=1", "network.hidden=[8]", 'run_name="y[/red]"'])
+    assert run_command() == 0
+    assert "runs/y[/red]" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["vae", "runs"])
+    assert run_command() == 0
+    assert "y[/red]" in capsys.readouterr().out

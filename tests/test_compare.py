@@ -594,6 +594,33 @@ def test_compare(vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.C
     assert json.loads((folder / "compare.json").read_text())["reference"] == "fixed 1.0"
 
 
+@pytest.mark.parametrize("out", ["notes.txt", "notes.txt/below"])
+def test_a_place_that_cannot_be_is_refused_before_anything_is_measured(
+    vae: Vae, trained: Path, assessed: list[Path], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (trained / "notes.txt").write_text("")
+    assert vae("compare", "--jobs", "1", "--profile", "full", "--out", out) == 2
+    assert "notes.txt is a file; name a folder" in capsys.readouterr().err
+    assert assessed == []
+
+
+def test_a_run_that_was_measured_in_another_way_is_named(
+    vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vae("compare", "--jobs", "1") == 0
+    count = len(assessed)
+    run = sorted((trained / "runs/digits").glob("*/evaluation"))[0].parent
+    file = run / "evaluation/metrics.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | {"seed": 9}))
+    try:
+        assert vae("compare", "--jobs", "1") == 2
+    finally:
+        file.write_text(whole)
+    assert f"vae evaluate runs/digits/{run.name} --quick --seed 0 --weights best" in capsys.readouterr().err
+    assert len(assessed) == count
+
+
 def test_curves_over_seeds(
     vae: Vae, trained: Path, assessed: list[Path], tmp_path: Path, tensorboard: Callable[..., Callable[..., Any]]
 ) -> None:

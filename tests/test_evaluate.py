@@ -114,15 +114,27 @@ def test_the_same_seed_gives_the_same_figures_whatever_else_is_measured(vae: Vae
     before = found(tmp_path, "shared")["figures"]
     assert vae("evaluate", "shared", "--quick", "--metrics", "noise_probe,rate") == 0
     assert found(tmp_path, "shared")["figures"] == before
-    assert vae("evaluate", "shared", "--quick", "--metrics", "noise_probe", "--seed", "1") == 0
+    assert vae("evaluate", "shared", "--quick", "--metrics", "noise_probe", "--seed", "1", "--overwrite") == 0
     other = found(tmp_path, "shared")["figures"]
     assert other["noise_probe_distortion"] != before["noise_probe_distortion"]
     assert "rate" not in other  # under another seed nothing else was measured
 
 
+@pytest.mark.parametrize("flags", [["--quick", "--seed", "1"], ["--quick", "--weights", "last"], []], ids=" ".join)
+def test_a_few_figures_do_not_take_the_place_of_all(
+    vae: Vae, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = found(tmp_path, "shared")
+    assert vae("evaluate", "shared", "--metrics", "rate", *flags) == 2
+    assert "would take its place alone" in capsys.readouterr().err
+    assert found(tmp_path, "shared") == before
+
+
 def test_k_can_be_set(vae: Vae, tmp_path: Path) -> None:
     assert vae("evaluate", "fixed", "--quick", "--metrics", "bound", "--samples", "7") == 0
-    assert "iw_bound_k7" in found(tmp_path, "fixed")["figures"]
+    figures = found(tmp_path, "fixed")["figures"]
+    assert figures.keys() >= {"iw_bound_k7", "rate", "noise_probe_tolerance"}
+    assert "iw_bound_k64" not in figures
 
 
 def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,8 +206,11 @@ def test_a_run_that_is_not_finished_is_not_measured(
     assert "is interrupted, and only a finished run is measured" in capsys.readouterr().err
 
 
-def test_a_damaged_evaluation_is_said_to_be_one(vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "weights": "best", "figures": 3}'])
+def test_a_damaged_evaluation_is_said_to_be_one(
+    vae: Vae, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json").write_text(text)
     assert vae("evaluate", "fixed", "--quick") == 1
     assert "is damaged" in capsys.readouterr().err
     assert vae("evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite") == 0

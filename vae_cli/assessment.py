@@ -28,6 +28,7 @@ from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentif
 from vae_cli.run import Run
 
 FORMAT = 1
+KEPT_IF_SAME = ("profile", "seed", "weights", "weights_digest", "images")
 Profile = Literal["quick", "default", "full"]
 PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each looks at more than the one before
 
@@ -77,10 +78,12 @@ def assessment(folder: RunDir) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
-        raise Failure(f"{file} is damaged. {again}")
-    if found["format"] > FORMAT:
+    kinds = {"format": int, "profile": str, "seed": int, "weights": str, "weights_digest": str}
+    kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
+    if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise Failure(f"{file} is damaged. {again}")
     current = weights_file(folder, found["weights"])
     return found if current.exists() and _digest(current) == found["weights_digest"] else None
 
@@ -125,10 +128,13 @@ def assess(
         "step": run.step,
         "images": fingerprint(run.splits),
     }
-    if before is not None and any(before.get(key) != value for key, value in about.items()):
+    if before is not None and any(before.get(key) != about[key] for key in KEPT_IF_SAME):
         before = None
-    figures: dict[str, Any] = dict(before["figures"]) if before else {}
-    left_out: dict[str, Any] = dict(before["left_out"]) if before else {}
+    names = {kind.__name__ for kind in kinds}
+    figures, left_out = (
+        {name: entry for name, entry in (before or {}).get(part, {}).items() if entry["metric"] not in names}
+        for part in ("figures", "left_out")
+    )
     subject = Subject(run, budget, seed)
     for kind in kinds:
         say(word(kind))

@@ -160,6 +160,11 @@ class Statistic(NamedTuple):
     interval: tuple[float, float] | None
 
 
+def partly(stat: Statistic, arm: Arm) -> str:
+    """What is said behind a figure that not all runs of an arm have."""
+    return f" ({stat.n} of {len(arm.members)})" if stat.n < len(arm.members) else ""
+
+
 def statistic(values: Sequence[float]) -> Statistic:
     """The statistic of one value or more."""
     n = len(values)

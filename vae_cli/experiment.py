@@ -149,7 +149,9 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
         state = State() if is_new else restore(experiment, folder)
         if not is_new:
             folder.forget_metrics_after(state.step)
-            console.print(f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False)
+            console.print(
+                f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False, markup=False
+            )
         log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
         try:
             return _train_and_test(experiment, folder, console, state, about, is_one_of_many)

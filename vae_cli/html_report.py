@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from vae_cli import findings
-from vae_cli.comparison import LEVEL, Arm, Comparison, statistic
+from vae_cli.comparison import LEVEL, Arm, Comparison, partly, statistic
 from vae_cli.findings import Answer, amount, digits_for
 from vae_cli.metric.base import CLAIMS
 from vae_cli.naming import show
@@ -449,9 +449,11 @@ class _Page:
             return f"<td>-{notes.mark(reason) if reason else ''}</td>"
         said = dict.fromkeys(str(m.figures.get(name, {}).get("note", "")) for m in arm.members)
         marks = "".join(notes.mark(note) for note in said if note)
+        if stat.n < len(arm.members) and (reason := arm.reason(name)):
+            marks += notes.mark(reason)
         found = None if arm is self.comparison.reference else self.comparison.difference(name, arm)
         style = ' class="differs"' if found is not None and found.is_real else ""
-        return f"<td{style}>{escape(amount(stat, '', digits))}{marks}</td>"
+        return f"<td{style}>{escape(amount(stat, '', digits) + partly(stat, arm))}{marks}</td>"
 
 
 class _Footnotes:

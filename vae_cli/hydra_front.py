@@ -194,7 +194,7 @@ class _CheckedLauncher(Launcher):
                     _ = result.return_value
                 except Exception as error:  # whatever the job raised: it is reported below
                     failed.append((words, error))
-        if self.watch is not None and to_do:
+        if self.watch is not None:
             self.watch.end()
         _raise_first(failed, len(to_do))
         return results

@@ -457,9 +457,12 @@ def save_all(plots: Plots, folder: Path) -> list[Path]:
     paths = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in kinds.items():
-        if (figure := kind()) is not None:
-            save_png(figure, folder / f"{name}.png")
-            paths.append(folder / f"{name}.png")
+        path = folder / f"{name}.png"
+        if (figure := kind()) is None:
+            path.unlink(missing_ok=True)  # of other figures than there are now
+        else:
+            save_png(figure, path)
+            paths.append(path)
     return paths
 
 

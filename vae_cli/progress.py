@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
@@ -91,4 +92,4 @@ class Progress:
         """Say a warning, once."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.console.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=not self.console.is_terminal)
+            self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=not self.console.is_terminal)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vae_cli.build import trusted
@@ -29,7 +30,8 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     """Print the summary of a finished run."""
     splits = [split for split in ("train", "validation", "test") if summary[split]]
     table = Table(
-        title=f"{folder.path}, epoch {summary['weights_of_epoch']} of {summary['epoch']}", title_justify="left"
+        title=f"{escape(str(folder.path))}, epoch {summary['weights_of_epoch']} of {summary['epoch']}",
+        title_justify="left",
     )
     table.add_column("nats per image")
     for split in splits:
@@ -47,17 +49,26 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     )
     best = [folder.best_file] if folder.best_file.exists() else []
     written = [folder.checkpoint_file, *best, folder.summary_file, folder.metrics_file]
-    console.print(f"written: {folder.path}/ with {', '.join(p.name for p in written)}", soft_wrap=True, highlight=False)
+    console.print(
+        f"written: {folder.path}/ with {', '.join(p.name for p in written)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
     runs = Path(summary["config"]["runs_dir"])
     above = runs if folder.path.absolute().is_relative_to(runs.absolute()) else folder.path
     run = " ".join([shlex.quote(str(folder.path)), *(f"--trust {shlex.quote(module)}" for module in trusted())])
     commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]
     commands.append(f"tensorboard --logdir {shlex.quote(str(above))}")
-    console.print("next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False)
+    console.print(
+        "next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def brief(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     """Print the summary of one run of many as a line."""
     names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
     figures = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
-    console.print(f"  {figures}  in {summary['seconds']:.1f} s: {folder.path}", soft_wrap=True, highlight=False)
+    console.print(
+        f"  {figures}  in {summary['seconds']:.1f} s: {folder.path}", soft_wrap=True, highlight=False, markup=False
+    )

@@ -6,11 +6,12 @@ import csv
 import io
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from vae_cli.comparison import (
     common_folder,
     drop_twins,
     like_the_newest,
+    partly,
     read_member,
     refuse_incomparable,
     statistic,
@@ -74,6 +76,8 @@ def main(
     refuse_incomparable(members)
     if reference is not None:
         Comparison(members, reference)  # a name that is none is refused before anything is evaluated
+    if out is not None:
+        _refuse_place(out)
     members = evaluate(members, profile, jobs, device, data_dir, console)
     refuse_incomparable(members)
     profiles = sorted({str(member.evaluation.get("profile")) for member in members})
@@ -158,6 +162,7 @@ def evaluate(
     """The members with their evaluations, made where there is none of these weights that is as thorough as the
     profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot be."""
     recorded = [_recorded(member) for member in members]
+    _refuse_odd(members, recorded)
     if profile is None:
         profiles = Counter(str(found.get("profile")) for found in recorded if found)
         usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
@@ -170,6 +175,29 @@ def evaluate(
     made = _evaluate(todo, profile, jobs, device, data_dir, console)
     evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
+
+
+def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError where some runs were evaluated with another seed, or with other weights, than most."""
+    how = [(found["seed"], found["weights"]) if found else None for found in recorded]
+    usual = Counter(one for one in how if one is not None).most_common(1)
+    odd = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
+    if odd:
+        seed, weights = usual[0][0]
+        commands = "".join(
+            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:INSIDE]
+        )
+        raise UserError(
+            f"{len(odd)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
+            f"{weights}). Evaluate them alike:{commands}"
+        )
+
+
+def _refuse_place(folder: Path) -> None:
+    """Raise UserError where nothing can be written, before anything is measured."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--out {folder}: {there} is {'read-only' if there.is_dir() else 'a file'}; name a folder.")
 
 
 def _rank(profile: str) -> int:
@@ -249,6 +277,11 @@ def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
                 error = future.exception()
                 path = pending.pop(future)
                 yield path, future.result() if error is None else f"{type(error).__name__}: {first_line(error)}"
+    except (KeyboardInterrupt, GeneratorExit):
+        for child in active_children():
+            child.terminate()
+        print("stopped; what has been evaluated is kept, and the same command goes on", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         if before is None:
@@ -318,7 +351,7 @@ def show_table(console: Console, comparison: Comparison) -> None:
 def _column(arms: Sequence[Arm], name: str) -> list[str]:
     stats = [arm.stat(name) for arm in arms]
     digits = digits_for([stat.mean for stat in stats if stat is not None])
-    return ["" if stat is None else amount(stat, "", digits) for stat in stats]
+    return ["" if s is None else amount(s, "", digits) + partly(s, arm) for s, arm in zip(stats, arms, strict=True)]
 
 
 def write_all(

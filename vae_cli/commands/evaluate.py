@@ -35,7 +35,7 @@ def main(
     if quick and full:
         raise UserError("--quick and --full do not go together; type one of them.")
     profile: Profile = "quick" if quick else "full" if full else "default"
-    kinds = find_metrics(metrics.split(",")) if metrics is not None else METRICS
+    kinds = find_metrics([name.strip() for name in metrics.split(",")]) if metrics is not None else METRICS
     folder = RunDir(find_run(run, runs_dir))
     before = None if overwrite else assessment(folder)
     if before is not None and PROFILES.index(before["profile"]) > PROFILES.index(profile):
@@ -43,6 +43,13 @@ def main(
         raise UserError(
             f"{folder.path} has a more thorough evaluation ({before['profile']}), whose place this one would take: "
             f"type vae evaluate {folder.path}{asked} --overwrite"
+        )
+    asked_for = {"profile": profile, "seed": seed, "weights": weights}
+    if before is not None and metrics is not None and any(before[key] != value for key, value in asked_for.items()):
+        there = ", ".join(f"{key} {before[key]}" for key in asked_for)
+        raise UserError(
+            f"{folder.path} has an evaluation with {there}, and these figures would take its place alone. Ask for the "
+            "same, for all metrics, or add --overwrite."
         )
     console = Console(stderr=True)
 
@@ -63,7 +70,7 @@ def main(
     for claim, title in CLAIMS.items():
         _print_claim(out, title, found, claim)
     for path in (metrics_file(folder), *pictures):
-        out.print(str(path), soft_wrap=True, highlight=False)
+        out.print(str(path), soft_wrap=True, highlight=False, markup=False)
     out.print(f"{found['seconds']:.1f} s ({found['profile']}, seed {found['seed']})", highlight=False)
 
 
@@ -84,7 +91,7 @@ def _print_claim(console: Console, title: str, found: dict[str, Any], claim: str
         if entry["claim"] == claim:
             reasons.setdefault(entry["reason"], []).append(name)
     for reason, names in reasons.items():
-        console.print(f"left out: {', '.join(names)}: {reason}", style="dim", highlight=False)
+        console.print(f"left out: {', '.join(names)}: {reason}", style="dim", highlight=False, markup=False)
 
 
 def show(value: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vae_cli.errors import Failure, UserError
@@ -34,7 +35,7 @@ def show(runs: Sequence[Path], above: Path = Path()) -> None:
         table.add_column(name, justify="right")
     for path in runs:
         shown = path.relative_to(above) if path.is_relative_to(above) else path
-        table.add_row(*_row(RunDir(path), shown.as_posix()))
+        table.add_row(*_row(RunDir(path), escape(shown.as_posix())))
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge at which to break a name
     console.print(table)
