@@ -42,6 +42,14 @@ def _serve(logdir: Path, *flags: str) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither find nor leave anything in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def tensorboard() -> Iterator[Callable[..., Get]]:
     """Start TensorBoard over a folder of runs: `get = tensorboard(logdir)`.

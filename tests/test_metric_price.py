@@ -375,12 +375,27 @@ def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tu
     monkeypatch.setattr(features, "train_net", counted)
     run = trained("sigma=fixed")
     monkeypatch.setitem(run.config, "data_dir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Subject(run, SMALL), trainings
+
+
+def test_a_feature_net_goes_to_the_cache_where_the_data_cannot_be_written(
+    quick: tuple[Subject, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, trainings = quick
+    (tmp_path / "features").write_text("no folder")
+    assert feature_net(subject) is not None
+    assert len(list((tmp_path / "cache").rglob("net.pt"))) == 1
+    monkeypatch.setattr(features, "_nets", {})  # as another process begins
+    assert feature_net(subject) is not None
+    assert len(trainings) == 1
 
 
 def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[Subject, list[int]], tmp_path: Path) -> None:
     subject, trainings = quick
     (tmp_path / "features").write_text("no folder")
+    (tmp_path / "cache" / "vae").mkdir(parents=True)
+    (tmp_path / "cache" / "vae" / "features").write_text("no folder either")
     net = feature_net(subject)
     assert net is not None
     assert feature_net(subject) is net
