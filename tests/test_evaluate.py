@@ -135,6 +135,10 @@ def test_k_can_be_set(vae: Vae, tmp_path: Path) -> None:
     figures = found(tmp_path, "fixed")["figures"]
     assert figures.keys() >= {"iw_bound_k7", "rate", "noise_probe_tolerance"}
     assert "iw_bound_k64" not in figures
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "rate") == 0
+    again = found(tmp_path, "fixed")
+    assert "iw_bound_k7" in again["figures"]
+    assert again["budget"]["samples"] == 7
 
 
 def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,12 +84,8 @@ def assessment(folder: RunDir) -> dict[str, Any] | None:
         raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
         raise Failure(f"{file} is damaged. {again}")
-    current = weights_file(folder, found["weights"])
+    current = folder.weights_file(found["weights"])
     return found if current.exists() and _digest(current) == found["weights_digest"] else None
-
-
-def weights_file(folder: RunDir, weights: str) -> Path:
-    return folder.best_file if weights == "best" and folder.best_file.exists() else folder.checkpoint_file
 
 
 def assess(
@@ -116,6 +112,8 @@ def assess(
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
+    if samples is None and before is not None:  # the draws of what is kept, and so of what is added
+        samples = before["budget"]["samples"]
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {
         "format": FORMAT,

@@ -36,6 +36,10 @@ class RunDir:
     def best_file(self) -> Path:
         return self.path / "best.pt"
 
+    def weights_file(self, weights: str) -> Path:
+        """The `best` weights, where images were held out to tell them, or the `last`."""
+        return self.best_file if weights == "best" and self.best_file.exists() else self.checkpoint_file
+
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"

@@ -40,10 +40,9 @@ class Run:
             if "data_dir" in self.config["dataset"]:
                 self.config["dataset"]["data_dir"] = str(data_dir)
         self.device = find_device(device)
-        use_best = weights == "best" and self.folder.best_file.exists()
-        if weights == "best" and not use_best and self.folder.summary().get("validation"):
+        self.weights_file = self.folder.weights_file(weights)
+        if weights == "best" and self.weights_file != self.folder.best_file and self.folder.summary().get("validation"):
             raise Failure(f"{self.folder.best_file} is missing. Type --weights last for the newest weights.")
-        self.weights_file = self.folder.best_file if use_best else self.folder.checkpoint_file
         state = load_checkpoint(self.weights_file, self.device)
         self.step: int = state["step"]
         self._images: str | None = state.get("images")
