@@ -21,6 +21,7 @@ from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, descr
 from vae_cli.dataset import Dataset, Split, Splits
 from vae_cli.errors import UserError, nearest
 from vae_cli.likelihood import Likelihood
+from vae_cli.machine import free_gpu
 from vae_cli.memory import refuse_oversize, training_memory
 from vae_cli.model import VAE
 from vae_cli.naming import AXES
@@ -76,6 +77,8 @@ def build_experiment(config: Config) -> Experiment:
     # Adam's state fills with denormal numbers, which slow a step by half; later threads inherit what is set here.
     torch.set_flush_denormal(True)
     device = find_device(config["device"])
+    if config["device"] == "auto" and device.type == "cuda":
+        device = torch.device("cuda", free_gpu(torch.cuda.device_count()))
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, device)

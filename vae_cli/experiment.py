@@ -43,6 +43,10 @@ class Finished(UserError):
     exit_code = 0
 
 
+class UnderWay(UserError):
+    """Another process is training the run."""
+
+
 def finished_message(path: Path) -> str:
     return (
         f"{path} is finished, and left alone. To train it further type a larger epochs=..., to start anew "
@@ -66,7 +70,7 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
             raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
         return "new"
     if not is_ours and is_locked(folder.lock_file):
-        raise UserError(under_way(folder))
+        raise UnderWay(under_way(folder))
     if config["overwrite"]:
         return "new"
     refuse_other(folder, config)
@@ -125,7 +129,7 @@ def run_experiment(
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.lock_file, wait=False) as is_ours:
         if not is_ours:
-            raise UserError(under_way(folder))
+            raise UnderWay(under_way(folder))
         return _run_locked(experiment, folder, console, is_one_of_many)
 
 
@@ -311,6 +315,21 @@ def outcome(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
     except BaseException:
         log.info("interrupted")
         folder.write_summary({"status": "interrupted", **about})
+        raise
+
+
+@contextmanager
+def say_failed(folder: RunDir, config: Config) -> Iterator[None]:
+    """Where the run of a sweep cannot be built, as for want of its data, leave a folder that says so, unless it holds a
+    run already."""
+    try:
+        yield
+    except Exception as error:
+        if not folder.config_file.exists():
+            folder.write_config(config)
+            with logged(folder):
+                log.exception("failed")
+            folder.write_summary({"status": "failed", "error": str(error), "config": config})
         raise
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +138,16 @@ def find_runs(folder: Path) -> list[Path]:
             found.append(Path(path))
             folders.clear()
     return sorted(found)
+
+
+def finished_runs(runs: Iterable[Path]) -> list[Path]:
+    """Those of some runs that have come to their end; one whose summary is damaged has not."""
+    finished = []
+    for path in runs:
+        with suppress(Failure):
+            if RunDir(path).status() == "finished":
+                finished.append(path)
+    return finished
 
 
 def find_run(name: str, runs_dir: Path) -> Path:

@@ -1,22 +1,21 @@
-"""What stands between our command line and Hydra: the call, the check of a whole sweep, and messages for people."""
+"""What stands between our command line and Hydra: the call, and messages for people."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -24,9 +23,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -38,16 +35,17 @@ from omegaconf.errors import (
 )
 
 from vae_cli import catalog
-from vae_cli.errors import Failure, UserError, explain, first_line, nearest
-from vae_cli.study import jobs_of_study
+from vae_cli.errors import UserError, first_line, nearest
 
-Check = Callable[[DictConfig], bool]
+# Our settings of a launcher or sweeper stand before the plugin's own, which Hydra takes for their schema and says so.
+warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
 
+# What a plugin's choice is called, the extra of ours that installs it, and the distribution.
 _PLUGINS = {
     "hydra/launcher/joblib": ("joblib", "hydra-joblib-launcher"),
     "hydra/launcher/ray": ("ray", "hydra-ray-launcher"),
-    "hydra/launcher/submitit_local": ("submitit", "hydra-submitit-launcher"),
-    "hydra/launcher/submitit_slurm": ("submitit", "hydra-submitit-launcher"),
+    "hydra/launcher/submitit_local": ("slurm", "hydra-submitit-launcher"),
+    "hydra/launcher/submitit_slurm": ("slurm", "hydra-submitit-launcher"),
     "hydra/sweeper/optuna": ("optuna", "hydra-optuna-sweeper"),
     "hydra/sweeper/ax": ("ax", "hydra-ax-sweeper"),
     "hydra/sweeper/nevergrad": ("nevergrad", "hydra-nevergrad-sweeper"),
@@ -109,147 +107,6 @@ def run(
             if message is None or message is error:
                 raise
             raise message from (message.__cause__ if message in _causes(error) else error)
-
-
-class Watch(Protocol):
-    """What is told how a sweep goes on."""
-
-    def begin(self) -> None:
-        """All jobs have been checked."""
-
-    def start(self, number: int, count: int, words: Sequence[str]) -> None:
-        """A job starts, this one of so many; launchers that start several at a time do not say so."""
-
-    def end(self) -> None:
-        """The last job has ended, well or not."""
-
-
-@contextmanager
-def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
-    """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
-
-    `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
-    the message names the job; if it returns False, as for a finished run, the job is left out.
-    """
-    instantiate = Plugins.instantiate_launcher
-
-    def instantiate_checked(
-        self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> Launcher:
-        launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
-        return _CheckedLauncher(launcher, check, watch, hydra_context, config)
-
-    Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Plugins.instantiate_launcher = instantiate  # type: ignore[method-assign]
-
-
-class _CheckedLauncher(Launcher):
-    def __init__(
-        self, launcher: Launcher, check: Check, watch: Watch | None, hydra_context: HydraContext, config: DictConfig
-    ) -> None:
-        self.launcher = launcher
-        self.check = check
-        self.watch = watch
-        self.hydra_context = hydra_context
-        self.config = config
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Do nothing: the launcher inside is set up already."""
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        setup_globals()
-        try:
-            job_overrides = self._with_arms(job_overrides)
-            jobs = list(enumerate(job_overrides, start=initial_job_idx))
-            to_do = [(index, words) for index, words in jobs if self._passes(words, index)]
-        except Exception:  # whatever was refused: nothing starts, and nothing is left behind
-            self._forget_record()
-            raise
-        if not to_do:
-            self._forget_record()
-        if self.watch is not None:
-            self.watch.begin()
-        if not self._chosen("sweeper").endswith(".BasicSweeper"):
-            # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
-            return self.launcher.launch(job_overrides, initial_job_idx)
-        failed: list[tuple[Sequence[str], Exception]] = []
-        results: list[JobReturn] = []
-        # What fails before a job's task is called would end the basic launcher's loop, so it gets one job at a time.
-        one_by_one = self._chosen("launcher").endswith(".BasicLauncher")
-        batches = [[job] for job in to_do] if one_by_one else [to_do] if to_do else []
-        for number, batch in enumerate(batches, start=1):
-            if self.watch is not None and one_by_one:
-                self.watch.start(number, len(batches), batch[0][1])
-            try:
-                returned = self.launcher.launch([words for _, words in batch], batch[0][0])
-            except Exception as error:  # whatever it is, the jobs that follow still run, and it is reported below
-                failed += [(words, error) for _, words in batch]
-                continue
-            results += returned
-            for (_, words), result in zip(batch, returned, strict=True):
-                try:
-                    _ = result.return_value
-                except Exception as error:  # whatever the job raised: it is reported below
-                    failed.append((words, error))
-        if self.watch is not None:
-            self.watch.end()
-        _raise_first(failed, len(to_do))
-        return results
-
-    def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-        arms = self.config.get("arms")
-        if arms is None:
-            return jobs
-        if not isinstance(arms, ListConfig):
-            raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
-        return [words for job in jobs for words in jobs_of_study(job, arms)]
-
-    def _forget_record(self) -> None:
-        """Remove what Hydra has written of a sweep that does not start, and the folders that are empty without it."""
-        folder = Path(self.config.hydra.sweep.dir)
-        (folder / "multirun.yaml").unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that holds something else stays
-            for place in (folder, folder.parent, folder.parent.parent):
-                place.rmdir()
-
-    def _chosen(self, plugin: str) -> str:
-        # By name: Hydra executes its plugins' modules anew, so that the classes in them are not those one can import.
-        return str(self.config.hydra[plugin].get("_target_", ""))
-
-    def _passes(self, overrides: Sequence[str], index: int) -> bool:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = index
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        try:
-            if config.get("arms") != self.config.get("arms"):
-                raise UserError("a study is a sweep of its own: choose it alone, and not among others")
-            return self.check(config)
-        except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
-            message = translate(error, overrides)
-            if message is None:
-                raise
-            named = type(message)(f"The job {_words(overrides)} cannot run, so none was started: {message}")
-            raise named from error
-        finally:
-            HydraConfig.instance().cfg = before
-
-
-def _raise_first(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
-    lines = []
-    for words, error in failed:
-        message = translate(error, words) or error
-        if getattr(message, "exit_code", 1) == 0:  # finished meanwhile
-            print(message)
-        else:
-            lines.append(f"  {_words(words)}: {' '.join(explain(message)[0].split())}")
-    if lines:
-        title = f"{len(lines)} of {count} jobs failed" if count > 1 else "The job failed"
-        raise Failure("\n".join([f"{title}:", *lines])) from failed[0][1]
 
 
 @contextmanager
@@ -383,6 +240,8 @@ def translate(
         return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
     if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
         return UserError(first_line(error))
+    if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
+        return UserError(_plugin_message(str(error), overrides))
     return None
 
 
@@ -439,6 +298,17 @@ def _missing_message(
     if presets and not any(re.search(rf"\b{re.escape(choice)}\b", word) for word in overrides):
         message = f"{presets[0]}: {message}"
     return message
+
+
+def _plugin_message(text: str, overrides: Sequence[str]) -> str:
+    """Our own configuration describes the plugin, which is not there."""
+    module = text.partition("hydra_plugins.")[2].partition(".")[0].replace("_", "-")
+    found = {choice: plugin for choice, plugin in _PLUGINS.items() if plugin[1] == module}
+    typed = [choice for choice in found if "=".join(choice.rsplit("/", 1)) in overrides]
+    if not found:
+        return f"Hydra has no plugin {text.partition(':')[2].strip()}. Is it installed?"
+    choice = (typed or list(found))[0]
+    return f"{'='.join(choice.rsplit('/', 1))} is not installed: type {_install(*found[choice])}."
 
 
 def _install(extra: str, distribution: str) -> str:
@@ -597,10 +467,6 @@ def _example(name: str, groups: dict[str, catalog.Group]) -> str:
         return f"Type {name}=VALUE.{'' if '.' in name else nearest(name, words)}"
     comment = f": {setting.comment}" if setting.comment else ""
     return f"Type {name}={setting.default} for the default{comment}."
-
-
-def _words(overrides: Sequence[str]) -> str:
-    return " ".join(overrides) or "(the defaults)"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once."""
+    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once. A signal that was
+    ignored before stays ignored."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,6 +21,8 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
 
 def brief(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     """Print the summary of one run of many as a line."""
+    console.print(f"  {figures(folder.path, summary)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def figures(path: Path, summary: Mapping[str, Any]) -> str:
+    """The test figures of a finished run in one line, in nats per image."""
     names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
-    figures = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
-    console.print(
-        f"  {figures}  in {summary['seconds']:.1f} s: {folder.path}", soft_wrap=True, highlight=False, markup=False
-    )
+    shown = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
+    return f"{shown}  in {summary['seconds']:.1f} s: {path}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli import hydra_front
 from vae_cli.catalog import configs_dir
 from vae_cli.composition import named_folder, to_plain
-from vae_cli.errors import UserError
+from vae_cli.errors import Failure, UserError, explain
+from vae_cli.jobs import State, check_sweeps, is_plugin, spell, stop_file
+from vae_cli.machine import gpus, gpus_for_each, jobs_at_once
+from vae_cli.naming import relative, time_left
+
+if TYPE_CHECKING:
+    from vae_cli.overview import Overview
 
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
@@ -26,7 +35,7 @@ from vae_cli.errors import UserError
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
     sweep = Sweep()
-    with hydra_front.check_sweeps(sweep, sweep):
+    with check_sweeps(sweep, sweep):
         hydra_front.run(task, list(overrides), **flags)
 
 
@@ -36,16 +45,38 @@ def task(config: DictConfig) -> float | None:
     from rich.console import Console
 
     from vae_cli.build import build_experiment
-    from vae_cli.experiment import run_experiment
+    from vae_cli.experiment import run_experiment, say_failed
     from vae_cli.folder import RunDir
     from vae_cli.report import brief, report
 
-    is_one_of_many = HydraConfig.get().mode == RunMode.MULTIRUN
-    folder = RunDir(_relative(Path(HydraConfig.get().runtime.output_dir)))
-    plain = to_plain(config, HydraConfig.get().runtime.choices)
-    experiment = _checked.pop(str(folder.path.absolute()), None) or build_experiment(plain)
-    summary = run_experiment(experiment, folder, Console(stderr=True), is_one_of_many)
-    (brief if is_one_of_many else report)(Console(), folder, summary)
+    hydra_config = HydraConfig.get()
+    is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
+    # What runs beside others says nothing itself: the process that started it looks at its folder, and speaks.
+    is_alone = not is_one_of_many or is_plugin(hydra_config.launcher, "BasicLauncher")
+    console = Console(stderr=True, quiet=not is_alone, force_terminal=None if is_alone else False)
+    folder = RunDir(relative(Path(hydra_config.runtime.output_dir)))
+    plain = to_plain(config, hydra_config.runtime.choices)
+    if not is_alone:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has started this one
+        if stop_file(hydra_config).exists():
+            raise Failure("the sweep was stopped before this run began")
+    try:
+        experiment = _checked.pop(str(folder.path.absolute()), None)
+        if experiment is None:
+            with say_failed(folder, plain):
+                experiment = build_experiment(plain)
+        summary = run_experiment(experiment, folder, console, is_one_of_many)
+    except SystemExit as stop:
+        if is_alone or stop.code != 128 + signal.SIGTERM:  # else it comes from a queue, which starts the run again
+            raise
+        raise Failure("interrupted; the same command again goes on with it") from None
+    except Exception as error:
+        if is_alone or isinstance(error, UserError):
+            raise
+        raise Failure(explain(error)[0]) from None  # it has to pass to another process, which knows its kind
+    if is_alone:
+        (brief if is_one_of_many else report)(Console(), folder, summary)
     loss = (summary["validation"] or summary["test"])["loss"]
     return float(loss)
 
@@ -56,19 +87,22 @@ _checked: dict[str, Any] = {}
 def checked_run_dir(*, _root_: DictConfig) -> str:
     """The folder of the run that a configuration describes: the resolver ${run_dir:}.
 
-    Hydra asks for it before it makes the folder, so this is where a configuration is checked, down to the data and the
-    model that it names: a run that cannot be trained leaves nothing behind. Raises UserError, or Finished.
+    Hydra asks for it before it makes the folder, so this is where the configuration of a single run is checked, down to
+    the data and the model that it names: a run that cannot be trained leaves nothing behind. The runs of a sweep have
+    been checked as far as needs no data. Raises UserError, or Finished.
     """
     from vae_cli.build import build_experiment
     from vae_cli.experiment import Finished, finished_message, look_at
     from vae_cli.folder import RunDir
 
-    if _root_.get("arms") is not None and _root_.hydra.mode != RunMode.MULTIRUN:
-        raise UserError("arms= makes a study of several runs: type -m with it.")
     path = named_folder(_root_)
+    if _root_.hydra.mode == RunMode.MULTIRUN:
+        return str(path.absolute())
+    if _root_.get("arms") is not None:
+        raise UserError("arms= makes a study of several runs: type -m with it.")
     plain = to_plain(_root_)
     if look_at(RunDir(path), plain) == "finished":
-        raise Finished(finished_message(_relative(path)))
+        raise Finished(finished_message(relative(path)))
     _checked[str(path.absolute())] = build_experiment(plain)
     return str(path.absolute())
 
@@ -76,59 +110,100 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("run_dir", checked_run_dir, replace=True)
 
 
-State = Literal["new", "resume", "finished"]
+for _resolver in (gpus, gpus_for_each, jobs_at_once):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
+
+
+Found = Literal["new", "resume", "finished", "elsewhere"]
+SAID: dict[Found, str] = {
+    "finished": "finished, and left alone",
+    "elsewhere": "under way in another process, and left to it",
+    "resume": "to resume",
+    "new": "to run",
+}
 
 
 class Sweep:
     """Checks the jobs of a sweep one by one before any of them starts, and says how it goes on."""
 
     def __init__(self) -> None:
-        self._states: dict[Path, State] = {}
+        self._found: dict[Path, Found] = {}
+        self._to_do: dict[int, tuple[Path, int]] = {}
+        self._overview: Overview | None = None
         self._began = 0.0
 
     def __call__(self, config: DictConfig) -> bool:
-        """Check one job as far as needs no data; False where it has been trained before. Raises UserError."""
+        """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
         from vae_cli.build import check_config
-        from vae_cli.experiment import look_at
+        from vae_cli.experiment import UnderWay, look_at
         from vae_cli.folder import RunDir
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
-        if path in self._states:
+        if path in self._found:
             raise UserError(
                 f"two jobs of this sweep would be the same run, {path}: they differ in nothing that a run is named by "
                 f"(epochs and device, say, do not make another run)."
             )
-        self._states[path] = look_at(RunDir(path), plain)
-        return self._states[path] != "finished"
+        try:
+            self._found[path] = look_at(RunDir(path), plain)
+        except UnderWay:  # as where an earlier sweep was killed, and one of its workers lives on
+            self._found[path] = "elsewhere"
+        if self._found[path] in ("finished", "elsewhere"):
+            return False
+        self._to_do[config.hydra.job.num] = (path, plain["epochs"])
+        return True
 
     def begin(self) -> None:
         """Say how many jobs there are, and what is to be done."""
-        count = Counter(self._states.values())
-        said: dict[State, str] = {"finished": "finished, and left alone", "resume": "to resume", "new": "to run"}
-        parts = [f"{count[state]} {words}" for state, words in said.items() if count[state]]
-        print(f"{len(self._states)} job{'s' * (len(self._states) > 1)}: {', '.join(parts)}", flush=True)
-        self._began = time.perf_counter()
+        count = Counter(self._found.values())
+        parts = [f"{count[found]} {words}" for found, words in SAID.items() if count[found]]
+        print(f"{len(self._found)} job{'s' * (len(self._found) > 1)}: {', '.join(parts)}", flush=True)
+        self._began = time.monotonic()
 
-    def start(self, number: int, count: int, words: Sequence[str]) -> None:
+    def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """Say which job starts, and how long those that are left will take if they are like the others."""
-        left = ""
+        said = [f"{number} of {count}", *([f"{failed} failed"] if failed else [])]
         if number > 1:
-            minutes = (time.perf_counter() - self._began) / (number - 1) * (count - number + 1) / 60
-            left = f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-        print(f"{number} of {count}{left}: {' '.join(words)}", flush=True)
+            said.append(time_left((time.monotonic() - self._began) / (number - 1) * (count - number + 1)))
+        print(f"{', '.join(said)}: {spell(words)}", flush=True)
+
+    def look(self) -> None:
+        """Show how the jobs go on that other processes train."""
+        self._watched().look()
+
+    def state(self, job: int) -> State:
+        """How far a job has come that another process trains."""
+        return self._watched().state(job)
+
+    def stop(self, is_left: bool = False) -> None:
+        """Ask the jobs that are under way on this machine to save and to stop, unless they are to be left alone."""
+        said = str(self._watched())
+        if is_left:
+            self._watched().close()
+            print(f"left: {said}; the jobs stay in the queue (scancel ends them, squeue shows them)", file=sys.stderr)
+        else:
+            print(f"\nstopping: {said}", file=sys.stderr)
+            self._watched().stop()
 
     def end(self) -> None:
         """Print the runs of the sweep as a table, and what to type next."""
         from vae_cli.commands.runs import show
+        from vae_cli.folder import finished_runs
 
-        paths = [_relative(path) for path in self._states]
+        if self._overview is not None:
+            self._overview.look()
+            self._overview.close()
+        paths = [relative(path) for path in self._found]
         show(paths)
-        if len(paths) > 1:
+        if len(finished_runs(paths)) > 1:
             print(f"next:\n  vae compare {shlex.quote(os.path.commonpath([path.parent for path in paths]))}")
 
+    def _watched(self) -> Overview:
+        if self._overview is None:
+            from rich.console import Console
 
-def _relative(path: Path) -> Path:
-    """A path as the user would type it from here."""
-    absolute = path.absolute()
-    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
+            from vae_cli.overview import Overview
+
+            self._overview = Overview(self._to_do, Console(stderr=True), Console())
+        return self._overview
