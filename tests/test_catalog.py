@@ -89,3 +89,11 @@ def test_an_installed_package_reads_the_configurations_inside_it(
     assert catalog.configs_dir() == tmp_path / "configs"
     (tmp_path / "vae_cli" / "configs").mkdir(parents=True)
     assert catalog.configs_dir() == tmp_path / "vae_cli" / "configs"
+
+
+def test_launchers_are_offered_where_they_are_typed() -> None:
+    assert set(catalog.launchers().choices) == {"basic", "joblib", "ray", "submitit_local", "submitit_slurm"}
+    assert all(choice.description for choice in catalog.launchers().choices.values())
+    offered = dict(catalog.complete([], "hydra/launcher=s"))
+    assert list(offered) == ["hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm"]
+    assert "hydra/launcher" not in catalog.groups()

@@ -72,10 +72,33 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def session_groups(get: Get, *columns: Mapping[str, object]) -> dict[str, dict[str, Any]]:
-    payload = {"allowedStatuses": STATUSES, "sliceSize": 100, "colParams": columns}
+    payload = {"allowedStatuses": STATUSES, "sliceSize": 1000, "colParams": columns}
     groups = get("plugin/hparams/session_groups", payload)["sessionGroups"]
     assert len({group["name"] for group in groups}) == len(groups)
     return {group["name"]: group for group in groups}
+
+
+def test_a_sweep_of_a_hundred_runs_is_a_hundred_rows(tmp_path: Path, tensorboard: Callable[..., Get]) -> None:
+    rows: dict[str, dict[str, Hparam]] = {
+        f"sigma-{sigma}_latent-{latent}_seed-{seed}": {"sigma": sigma, "latent": latent, "seed": seed}
+        for sigma in ("learned", "shared", "fixed", "deterministic")
+        for latent in (2, 4, 8, 16, 32)
+        for seed in range(5)
+    }
+    for number, (name, hparams) in enumerate(rows.items()):
+        writer = EventWriter(tmp_path / name)
+        writer.hparams(hparams)
+        writer.scalars({"validation/loss": float(number)}, 1)
+        writer.close("failed" if hparams["seed"] == 4 else "finished")
+    get = tensorboard(tmp_path)
+    groups = session_groups(get)
+    assert {name: group["hparams"] for name, group in groups.items()} == rows
+    failed = {name for name, group in groups.items() if group["sessions"][0]["status"] == "STATUS_FAILURE"}
+    assert failed == {name for name in rows if name.endswith("seed-4")}
+    losses = [group["metricValues"][0]["value"] for group in groups.values()]
+    assert sorted(losses) == list(range(100))
+    columns = {info["name"]: info for info in get("plugin/hparams/experiment", {})["hparamInfos"]}
+    assert {name for name, info in columns.items() if info["differs"]} == {"sigma", "latent", "seed"}
 
 
 # TensorBoard reads with its data server where it can, else in Python: they treat a resumed run differently.

@@ -56,6 +56,14 @@ def groups(*extra_dirs: Path) -> dict[str, Group]:
     return {name: Group(name, choices) for name, choices in found.items() if choices}
 
 
+def launchers() -> Group:
+    """Return the ways to run the jobs of a sweep, the group hydra/launcher."""
+    name = "hydra/launcher"
+    basic = Choice("basic", "one run after the other, in this process", "", {})
+    found = {file.stem: _read_choice(file) for file in sorted((configs_dir() / name).glob("*.yaml"))}
+    return Group(name, {"basic": basic, **found})
+
+
 def defaults() -> dict[str, Setting]:
     """Return the groups in the order of `train.yaml`, each with its default choice and what it is for."""
     lines = [key for key in _read(configs_dir() / "train.yaml") if key.path[:1] == ("defaults",)]
@@ -77,6 +85,9 @@ def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[
     """Return the overrides that a word may become, each with a phrase, given the overrides that stand before it."""
     known = groups(*extra_dirs)
     named = {name: setting.comment for name, setting in (defaults() | settings()).items()}
+    if word.startswith("hydra"):
+        known[launchers().name] = launchers()
+        named[launchers().name] = "how the jobs of a sweep are run"
     chosen = {name: [setting.default] for name, setting in defaults().items()}
     chosen |= {key: value.split(",") for key, _, value in (one.partition("=") for one in before) if key in known}
     keys = {

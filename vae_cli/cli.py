@@ -64,7 +64,7 @@ class TrainCommand(Command):
 
         yield from super().sections()
         defaults = catalog.defaults()
-        for group in catalog.groups().values():
+        for group in [*catalog.groups().values(), catalog.launchers()]:
             default = defaults.get(group.name)
             yield (
                 _group_title(group, default.comment if default else ""),
@@ -83,6 +83,8 @@ class TrainCommand(Command):
 def _group_title(group: Group, comment: str) -> str:
     if group.name == "schedule":
         return "schedule (vae train +schedule@regularizer.beta=CHOICE)"
+    if group.name == "hydra/launcher":
+        return "hydra/launcher (vae train -m ... hydra/launcher=CHOICE: how the jobs of a sweep are run)"
     return f"{group.name} ({comment})" if comment else group.name
 
 
@@ -214,6 +216,7 @@ def _root(
     vae train sigma=fixed  one word changes the mode
     vae train sigma=fixed sigma.value=0.5 latent=8  values
     vae train -m sigma=learned,fixed,deterministic latent=2,8,32  a sweep of nine runs
+    vae train -m sigma=learned,fixed hydra/launcher=joblib  runs side by side
     vae train +schedule@regularizer.beta=linear  a number becomes a schedule
     vae train experiment=cv_vae  a published composition
     vae train sigma=fixed --cfg job  show the configuration and train nothing

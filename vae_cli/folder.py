@@ -16,6 +16,8 @@ from vae_cli.naming import AXES
 
 ANEW = "Train the run anew: the command that made it, with overwrite=true."
 
+SWEEP_FILE = "sweep.json"
+
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
 
@@ -130,7 +132,9 @@ class RunDir:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All runs below a folder, by name; hidden folders are not entered."""
+    """All runs below a folder, by name, or those of a sweep whose folder it is; hidden folders are not entered."""
+    if (folder / SWEEP_FILE).is_file():
+        return _runs_of_sweep(folder)
     found = []
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -138,6 +142,25 @@ def find_runs(folder: Path) -> list[Path]:
             found.append(Path(path))
             folders.clear()
     return sorted(found)
+
+
+def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
+    """Note in a sweep's own folder which runs are its, as seen from there: they lie beside all others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SWEEP_FILE, {"runs": [os.path.relpath(run, folder) for run in runs]})
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    try:
+        listed = json.loads((folder / SWEEP_FILE).read_text())["runs"]
+        runs = [Path(os.path.normpath(folder / name)) for name in listed]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failure(
+            f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder above them."
+        ) from error
+    # Runs that were moved or removed since, and whatever lies outside the folder that holds runs and sweeps.
+    above = folder.absolute().parent.parent
+    return [run for run in runs if run.absolute().is_relative_to(above) and (run / "config.yaml").exists()]
 
 
 def finished_runs(runs: Iterable[Path]) -> list[Path]:

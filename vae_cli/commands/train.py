@@ -22,6 +22,7 @@ from vae_cli import hydra_front
 from vae_cli.catalog import configs_dir
 from vae_cli.composition import named_folder, to_plain
 from vae_cli.errors import Failure, UserError, explain
+from vae_cli.folder import finished_runs, write_sweep
 from vae_cli.jobs import State, check_sweeps, is_plugin, spell, stop_file
 from vae_cli.machine import gpus, gpus_for_each, jobs_at_once
 from vae_cli.naming import relative, time_left
@@ -129,6 +130,7 @@ class Sweep:
     def __init__(self) -> None:
         self._found: dict[Path, Found] = {}
         self._to_do: dict[int, tuple[Path, int]] = {}
+        self._folder: Path | None = None  # of the sweep itself
         self._overview: Overview | None = None
         self._began = 0.0
 
@@ -152,6 +154,7 @@ class Sweep:
         if self._found[path] in ("finished", "elsewhere"):
             return False
         self._to_do[config.hydra.job.num] = (path, plain["epochs"])
+        self._folder = Path(config.hydra.sweep.dir)
         return True
 
     def begin(self) -> None:
@@ -160,6 +163,8 @@ class Sweep:
         parts = [f"{count[found]} {words}" for found, words in SAID.items() if count[found]]
         print(f"{len(self._found)} job{'s' * (len(self._found) > 1)}: {', '.join(parts)}", flush=True)
         self._began = time.monotonic()
+        if self._folder is not None:
+            write_sweep(self._folder, self._found)
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """Say which job starts, and how long those that are left will take if they are like the others."""
@@ -189,7 +194,6 @@ class Sweep:
     def end(self) -> None:
         """Print the runs of the sweep as a table, and what to type next."""
         from vae_cli.commands.runs import show
-        from vae_cli.folder import finished_runs
 
         if self._overview is not None:
             self._overview.look()
@@ -198,6 +202,8 @@ class Sweep:
         show(paths)
         if len(finished_runs(paths)) > 1:
             print(f"next:\n  vae compare {shlex.quote(os.path.commonpath([path.parent for path in paths]))}")
+            if self._folder is not None:
+                print(f"  vae compare {shlex.quote(str(relative(self._folder)))}  # the runs of this sweep alone")
 
     def _watched(self) -> Overview:
         if self._overview is None:

@@ -1,0 +1,392 @@
+"""Sweeps whose runs train in other processes: the same figures, an overview, failures, Ctrl-C, and dead processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from vae_cli import jobs, machine
+from vae_cli.errors import Failure, UserError
+from vae_cli.files import locked
+from vae_cli.folder import find_runs
+from vae_cli.naming import time_left
+from vae_cli.overview import Overview
+
+SMALL = ["network.hidden=[16]", "latent=2", "epochs=2"]
+LAUNCHERS = {
+    "joblib": ("hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "submitit_local": ("hydra_submitit_launcher", []),
+    "ray": ("hydra_ray_launcher", []),
+}
+
+
+def vae(*words: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=300, **more)
+
+
+def command(*words: str) -> list[str]:
+    given = {word.partition("=")[0] for word in words}
+    return [
+        sys.executable,
+        "-m",
+        "vae_cli",
+        "train",
+        "-m",
+        *words,
+        *[word for word in SMALL if word.partition("=")[0] not in given],
+    ]
+
+
+def needs(launcher: str) -> list[str]:
+    module, settings = LAUNCHERS[launcher]
+    spec = importlib.util.find_spec("hydra_plugins")
+    if spec is None or importlib.util.find_spec(f"hydra_plugins.{module}") is None:
+        extra = "slurm" if launcher.startswith("submitit") else launcher
+        pytest.skip(f"hydra/launcher={launcher} is not installed: pip install 'vae-cli[{extra}]'")
+    return [f"hydra/launcher={launcher}", *settings]
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    return {
+        file.parent.relative_to(folder).as_posix(): json.loads(file.read_text())["test"]
+        for file in sorted(folder.rglob("summary.json"))
+    }
+
+
+def wait_for(what: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("basic")
+    ended = vae("sigma=learned,fixed", "seed=0,1", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_gives_the_same_figures(launcher: str, one_by_one: Path, tmp_path: Path) -> None:
+    ended = vae("sigma=learned,fixed", "seed=0,1", *needs(launcher), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "4 jobs: 4 to run" in ended.stdout
+    assert "4 of 4: distortion" in ended.stdout
+    assert ended.stderr == ""
+    assert figures(tmp_path / "runs") == figures(one_by_one / "runs")
+    for file in sorted((one_by_one / "runs").rglob("checkpoint.pt")):
+        here = tmp_path / file.relative_to(one_by_one)
+        ours, theirs = (torch.load(path, weights_only=True)["model"] for path in (here, file))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_one_that_fails_beside_others_is_named_and_leaves_its_traceback(tmp_path: Path) -> None:
+    ended = vae("optimizer.lr=1e-3,1e30", *needs("joblib"), cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "1 of 2 jobs failed:\n  optimizer.lr=1e+30" in ended.stderr
+    assert "diverged" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    failed = tmp_path / "runs/digits/latent-2_network.hidden-16_optimizer.lr-1e+30"
+    assert "Traceback" in (failed / "train.log").read_text()
+    assert json.loads((failed / "summary.json").read_text())["status"] == "failed"
+    assert [run for run, test in figures_of_finished(tmp_path).items() if test] == ["digits/latent-2_network.hidden-16"]
+
+
+def figures_of_finished(folder: Path) -> dict[str, Any]:
+    files = sorted((folder / "runs").rglob("summary.json"))
+    read = {file.parent.relative_to(folder / "runs").as_posix(): json.loads(file.read_text()) for file in files}
+    return {run: summary.get("test") for run, summary in read.items()}
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_what_has_no_data_says_so_in_its_own_log(launcher: str, tmp_path: Path) -> None:
+    words = [] if launcher == "basic" else needs(launcher)
+    ended = vae("dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "1 of 2 jobs failed:\n  dataset=cifar10" in ended.stderr
+    failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
+    assert "Traceback" in (failed / "train.log").read_text()
+    again = vae("dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
+    assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # a failed build is no run to go on with
+
+
+def long_sweep(words: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command("seed=0,1,2,3", "epochs=4000", *words), "checkpoint_minutes=1000"],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def under_way(folder: Path) -> list[Path]:
+    """The runs that have written at least one epoch."""
+    return sorted(file.parent for file in folder.rglob("metrics.jsonl") if file.stat().st_size)
+
+
+def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_starts_no_other(tmp_path: Path) -> None:
+    with long_sweep(needs("joblib"), tmp_path) as sweep:
+        try:
+            wait_for(lambda: len(under_way(tmp_path)) == 2)
+            os.killpg(sweep.pid, signal.SIGINT)  # as the terminal does: to every process of the command
+            _, said = sweep.communicate(timeout=100)
+        finally:
+            sweep.kill()
+    assert sweep.returncode == 130
+    assert "Traceback" not in said
+    runs = sorted(file.parent for file in tmp_path.rglob("summary.json"))
+    assert len(runs) == 2
+    for run in runs:
+        assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+        assert (run / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(launcher: str, tmp_path: Path) -> None:
+    words = [] if launcher == "basic" else needs(launcher)
+    words = [*words, "seed=0,1,2"]
+    with subprocess.Popen(
+        command(*words, "epochs=60"), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as sweep:
+        try:
+            done = lambda: [run for run, test in figures_of_finished(tmp_path).items() if test]  # noqa: E731
+            wait_for(lambda: done() and len(under_way(tmp_path)) > len(done()))
+        finally:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    finished = done()
+    assert 0 < len(finished) < 3
+    before = {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
+    again = vae(*words, "epochs=60", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"3 jobs: {len(finished)} finished, and left alone" in again.stdout
+    assert " to resume" in again.stdout
+    assert before == {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
+    assert all(figures_of_finished(tmp_path).values())
+    for run in (tmp_path / "runs").rglob("metrics.jsonl"):
+        assert [json.loads(line)["epoch"] for line in run.read_text().splitlines()] == list(range(1, 61))
+    whole = vae(*words, "epochs=60", "runs_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0
+    assert figures(tmp_path / "runs") == figures(tmp_path / "whole")
+
+
+def test_what_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
+    first = vae("seed=0", cwd=tmp_path)
+    assert first.returncode == 0
+    folder = tmp_path / "runs/digits/latent-2_network.hidden-16"
+    with locked(folder / ".lock"):
+        ended = vae("seed=0,1", "epochs=3", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 jobs: 1 under way in another process, and left to it, 1 to run" in ended.stdout
+    assert json.loads((folder / "summary.json").read_text())["epoch"] == 2
+
+
+# The overview ---------------------------------------------------------------------------------------------------------
+
+
+def write_run(path: Path, epoch: int = 0, **summary: Any) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "summary.json").write_text(json.dumps(summary))
+    record = {"epoch": epoch, "step": epoch, "seconds": 1.0}
+    (path / "metrics.jsonl").write_text("".join(json.dumps({**record, "epoch": n + 1}) + "\n" for n in range(epoch)))
+
+
+def overview(tmp_path: Path, **more: Any) -> tuple[Overview, Console]:
+    lines = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    runs = {number: (tmp_path / name, 10) for number, name in enumerate("abc")}
+    return Overview(runs, Console(quiet=True, force_terminal=False), lines), lines
+
+
+def test_the_overview_follows_the_runs_folders(tmp_path: Path) -> None:
+    write_run(tmp_path / "b", 5, status="failed", error="of an earlier time")
+    seen, lines = overview(tmp_path)
+    seen.look()
+    assert str(seen) == "3 waiting"  # what was there before counts as nothing
+    write_run(tmp_path / "a", 5, status="running")
+    write_run(tmp_path / "b", 6, status="running", started="anew")
+    seen.look()
+    assert str(seen) == "2 running, 1 waiting"
+    test = {"distortion": 3.0, "rate": 1.0}
+    write_run(tmp_path / "a", 10, status="finished", test=test, seconds=2.5, warnings=["sigma has collapsed"])
+    write_run(tmp_path / "b", 6, status="failed", error="it broke")
+    seen.look()
+    seen.look()
+    said = lines.export_text()
+    assert said.count("distortion 3.00  rate 1.00  in 2.5 s") == 1
+    assert "warning: sigma has collapsed" in said
+    assert "2 of 3, " in said
+    assert "failed: " in said
+    assert "it broke" in said
+    assert str(seen) == "1 failed, 1 waiting"
+    assert seen.state(2) == "waiting"
+
+
+def test_a_damaged_folder_does_not_end_the_overview(tmp_path: Path) -> None:
+    seen, _ = overview(tmp_path)
+    write_run(tmp_path / "a", 3, status="running")
+    (tmp_path / "a" / "summary.json").write_text("{")
+    (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff{")
+    seen.look()
+    assert seen.state(0) == "waiting"
+
+
+def test_time_left_is_said_as_a_person_does() -> None:
+    assert [time_left(seconds) for seconds in (None, 3, 90, 600, 7200)] == [
+        "", "less than a minute left", "2 min left", "10 min left", "2.0 h left",
+    ]  # fmt: skip
+
+
+# Dying workers --------------------------------------------------------------------------------------------------------
+
+
+class Folders:
+    """Stands for the runs of a sweep."""
+
+    def __init__(self, states: dict[int, jobs.State]) -> None:
+        self.states = states
+
+    def __call__(self, config: Any) -> bool:
+        return True
+
+    def begin(self) -> None: ...
+
+    def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None: ...
+
+    def look(self) -> None: ...
+
+    def state(self, job: int) -> jobs.State:
+        return self.states[job]
+
+    def stop(self, is_left: bool = False) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Dying(jobs.Launcher):
+    """A launcher that gives up on all of its jobs when one of them dies, as joblib does."""
+
+    def __init__(self, folders: Folders, deadly: Sequence[str]) -> None:
+        self.folders, self.deadly = folders, deadly
+        self.launched: list[list[str]] = []
+
+    def setup(self, **_: Any) -> None: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+        self.launched.append([words[0] for words in job_overrides])
+        for words in job_overrides:
+            number = int(words[0].partition("=")[2])
+            if words[0] in self.deadly:
+                self.folders.states[number] = "interrupted"
+                raise RuntimeError("a worker was terminated")
+            self.folders.states[number] = "finished"
+        done = jobs.JobStatus.COMPLETED
+        return [jobs.JobReturn(overrides=list(words), status=done) for words in job_overrides]
+
+
+@pytest.mark.parametrize("deadly", [["seed=1"], ["seed=1", "seed=3"], ["seed=4"], []])
+def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    folders = Folders(dict.fromkeys(range(5), "waiting"))
+    inner = Dying(folders, deadly)
+    config = jobs.OmegaConf.create(
+        {
+            "hydra": {
+                "sweeper": {"_target_": "hydra.BasicSweeper"},
+                "launcher": {"_target_": "plugin.JoblibLauncher", "n_jobs": 2},
+                "sweep": {"dir": "none"},
+            }
+        }
+    )
+    launcher = jobs.CheckedLauncher(inner, folders, folders, None, config)  # type: ignore[arg-type]
+    monkeypatch.setattr(launcher, "_passes", lambda job: True)
+    words = [[f"seed={number}"] for number in range(5)]
+    if deadly:
+        with pytest.raises(Failure) as caught:
+            launcher.launch(words, 0)
+        assert f"{len(deadly)} of 5 jobs failed" in str(caught.value)
+        assert all(f"{word}: its process died" in str(caught.value) for word in deadly)
+    else:
+        assert len(launcher.launch(words, 0)) == 5
+    assert sum(len(batch) for batch in inner.launched) <= 5 + sum(range(5))
+    assert [number for number, state in folders.states.items() if state != "finished"] == [
+        int(word[-1]) for word in deadly
+    ]
+
+
+def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = Folders(dict.fromkeys(range(2), "waiting"))
+
+    class Broken(Dying):
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+            raise RuntimeError("no such queue")
+
+    config = jobs.OmegaConf.create(
+        {"hydra": {"sweeper": {"_target_": "x.BasicSweeper"}, "launcher": {"_target_": "x.JoblibLauncher"}}}
+    )
+    launcher = jobs.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
+    monkeypatch.setattr(launcher, "_passes", lambda job: True)
+    with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: RuntimeError: no such queue"):
+        launcher.launch([["seed=0"], ["seed=1"]], 0)
+
+
+# The machine ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_take_the_gpu_that_the_fewest_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    taken = []
+    for _ in range(5):  # as many processes: each has taken none before
+        monkeypatch.setattr(machine, "_taken", {})
+        taken.append(machine.free_gpu(2))
+    assert taken == [0, 1, 0, 1, 0]
+    assert machine.free_gpu(2) == 0  # a process stays on the one that it has
+    machine._held.close()
+    monkeypatch.setattr(machine, "_taken", {})
+    assert machine.free_gpu(2) == 0  # those that have ended have left theirs
+
+
+def test_a_machine_runs_one_job_a_gpu_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr(machine, "gpus", lambda: 4)
+    assert [machine.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [4, 16, 4, 1]
+    assert [machine.gpus_for_each(device) for device in ("auto", "cpu", "cuda:1")] == [1, 0, 1]
+    monkeypatch.setattr(machine, "gpus", lambda: 0)
+    assert [machine.jobs_at_once(device) for device in ("auto", "cpu")] == [16, 16]
+    assert machine.gpus_for_each("auto") == 0
+
+
+def test_an_unknown_plugin_is_said_to_be_missing() -> None:
+    from vae_cli.hydra_front import translate
+
+    error = RuntimeError(
+        "Unknown plugin class : 'hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher'"
+    )
+    message = translate(error, ["hydra/launcher=submitit_slurm"])
+    assert isinstance(message, UserError)
+    assert "hydra/launcher=submitit_slurm is not installed: type pip install 'vae-cli[slurm]'." in str(message)
+
+
+def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
+    sweep = next((one_by_one / "runs/.sweeps").iterdir())
+    assert [path.relative_to(one_by_one).as_posix() for path in find_runs(sweep)] == [
+        f"runs/digits/latent-2_network.hidden-16{more}" for more in ("", "_seed-1")
+    ] + [f"runs/digits/latent-2_network.hidden-16_sigma-fixed{more}" for more in ("", "_seed-1")]
+    (sweep / "sweep.json").write_text(
+        json.dumps({"runs": ["../../../elsewhere", "../../digits/gone", "../../../runs"]})
+    )
+    assert find_runs(sweep) == []
+    (sweep / "sweep.json").write_text('{"runs": 3}')
+    with pytest.raises(Failure, match="is damaged"):
+        find_runs(sweep)
