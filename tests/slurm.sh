@@ -42,8 +42,9 @@ start() {
     head -c 1024 /dev/urandom > "$folder/munge.key"
     trap 'code=$?; [ $code = 0 ] || { stop; echo "slurm.sh: no Slurm: its logs are in $folder" >&2; }; exit $code' EXIT
 
-    local node memory ctld_port node_port
+    local node cores memory ctld_port node_port
     node=$(hostname -s)
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which it would believe
     memory=$(awk '/^MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
     ctld_port=$(free_port)
     node_port=$(free_port)
@@ -74,7 +75,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 # What is left of a cancelled job is killed after this many seconds.
 KillWait=5
-NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$memory
 PartitionName=debug Nodes=$node Default=YES State=UP
 CONF
     # The folder is closed to everybody else, and munged warns that so nobody else can reach its socket: --force.
