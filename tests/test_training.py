@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,68 @@ def test_a_signal_saves_and_stops(here: Path, number: signal.Signals, code: int)
     run = RunDir(here / "runs/a")
     assert run.status() == "interrupted"
     assert load_checkpoint(run.checkpoint_file)["step"] >= 3 * 21
+
+
+LAUNCHER = """
+import os, signal, sys
+def warned(number, frame):
+    os.kill(os.getpid(), signal.SIGTERM)  # as Slurm does when a job goes back into the queue
+    print("warned", flush=True)
+    {ending}
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+signal.signal(signal.SIGUSR2, warned)
+from vae_cli.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "message"),
+    [
+        ("sys.exit(-1)", 255, r"stopped at step \d+\n"),
+        ("raise RuntimeError('too late.')", 1, r"vae: stopped at step \d+: too late\. Type the same command again"),
+        ("return", 0, r"stopped at step \d+\n(.|\n)*stopped at step \d+\n"),
+    ],
+)
+def test_the_handler_of_a_launcher_is_called_when_the_run_is_saved(
+    here: Path, ending: str, code: int, message: str
+) -> None:
+    words = ["train", "epochs=60", "network.hidden=[32]", "run_name=a"]
+    command = [sys.executable, "-c", LAUNCHER.format(ending=ending), *words]
+    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = RunDir(here / "runs/a")
+    for epochs in (3, 6):
+        wait_for_epochs(run.path, epochs, process)
+        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.SIGTERM)  # one that comes while the step ends
+        if ending != "return":
+            break
+    out, said = process.communicate()
+    assert process.returncode == code, said
+    assert re.search(message, said)
+    assert out.count("warned") == (2 if ending == "return" else 1)
+    assert "Traceback" not in said
+    assert run.status() == ("finished" if ending == "return" else "interrupted")
+    if code == 255:
+        step = load_checkpoint(run.checkpoint_file)["step"]
+        assert step >= 3 * 21
+        again = start(*words[1:], cwd=here)
+        _, said = again.communicate()
+        assert f"Going on at step {step} " in said
+
+
+def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_FOLDER", "runs/.sweeps/now/.submitit/%j")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    train("run_name=a", "overwrite=true")
+    run = RunDir(here / "runs/a")
+    run.write_summary({**run.summary(), "status": "interrupted"})
+    before = run.checkpoint_file.stat().st_mtime_ns
+    train("run_name=a", "overwrite=true")
+    assert run.checkpoint_file.stat().st_mtime_ns == before  # there was nothing left to train
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    train("run_name=a", "overwrite=true")
+    assert run.checkpoint_file.stat().st_mtime_ns > before
 
 
 def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:

@@ -19,6 +19,15 @@ class Failure(UserError):
     exit_code = 1
 
 
+class Stopped(Failure):
+    """A run had to stop before its end; it is saved, and goes on where it stands. Exit code 1."""
+
+
+def is_failure(kind: type[BaseException]) -> bool:
+    """Whether a run that ended by it has failed, and was not merely interrupted."""
+    return issubclass(kind, Exception) and not issubclass(kind, Stopped)
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """One message for whatever has gone wrong, and the exit code."""
     if isinstance(error, UserError):

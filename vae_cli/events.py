@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from vae_cli.errors import is_failure
 from vae_cli.files import write_text
 from vae_cli.image import grid, save_png
 
@@ -63,7 +64,7 @@ class EventWriter:
         if kind is None:
             self.close("finished")
         else:
-            self.close("failed" if issubclass(kind, Exception) else "interrupted")
+            self.close("failed" if is_failure(kind) else "interrupted")
 
     def hparams(self, values: Mapping[str, Hparam]) -> None:
         """Write the run's row of the HPARAMS tab; its metrics are all scalars of the run, as they come.

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from vae_cli.build import Config, Experiment, stream
 from vae_cli.checkpoint import load_checkpoint
-from vae_cli.errors import Failure, UserError
+from vae_cli.errors import Failure, UserError, is_failure
 from vae_cli.evaluation import questioned
 from vae_cli.events import EventWriter
 from vae_cli.files import is_locked, locked
@@ -71,7 +71,7 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
         return "new"
     if not is_ours and is_locked(folder.lock_file):
         raise UnderWay(under_way(folder))
-    if config["overwrite"]:
+    if config["overwrite"] and not _is_begun_by(submission(), folder):
         return "new"
     refuse_other(folder, config)
     if not folder.checkpoint_file.exists():
@@ -83,6 +83,21 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
     if done > config["epochs"]:
         raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more to finish it.")
     return "resume"
+
+
+def submission() -> str | None:
+    """The submitit job that this process carries out, which stays the same when the job goes back into the queue."""
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
+
+
+def _is_begun_by(job: str | None, folder: RunDir) -> bool:
+    if job is None:
+        return False
+    try:
+        return folder.summary().get("submission") == job
+    except Failure:
+        return False
 
 
 def under_way(folder: RunDir) -> str:
@@ -147,6 +162,8 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
         load_checkpoint(folder.checkpoint_file)  # a damaged one is refused before anything is written
     folder.write_config(config)
     about = {"started": begun, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
+    if (job := submission()) is not None:
+        about["submission"] = job
     folder.write_summary({"status": "running", **about})
     with logged(folder), outcome(folder, about):
         torch.manual_seed(stream(config["seed"], "noise"))
@@ -308,13 +325,13 @@ def outcome(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
     """Leave the truth in summary.json where the run does not come to its end."""
     try:
         yield
-    except Exception as error:  # whatever it is: it is written down and raised again
-        log.exception("failed")
-        folder.write_summary({"status": "failed", "error": str(error), **about})
-        raise
-    except BaseException:
-        log.info("interrupted")
-        folder.write_summary({"status": "interrupted", **about})
+    except BaseException as error:  # whatever it is: it is written down and raised again
+        if is_failure(type(error)):
+            log.exception("failed")
+            folder.write_summary({"status": "failed", "error": str(error), **about})
+        else:
+            log.info("interrupted")
+            folder.write_summary({"status": "interrupted", **about})
         raise
 
 

@@ -1,4 +1,4 @@
-"""Stop a training between two steps: Ctrl-C and SIGTERM are noted, and the loop asks for them."""
+"""Stop a training between two steps: signals are noted, and the loop asks for them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from vae_cli.errors import Stopped
+
+# A launcher that has a handler for one of these sends it when a job's time is nearly over; submitit's puts the job
+# into the queue again, and ends it.
+WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once. A signal that was
-    ignored before stays ignored."""
+    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once. One that was ignored
+    before stays ignored.
+
+    A SIGUSR1 or SIGUSR2 for which there is a handler is noted too: the handler is called when the loop asks.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,9 +29,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there can signals be handled
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.SIG_IGN:
-                    continue
+            stops = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+            warnings = [number for number in WARNINGS if callable(signal.getsignal(number))]
+            for number in (*stops, *warnings):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -33,17 +42,38 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal in WARNINGS:
+            return  # some clusters send SIGTERM too, and a job that is put into the queue again is what is wanted
+        if self.signal is not None and number not in WARNINGS:
             raise KeyboardInterrupt
         self.signal = number
         # Nothing but a plain write is safe here: the signal may have come in the middle of a print.
-        os.write(2, b"\nstopping after this step (Ctrl-C again stops at once)\n")
+        again = b"" if number in WARNINGS else b" (Ctrl-C again stops at once)"
+        os.write(2, b"\nstopping after this step" + again + b"\n")
 
     def raise_noted(self, said: str) -> None:
-        """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM."""
+        """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM.
+
+        A handler of SIGUSR1 or SIGUSR2 ends the process as it likes; where it returns, the training goes on. Raises
+        Stopped where it refuses to.
+        """
         if self.signal is None:
+            return
+        if self.signal in WARNINGS:
+            self._hand_over(self.signal, said)
             return
         print(f"{said}; type the same command again to go on", file=sys.stderr)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signal)
+
+    def _hand_over(self, number: int, said: str) -> None:
+        handler = self._previous[number]
+        self.__exit__(None, None, None)  # while submitit's handler is at it, Slurm sends SIGTERM, which has one too
+        print(said, file=sys.stderr)
+        try:
+            handler(number, None)
+        except Exception as error:
+            raise Stopped(f"{said}: {error} Type the same command again to go on.") from error
+        self.signal = None
+        self.__enter__()
