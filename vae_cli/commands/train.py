@@ -6,7 +6,8 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from vae_cli import hydra_front
 from vae_cli.catalog import configs_dir
 from vae_cli.composition import named_folder, to_plain
 from vae_cli.errors import UserError
+from vae_cli.launch import is_first, launched, refuse_several
 
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
@@ -26,8 +28,29 @@ from vae_cli.errors import UserError
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
     sweep = Sweep()
-    with hydra_front.check_sweeps(sweep, sweep):
-        hydra_front.run(task, list(overrides), **flags)
+    with several(flags) as more, hydra_front.check_sweeps(sweep, sweep):
+        hydra_front.run(task, [*overrides, *more], **flags)
+
+
+@contextmanager
+def several(flags: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Join the processes that torchrun has started, where it has, and give the overrides that this one needs beside the
+    user's. Raises UserError for what several processes do not do together."""
+    if launched().count == 1:
+        yield []
+        return
+    if flags.get("multirun"):
+        raise UserError(
+            "torchrun starts several processes for one run, and -m asks for many runs: type the sweep without "
+            "torchrun, or its runs one after the other with it."
+        )
+    for flag, typed in {"cfg": "--cfg", "info": "--info", "hydra_help": "--hydra-help"}.items():
+        if flags.get(flag):
+            refuse_several(f"vae train {typed}")
+    from vae_cli.processes import joined
+
+    with joined():
+        yield [] if is_first() else ["hydra.output_subdir=null"]
 
 
 @hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
@@ -45,7 +68,8 @@ def task(config: DictConfig) -> float | None:
     plain = to_plain(config, HydraConfig.get().runtime.choices)
     experiment = _checked.pop(str(folder.path.absolute()), None) or build_experiment(plain)
     summary = run_experiment(experiment, folder, Console(stderr=True), is_one_of_many)
-    (brief if is_one_of_many else report)(Console(), folder, summary)
+    if is_first():
+        (brief if is_one_of_many else report)(Console(), folder, summary)
     loss = (summary["validation"] or summary["test"])["loss"]
     return float(loss)
 
@@ -59,17 +83,20 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     Hydra asks for it before it makes the folder, so this is where a configuration is checked, down to the data and the
     model that it names: a run that cannot be trained leaves nothing behind. Raises UserError, or Finished.
     """
-    from vae_cli.build import build_experiment
-    from vae_cli.experiment import Finished, finished_message, look_at
+    from vae_cli.experiment import Finished, build_together, finished_message, look_at
     from vae_cli.folder import RunDir
+    from vae_cli.processes import first
 
     if _root_.get("arms") is not None and _root_.hydra.mode != RunMode.MULTIRUN:
         raise UserError("arms= makes a study of several runs: type -m with it.")
     path = named_folder(_root_)
     plain = to_plain(_root_)
-    if look_at(RunDir(path), plain) == "finished":
+    if first(lambda: look_at(RunDir(path), plain)) == "finished":
         raise Finished(finished_message(_relative(path)))
-    _checked[str(path.absolute())] = build_experiment(plain)
+    experiment = build_together(plain)
+    if not is_first():
+        path = Path.cwd()  # where Hydra has nothing to make: the first process makes the folder
+    _checked[str(path.absolute())] = experiment
     return str(path.absolute())
 
 
