@@ -173,7 +173,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
     folder.write_config(config)
     about = {"started": begun, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
     folder.write_summary({"status": "running", **about})
-    with logged(folder), outcome(folder, about):
+    with logged(folder), outcome(folder, about), processes.connected():
         torch.manual_seed(stream(config["seed"], "noise"))
         state = State() if is_new else restore(experiment, folder)
         if not is_new:

@@ -71,16 +71,12 @@ def joined() -> Iterator[None]:
         store, *_ = next(rendezvous("env://", timeout=TO_MEET))
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        raise Failure(f"The {launch.count} processes did not find each other: {first_line(error)}") from error
+        # Each says so for itself: the one that is missing may be the first.
+        kind = Failure if launch.rank == 0 else ConnectionError
+        raise kind(f"the {launch.count} processes did not find each other: {first_line(error)}") from error
     try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise Failure(
-                f"The connection to another process was lost, which has failed or was stopped: {first_line(error)}. "
-                "Type the same command again, and the run goes on from its last checkpoint."
-            ) from error
-        raise
+        with connected():
+            yield
     finally:
         # Where one process ends with an error, torchrun stops the others: the first is let go first.
         with suppress(RuntimeError):
@@ -89,6 +85,20 @@ def joined() -> Iterator[None]:
             else:
                 store.wait(["vae has ended"], FAREWELL)
         dist.destroy_process_group()
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Say in words where another process is lost. Raises Failure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise Failure(
+                "The connection to another process was lost: it has failed, or was stopped or killed. "
+                "Type the same command again, and the run goes on from its last checkpoint."
+            ) from error
+        raise
 
 
 def rank() -> int:
