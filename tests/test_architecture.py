@@ -13,6 +13,8 @@ PACKAGE = Path(vae_cli.__file__).parent
 LAYERS = [
     [
         "errors",
+        "launch",
+        "processes",
         "check",
         "part",
         "files",

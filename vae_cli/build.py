@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_cli import catalog
+from vae_cli import catalog, processes
 from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, describe, is_allowed
 from vae_cli.dataset import Dataset, Split, Splits
 from vae_cli.errors import UserError, nearest
+from vae_cli.launch import launched
 from vae_cli.likelihood import Likelihood
-from vae_cli.machine import free_gpu
+from vae_cli.machine import cores, free_gpu
 from vae_cli.memory import refuse_oversize, training_memory
 from vae_cli.model import VAE
 from vae_cli.naming import AXES
@@ -77,16 +79,22 @@ def build_experiment(config: Config) -> Experiment:
     # Adam's state fills with denormal numbers, which slow a step by half; later threads inherit what is set here.
     torch.set_flush_denormal(True)
     device = find_device(config["device"])
-    if config["device"] == "auto" and device.type == "cuda":
+    if config["device"] == "auto" and device.type == "cuda" and processes.count() == 1:
         device = torch.device("cuda", free_gpu(torch.cuda.device_count()))
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, device)
+    if device.type == "cuda" and processes.count() > 1:
+        torch.cuda.set_device(device)  # what the processes send each other goes through it
     splits = dataset.load().to(device)
     if len(splits.train) == 0:
         raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
+    if processes.count() > 1 and device.type != "cuda" and processes.has_batch_norm(model):
+        raise UserError(
+            "Batch normalization over the images of several processes needs GPUs; type network.normalization=group."
+        )
     torch.set_num_threads(find_threads(config, model))
     model.to(device)
     regularizer.to(device)
@@ -129,7 +137,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], device: torch.devi
     try:
         with torch.device("meta"):  # where tensors have a shape and no content
             model = build_model({**config, "precision": "float32"}, shape)
-            needed = training_memory(model, torch.zeros(config["batch_size"], *shape))
+            needed = training_memory(model, torch.zeros(math.ceil(config["batch_size"] / processes.count()), *shape))
     except (RuntimeError, NotImplementedError):
         return  # a part of the user's own may ask for real numbers, and is not checked
     refuse_oversize(
@@ -274,6 +282,11 @@ def check_settings(config: Config) -> None:
         if key not in config:
             raise UserError(f"{key} is missing; type {key}=...")
         _check_value(config[key], kind, key)
+    if config["batch_size"] < processes.count():
+        raise UserError(
+            f"batch_size={config['batch_size']} is less than an image for each of {processes.count()} processes; type "
+            f"batch_size={processes.count()} or more, or start fewer processes."
+        )
     for axis in AXES:
         if not isinstance(config.get(axis), Mapping) or "_target_" not in config[axis]:
             raise UserError(f"{axis} is missing; type {axis}=...")
@@ -284,7 +297,12 @@ def check_settings(config: Config) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; `auto` takes a GPU where there is one. Raises UserError where it is not there."""
+    """The device of this name; `auto` takes a GPU where there is one, and of several processes each takes its own.
+
+    Raises UserError where it is not there.
+    """
+    if processes.count() > 1:
+        return _find_own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     try:
@@ -297,6 +315,26 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def _find_own_device(name: str) -> torch.device:
+    """The device of this process, one of several."""
+    there, launch = torch.cuda.device_count(), launched()
+    if name == "cpu" or (name == "auto" and there == 0):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UserError(
+            f"device={name} is one device, and there are {launch.count} processes, each of which takes one of its own: "
+            "type device=auto, cuda or cpu."
+        )
+    if there == 0:
+        raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
+    if launch.local_count > there:
+        raise UserError(
+            f"There are {launch.local_count} processes on this machine and {there} GPU{'s' * (there > 1)}: type "
+            f"--nproc-per-node {there}, or device=cpu."
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
 def find_threads(config: Config, model: nn.Module) -> int:
     """How many threads share an operation on the CPU.
 
@@ -306,8 +344,12 @@ def find_threads(config: Config, model: nn.Module) -> int:
     if config["threads"] != "auto":
         return int(config["threads"])
     is_dense = all(weight.dim() <= 2 for weight in model.parameters())
-    products = config["batch_size"] * sum(weight.numel() for weight in model.parameters())
-    return 1 if is_dense and products < SMALL else THREADS
+    products = config["batch_size"] // processes.count() * sum(weight.numel() for weight in model.parameters())
+    if is_dense and products < SMALL:
+        return 1
+    if processes.count() == 1:
+        return THREADS
+    return max(1, cores() // launched().local_count)  # torchrun has left one to each process
 
 
 def _has_mps() -> bool:

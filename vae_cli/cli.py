@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vae_cli.errors import UserError, explain, nearest
+from vae_cli.launch import is_first, refuse_several, this_process
 
 if TYPE_CHECKING:
     from vae_cli.catalog import Group
@@ -205,6 +206,8 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    if ctx.invoked_subcommand not in (None, "train"):
+        refuse_several(f"vae {ctx.invoked_subcommand}")
     if ctx.invoked_subcommand is None and (help_text := ctx.get_help()):
         typer.echo(help_text)
 
@@ -543,6 +546,10 @@ def _run() -> int:
         return 130
     except Exception as error:  # the border: whatever happened, a person reads one message
         message, code = _explain(error)
+        if not is_first():  # of several processes the first says what all of them see
+            if not _is_told(error):
+                _print_error(f"{this_process()}: {message}")
+            return code
         if code == 0:  # nothing went wrong, there was only nothing to do
             print(message)
             return code
@@ -556,8 +563,13 @@ def _explain(error: Exception) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # Typer's own, which has no public name in all versions
         return _explain_usage(error), 2
     message, code = explain(error)
-    is_told = isinstance(error, UserError) or (isinstance(error, OSError) and error.strerror)
-    return (message if is_told else f"{message} (set HYDRA_FULL_ERROR=1 for the traceback)"), code
+    is_plain = _is_told(error) or (isinstance(error, OSError) and error.strerror)
+    return (message if is_plain else f"{message} (set HYDRA_FULL_ERROR=1 for the traceback)"), code
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an error is one that every process meets."""
+    return isinstance(error, UserError) or hasattr(error, "format_message")
 
 
 def _explain_usage(error: Any) -> str:

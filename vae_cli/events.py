@@ -189,6 +189,37 @@ class EventWriter:
         self._writer.flush()
 
 
+class NoEvents(EventWriter):
+    """Writes nothing: another process writes the events of the run."""
+
+    def __init__(self) -> None:
+        pass
+
+    def hparams(self, values: Mapping[str, Hparam]) -> None:
+        pass
+
+    def close(self, status: Status) -> None:
+        pass
+
+    def layout(self) -> None:
+        pass
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
+        pass
+
+    def pictures(self, tag: str, picture: Picture, step: int) -> None:
+        pass
+
+    def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
 def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
     """Add points to the curves of a run that has ended, in an event file of that name, in place of those that an
     earlier call has added under it."""

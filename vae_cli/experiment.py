@@ -13,20 +13,23 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
-from vae_cli.build import Config, Experiment, stream
+from vae_cli import processes
+from vae_cli.build import Config, Experiment, build_experiment, fingerprint, stream
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.errors import Failure, UserError, is_failure
 from vae_cli.evaluation import questioned
-from vae_cli.events import EventWriter
+from vae_cli.events import EventWriter, NoEvents
 from vae_cli.files import is_locked, locked
-from vae_cli.folder import RunDir
+from vae_cli.folder import Follower, RunDir
+from vae_cli.launch import this_process
 from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
 from vae_cli.progress import Progress
@@ -133,39 +136,65 @@ def _what_matters(config: Config) -> dict[str, Any]:
     }
 
 
+def build_together(config: Config) -> Experiment:
+    """Build an experiment in all processes, which have to have the same images. Raises UserError or Failure."""
+    experiment = processes.together(lambda: build_experiment(config))
+    if processes.count() > 1:
+        (first, images), *others = processes.gathered((this_process(), fingerprint(experiment.splits)))
+        for who, theirs in others:
+            if theirs != images:
+                raise UserError(
+                    f"{who} has other images than {first}. Copy them there, or give a data_dir= that all machines have."
+                )
+    return experiment
+
+
 def run_experiment(
     experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool = False
 ) -> dict[str, Any]:
     """Train what is new, go on with what was interrupted, and return the summary, which is also written.
 
-    Of one run of many nothing is said on its way, but for a bar on a terminal and for warnings.
+    Of one run of many nothing is said on its way, but for a bar on a terminal and for warnings. Of several processes
+    the first holds the lock, writes and speaks.
     Raises UserError or Failure; then the folder keeps the last good checkpoint and its summary says `failed`.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with locked(folder.lock_file, wait=False) as is_ours:
-        if not is_ours:
-            raise UnderWay(under_way(folder))
+    if not processes.is_first():
+        folder, console = Follower(folder.path), Console(file=StringIO())
+    with ExitStack() as until_the_end:
+        processes.first(lambda: lock(folder, until_the_end))
         return _run_locked(experiment, folder, console, is_one_of_many)
 
 
-def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool) -> dict[str, Any]:
-    config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
+def lock(folder: RunDir, until: ExitStack) -> None:
+    """Make a run's folder and hold its lock. Raises UserError where another process trains the run."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not until.enter_context(locked(folder.lock_file, wait=False)):
+        raise UnderWay(under_way(folder))
+
+
+def prepare(folder: RunDir, config: Config) -> bool:
+    """Leave in a run's folder what the training begins with, and say whether it is a new one. Raises Finished."""
     for part in folder.path.glob(".*.part"):  # of a file that a killed process was writing
         part.unlink()
     todo = look_at(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))
-    is_new = todo == "new"
-    if is_new:
+    if todo == "new":
         clear(folder)
     else:
         load_checkpoint(folder.checkpoint_file)  # a damaged one is refused before anything is written
+    return todo == "new"
+
+
+def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool) -> dict[str, Any]:
+    config, begun = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
+    is_new = processes.first(lambda: prepare(folder, config))
     folder.write_config(config)
     about = {"started": begun, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
     if (job := submission()) is not None:
         about["submission"] = job
     folder.write_summary({"status": "running", **about})
-    with logged(folder), outcome(folder, about):
+    with logged(folder), outcome(folder, about), processes.connected():
         torch.manual_seed(stream(config["seed"], "noise"))
         state = State() if is_new else restore(experiment, folder)
         if not is_new:
@@ -191,13 +220,14 @@ def _train_and_test(
     config, images = experiment.config, len(experiment.splits.train)
     first, steps = state.step, math.ceil(images / config["batch_size"])
     progress = Progress(console, config["epochs"], steps, images, state.warnings, says_epochs=not is_one_of_many)
-    with EventWriter(folder.path, purge_step=first + 1) as events:
+    with EventWriter(folder.path, purge_step=first + 1) if processes.is_first() else NoEvents() as events:
         events.hparams(hparams(config))
         events.layout()
         with progress:
             progress.start(first)
             train(experiment, folder, events, progress, state)
-        summary = {"status": "finished", **about, **final(experiment, folder, events, state)}
+        figures = processes.first(lambda: final(experiment, folder, events, state))
+        summary = {"status": "finished", **about, **figures}
     folder.write_summary(summary)
     log.info("finished at step %d", state.step)
     return summary
@@ -207,7 +237,7 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
     """Measure the best weights, or the last where no image was held out, on the test images; the rest is on record."""
     config, step = experiment.config, state.step
     if state.best:
-        experiment.model.load_state_dict(load_checkpoint(folder.best_file, experiment.device)["model"])
+        experiment.model.load_state_dict(load_checkpoint(folder.best_file)["model"])
     record = state.best.get("record", state.record)
     tested = measure(experiment, experiment.splits.test)
     bad = [f"test/{name}" for name, value in tested.items() if not math.isfinite(value)]
@@ -263,6 +293,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name(experiment.device) if cuda else str(experiment.device),
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
     }
 
 
@@ -307,7 +338,7 @@ def clear(folder: RunDir) -> None:
 @contextmanager
 def logged(folder: RunDir) -> Iterator[None]:
     """Write this package's log messages to train.log while the run is under way."""
-    handler = logging.FileHandler(folder.log_file)
+    handler = logging.FileHandler(folder.log_file) if processes.is_first() else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vae_cli")
     logger.addHandler(handler)

@@ -131,6 +131,22 @@ class RunDir:
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
 
+class Follower(RunDir):
+    """The folder of a run that another process writes, which need not be on this machine: what is written is not."""
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        pass
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def forget_metrics_after(self, step: int) -> None:
+        pass
+
+
 def find_runs(folder: Path) -> list[Path]:
     """All runs below a folder, by name, or those of a sweep whose folder it is; hidden folders are not entered."""
     if (folder / SWEEP_FILE).is_file():

@@ -6,25 +6,30 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from vae_cli import processes
 from vae_cli.errors import Stopped
 
 # A launcher that has a handler for one of these sends it when a job's time is nearly over; submitit's puts the job
 # into the queue again, and ends it.
 WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+AT_ONCE = 2.0  # seconds: torchrun passes a signal on to processes that may have had it already
 
 
 class Interruption:
     """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once. One that was ignored
     before stays ignored.
 
-    A SIGUSR1 or SIGUSR2 for which there is a handler is noted too: the handler is called when the loop asks.
+    A SIGUSR1 or SIGUSR2 for which there is a handler is noted too: the handler is called when the loop asks. Of several
+    processes each notes what comes to it; in `came` and `raise_noted`, which all have to call, they agree.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._noted = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,14 +47,27 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        several = processes.count() > 1
         if self.signal in WARNINGS:
             return  # some clusters send SIGTERM too, and a job that is put into the queue again is what is wanted
         if self.signal is not None and number not in WARNINGS:
+            if several and time.monotonic() - self._noted < AT_ONCE:
+                return
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self._noted = number, time.monotonic()
         # Nothing but a plain write is safe here: the signal may have come in the middle of a print.
         again = b"" if number in WARNINGS else b" (Ctrl-C again stops at once)"
-        os.write(2, b"\nstopping after this step" + again + b"\n")
+        if not several:
+            os.write(2, b"\nstopping after this step" + again + b"\n")
+        elif processes.is_first():
+            os.write(2, b"\nstopping at the next point of the curves" + again + b"\n")
+
+    def came(self) -> bool:
+        """Whether a signal has come, to any process."""
+        agreed = processes.greatest(self.signal or 0)
+        if agreed and self.signal is None:
+            self.signal = agreed
+        return agreed > 0
 
     def raise_noted(self, said: str) -> None:
         """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM.
@@ -57,12 +75,14 @@ class Interruption:
         A handler of SIGUSR1 or SIGUSR2 ends the process as it likes; where it returns, the training goes on. Raises
         Stopped where it refuses to.
         """
-        if self.signal is None:
+        if not self.came():
             return
-        if self.signal in WARNINGS:
+        assert self.signal is not None
+        if self.signal in self._previous and self.signal in WARNINGS:
             self._hand_over(self.signal, said)
             return
-        print(f"{said}; type the same command again to go on", file=sys.stderr)
+        if processes.is_first():
+            print(f"{said}; type the same command again to go on", file=sys.stderr)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signal)

@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Laplace as LaplaceDistribution
 from torch.distributions import Normal as NormalDistribution
 
+from vae_cli import processes
 from vae_cli.check import Positive
 from vae_cli.part import Need
 from vae_cli.scale import LOG_SCALE_BOUND, LearnedScale
@@ -165,7 +166,7 @@ class _LocationScale(Likelihood):
 
     def best_scale(self, residual: Tensor) -> Tensor:
         """The scale under which residuals x - loc are most probable, a 0-dimensional tensor."""
-        return residual.abs().pow(self.power).mean() ** (1 / self.power)
+        return processes.mean(residual.abs().pow(self.power)) ** (1 / self.power)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
         if isinstance(self.scale, OneLearnedScale | OptimalScale):
@@ -175,7 +176,7 @@ class _LocationScale(Likelihood):
     def fit(self, x: Tensor, raw: Tensor) -> None:
         if isinstance(self.scale, OptimalScale):
             with torch.no_grad():
-                self.scale.follow(self.best_scale(x - raw), len(x))
+                self.scale.follow(self.best_scale(x - raw), processes.size(x))
 
 
 class Gaussian(_LocationScale):

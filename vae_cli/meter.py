@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_cli import processes
+
 Sums = dict[str, float]
 
 
@@ -19,6 +21,9 @@ class NotFinite(Exception):
         super().__init__(f"{' and '.join(terms)} not finite at step {step}")
         self.step = step
         self.terms = terms
+
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[int, list[str]]]:
+        return NotFinite, (self.step, self.terms)  # how it comes to other processes
 
 
 class Meter:
@@ -31,17 +36,19 @@ class Meter:
         self._epoch: Sums = {}
 
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Note the terms of a step, each (B,), without waiting for the device."""
+        """Note the terms of a step, each (B,), without waiting for the device; of a share of a batch what counts."""
         self._names = tuple(terms)
-        values = torch.stack([term.detach() for term in terms.values()])
+        values = torch.stack([processes.counted(term.detach()) for term in terms.values()])
         self._pending.append((step, values.shape[1], values.sum(1)))
 
     def read(self) -> None:
-        """Wait for the device and add up what is pending. Raises NotFinite, with the first step that was not."""
+        """Wait for the device and add up what is pending, in all processes. Raises NotFinite, with the first step that
+        was not."""
         if not self._pending:
             return
-        rows = torch.stack([row for _, _, row in self._pending]).tolist()
-        for (step, count, _), row in zip(self._pending, rows, strict=True):
+        rows = processes.total(torch.stack([row for _, _, row in self._pending])).tolist()
+        counts = processes.total(torch.tensor([count for _, count, _ in self._pending])).tolist()
+        for (step, _, _), count, row in zip(self._pending, counts, rows, strict=True):
             bad = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
             if bad:
                 raise NotFinite(step, bad)

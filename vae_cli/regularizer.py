@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vae_cli import processes
 from vae_cli.check import NonNegative
 from vae_cli.inference import Inference, over_samples
 from vae_cli.part import Need
@@ -58,7 +59,7 @@ class FreeBits(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         assert inference.rate_per_dimension is not None  # what `needs` has made sure of
-        rates = inference.rate_per_dimension.mean(0)
+        rates = processes.mean(inference.rate_per_dimension, 0)
         return (self.beta() * torch.maximum(rates, self.floor()).sum()).expand(len(inference.x))
 
 
@@ -77,7 +78,7 @@ class Capacity(Regularizer):
         self.gamma = as_schedule(gamma)
 
     def forward(self, inference: Inference) -> Tensor:
-        return (self.gamma() * (inference.kl.mean() - self.capacity()).abs()).expand(len(inference.x))
+        return (self.gamma() * (processes.mean(inference.kl) - self.capacity()).abs()).expand(len(inference.x))
 
 
 class Energy(Regularizer):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vae_cli import processes
 from vae_cli.build import Experiment, fingerprint, stream
 from vae_cli.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.dataset import Split
@@ -46,8 +47,8 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     Raises NotFinite where the loss is no number, KeyboardInterrupt or SystemExit where a signal asks to stop; in both
     cases the last good checkpoint stays.
     """
-    config, model, regularizer = experiment.config, experiment.model, experiment.regularizer
-    optimizer = experiment.optimizer
+    config, optimizer = experiment.config, experiment.optimizer
+    model, regularizer = processes.wrap(experiment.model), processes.wrap(experiment.regularizer)
     images = experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
     steps = math.ceil(len(images) / batch_size)
@@ -63,26 +64,36 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
                     schedule.advance(state.step / steps)
                 optimizer.advance(state.step / steps)
 
-                inference = model(images.batch(positions))
-                penalty = regularizer(inference)
-                loss = (inference.distortion + penalty).mean()
+                with processes.share(positions) as own:
+                    inference = model(images.batch(own))
+                    penalty = regularizer(inference)
+                    loss = processes.mean_loss(inference.distortion + penalty)
+                    with torch.no_grad():
+                        state.meter.add(state.step + 1, inference.terms(penalty))
                 optimizer.zero_grad()
                 loss.backward()
                 clip_gradient(parameters, config["max_grad_norm"])
                 optimizer.step()
 
                 state.step += 1
-                with torch.no_grad():
-                    state.meter.add(state.step, inference.terms(penalty))
-                if state.step % min(config["log_every"], steps) == 0:
+                is_point = state.step % min(config["log_every"], steps) == 0
+                if is_point:
                     log_step(experiment, events, progress, state)
-                if state.step % steps and (interruption.signal or clock.is_due()):
+                if state.step % steps and is_time_to_save(interruption, clock, is_point):
                     save(experiment, run, events, state, clock)
                     interruption.raise_noted(f"stopped at step {state.step}")
 
             end_epoch(experiment, run, events, progress, state, clock, epoch + 1)
             save(experiment, run, events, state, clock)
             interruption.raise_noted(f"stopped at step {state.step}")
+
+
+def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) -> bool:
+    """Whether a signal has come or a checkpoint is due. Several processes, whose clocks and signals differ, agree on it
+    where the curves have a point."""
+    if processes.count() > 1 and not is_point:
+        return False
+    return processes.greatest(interruption.signal is not None or clock.is_due()) > 0
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
@@ -120,7 +131,7 @@ def end_epoch(
     config, held_out = experiment.config, experiment.splits.validation
     means = state.meter.epoch()
     clock.stop()
-    measured = measure(experiment, held_out if len(held_out) else monitored(experiment))
+    measured = processes.first(lambda: measure(experiment, held_out if len(held_out) else monitored(experiment)))
     record = {f"train/{name}": value for name, value in means.items()}
     if len(held_out):
         record |= {f"validation/{name}": value for name, value in measured.items() if name not in POSTERIOR}
@@ -131,7 +142,7 @@ def end_epoch(
     # The training curves have points of their own.
     events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
     if is_milestone(epoch, config["epochs"]):
-        picture(experiment, events, state.step)
+        processes.first(lambda: picture(experiment, events, state.step))
     state.record = {"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record}
     run.append_metrics(state.record)
     if len(held_out):
@@ -162,7 +173,8 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
         state.best = {"loss": loss, "numbers": moving, "record": state.record}
         shape = list(experiment.splits.train.images.shape[1:])
         images, weights = fingerprint(experiment.splits), experiment.model.state_dict()
-        save_checkpoint(run.best_file, {"step": state.step, "shape": shape, "images": images, "model": weights})
+        best = {"step": state.step, "shape": shape, "images": images, "model": weights}
+        processes.first(lambda: save_checkpoint(run.best_file, best))
 
 
 def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
@@ -192,33 +204,36 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
     if not bool(parameters.all()):
         raise NotFinite(state.step, ["weights"])
     events.flush()  # what the curves show up to here must not get lost behind a checkpoint
-    device = experiment.device
+    random = random_state(experiment.device)
+    if not processes.same([numbers.tolist() for numbers in random.values()]):
+        raise Failure(
+            "The processes no longer draw the same random numbers. A class of your own may draw some that are not for "
+            "the images of a batch, and happen to be as many: choose another batch_size."
+        )
     state.seconds, state.training_seconds = clock.seconds(), clock.training_seconds()
-    save_checkpoint(
-        run.checkpoint_file,
-        {
-            "step": state.step,
-            "seconds": state.seconds,
-            "training_seconds": state.training_seconds,
-            "shape": list(experiment.splits.train.images.shape[1:]),
-            "config": experiment.config,
-            "model": experiment.model.state_dict(),
-            "regularizer": experiment.regularizer.state_dict(),
-            "optimizer": experiment.optimizer.state_dict(),
-            "meter": meter,
-            "best": state.best,
-            "record": state.record,
-            "warnings": state.warnings,
-            "images": fingerprint(experiment.splits),
-            "random": random_state(device),
-        },
-    )
+    whole = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "training_seconds": state.training_seconds,
+        "shape": list(experiment.splits.train.images.shape[1:]),
+        "config": experiment.config,
+        "model": experiment.model.state_dict(),
+        "regularizer": experiment.regularizer.state_dict(),
+        "optimizer": experiment.optimizer.state_dict(),
+        "meter": meter,
+        "best": state.best,
+        "record": state.record,
+        "warnings": state.warnings,
+        "images": fingerprint(experiment.splits),
+        "random": random,
+    }
+    processes.first(lambda: save_checkpoint(run.checkpoint_file, whole))
     clock.saved()
 
 
 def restore(experiment: Experiment, run: RunDir) -> State:
     """Go back to the newest checkpoint. Raises UserError or Failure where it cannot be used."""
-    saved = load_checkpoint(run.checkpoint_file, experiment.device)
+    saved = processes.first(lambda: load_checkpoint(run.checkpoint_file))
     if saved.get("images") != fingerprint(experiment.splits):
         raise UserError(
             f"The images of {run.path} have changed since it was trained, and its test images may be among those that "

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ from vae_cli.composition import named_folder, to_plain
 from vae_cli.errors import Failure, UserError, explain
 from vae_cli.folder import finished_runs, write_sweep
 from vae_cli.jobs import State, check_sweeps, is_plugin, spell, stop_file
+from vae_cli.launch import is_first, launched, refuse_several
 from vae_cli.machine import gpus, gpus_for_each, jobs_at_once
 from vae_cli.naming import relative, time_left
 
@@ -36,8 +38,29 @@ if TYPE_CHECKING:
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
     sweep = Sweep()
-    with check_sweeps(sweep, sweep):
-        hydra_front.run(task, list(overrides), **flags)
+    with several(flags) as more, check_sweeps(sweep, sweep):
+        hydra_front.run(task, [*overrides, *more], **flags)
+
+
+@contextmanager
+def several(flags: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Join the processes that torchrun has started, where it has, and give the overrides that this one needs beside the
+    user's. Raises UserError for what several processes do not do together."""
+    if launched().count == 1:
+        yield []
+        return
+    if flags.get("multirun"):
+        raise UserError(
+            "torchrun starts several processes for one run, and -m asks for many runs: type the sweep without "
+            "torchrun, or its runs one after the other with it."
+        )
+    for flag, typed in {"cfg": "--cfg", "info": "--info", "hydra_help": "--hydra-help"}.items():
+        if flags.get(flag):
+            refuse_several(f"vae train {typed}")
+    from vae_cli.processes import joined
+
+    with joined():
+        yield [] if is_first() else ["hydra.output_subdir=null"]
 
 
 @hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
@@ -76,7 +99,7 @@ def task(config: DictConfig) -> float | None:
         if is_alone or isinstance(error, UserError):
             raise
         raise Failure(explain(error)[0]) from None  # it has to pass to another process, which knows its kind
-    if is_alone:
+    if is_alone and is_first():
         (brief if is_one_of_many else report)(Console(), folder, summary)
     loss = (summary["validation"] or summary["test"])["loss"]
     return float(loss)
@@ -92,9 +115,9 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     the data and the model that it names: a run that cannot be trained leaves nothing behind. The runs of a sweep have
     been checked as far as needs no data. Raises UserError, or Finished.
     """
-    from vae_cli.build import build_experiment
-    from vae_cli.experiment import Finished, finished_message, look_at
+    from vae_cli.experiment import Finished, build_together, finished_message, look_at
     from vae_cli.folder import RunDir
+    from vae_cli.processes import first
 
     path = named_folder(_root_)
     if _root_.hydra.mode == RunMode.MULTIRUN:
@@ -102,9 +125,12 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     if _root_.get("arms") is not None:
         raise UserError("arms= makes a study of several runs: type -m with it.")
     plain = to_plain(_root_)
-    if look_at(RunDir(path), plain) == "finished":
+    if first(lambda: look_at(RunDir(path), plain)) == "finished":
         raise Finished(finished_message(relative(path)))
-    _checked[str(path.absolute())] = build_experiment(plain)
+    experiment = build_together(plain)
+    if not is_first():
+        path = Path.cwd()  # where Hydra has nothing to make: the first process makes the folder
+    _checked[str(path.absolute())] = experiment
     return str(path.absolute())
 
 

@@ -1,0 +1,154 @@
+"""Started by torchrun: whether steps on a batch that is divided over processes are those of one process.
+
+Each process takes the steps alone first, and then together with the others.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+
+from vae_cli import processes
+from vae_cli.build import Experiment, build_experiment, stream
+from vae_cli.catalog import configs_dir, groups
+from vae_cli.composition import to_plain
+from vae_cli.errors import UserError
+from vae_cli.launch import launched
+from vae_cli.meter import Meter, NotFinite
+
+BATCHES = [7, 2, 1]  # one that does not divide evenly, and one that leaves a process without an image
+
+Steps = dict[str, Tensor]
+
+
+class Dropping(nn.Module):
+    """A regularizer of somebody's own, with parameters and with random numbers of all shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 1)
+
+    def forward(self, inference: Any) -> Tensor:
+        z = inference.z
+        code = nn.functional.dropout(z, 0.5) + torch.randn(len(z), 16) + torch.randn((len(z), 16)) + torch.rand_like(z)
+        code = code + torch.normal(z.detach(), torch.ones_like(z)) + torch.empty_like(z).exponential_()
+        everywhere = torch.rand(16) + torch.rand(())  # of no image
+        return self.layer(code + everywhere).squeeze(-1) + torch.randint(3, (len(z),))
+
+
+def cases() -> Iterator[list[str]]:
+    """Every choice of the axes that a step passes through."""
+    words = {name: [f"{name}={choice}" for choice in group.choices] for name, group in groups().items()}
+    yield from (list(pair) for pair in product(words["sigma"], words["regularizer"]))
+    for likelihood in [*words["likelihood"], "likelihood=bernoulli likelihood.binarize=dynamic"]:
+        yield [*likelihood.split(), "regularizer=capacity"]
+    yield ["likelihood=laplace", "likelihood.scale=optimal"]
+    yield from ([network] for network in words["network"])
+    yield from ([prior, "max_grad_norm=0.1", "precision=bfloat16"] for prior in words["prior"])
+
+
+def build(overrides: list[str]) -> Experiment | None:
+    """An experiment, or None for choices that do not go together."""
+    try:
+        return build_experiment(to_plain(compose("train", overrides, return_hydra_config=True)))
+    except UserError as error:
+        if "cannot be combined" not in str(error):
+            raise
+        return None
+
+
+def steps(experiment: Experiment) -> Steps:
+    """Take a step on each batch, but for the optimizer's part of it, and give whatever one could look at."""
+    before = deepcopy(experiment.model.state_dict())
+    torch.manual_seed(stream(0, "noise"))
+    model, regularizer = processes.wrap(experiment.model), processes.wrap(experiment.regularizer)
+    meter, found = Meter(), {}
+    parameters = {**dict(experiment.model.named_parameters()), **dict(experiment.regularizer.named_parameters())}
+    for batch in BATCHES:
+        with processes.share(torch.arange(batch)) as own:
+            inference = model(experiment.splits.train.batch(own))
+            penalty = regularizer(inference)
+            loss = processes.mean_loss(inference.distortion + penalty)
+            meter.add(batch, inference.terms(penalty))
+            own_z = processes.counted(inference.z.detach()).sum(0)
+        for parameter in parameters.values():
+            parameter.grad = None
+        loss.backward()
+        found |= {f"{batch} {name}": p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        found[f"{batch} loss"] = processes.total(loss.detach()) / processes.count()
+        found[f"{batch} mean z"] = processes.total(own_z)
+    found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
+    found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}
+    experiment.model.load_state_dict(before)  # a scale that follows the batches has moved
+    return {**found, "random state": torch.get_rng_state()}
+
+
+def compare(alone: Steps, divided: Steps, case: object) -> None:
+    assert alone.keys() == divided.keys(), case
+    assert torch.equal(alone["random state"], divided["random state"]), case
+    for name, value in alone.items():
+        loose = 1e-2 if "precision=bfloat16" in str(case) else 1e-4
+        scale = float(value.abs().max()) if value.is_floating_point() and value.numel() else 1.0
+        torch.testing.assert_close(divided[name], value, rtol=loose, atol=loose * scale, msg=f"{case}: {name}")
+
+
+def check_words() -> None:
+    """What goes from one process to the others."""
+    rank = processes.rank()
+    assert processes.first(lambda: rank) == 0
+    assert processes.gathered(rank) == list(range(processes.count()))
+    assert processes.greatest(rank) == processes.count() - 1
+    assert processes.total(torch.tensor([1.0, rank])).tolist() == [processes.count(), sum(range(processes.count()))]
+    assert processes.together(lambda: rank) == rank
+    assert processes.same(1)
+    assert not processes.same(rank)
+
+    def fail(where: int) -> None:
+        if rank == where:
+            raise UserError("no such thing")
+
+    def diverge() -> None:
+        raise NotFinite(3, ["loss"])
+
+    for do, said in (
+        (lambda: processes.first(lambda: fail(0)), "no such thing"),
+        (lambda: processes.first(diverge), "loss not finite at step 3"),
+        (lambda: processes.together(lambda: fail(1)), "process 1 on "),
+        (lambda: processes.together(lambda: fail(rank)), "no such thing"),
+    ):
+        with pytest.raises((UserError, NotFinite), match=f"^{said}"):
+            do()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        built = [(case, build(case)) for case in cases()]
+        alone: list[tuple[object, Experiment, Steps]] = [
+            (case, experiment, steps(experiment)) for case, experiment in built if experiment is not None
+        ]
+        custom = build(["sigma=learned"])
+    assert custom is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        custom.regularizer = Dropping()  # type: ignore[assignment]
+    alone.append(("a regularizer of one's own", custom, steps(custom)))
+    with processes.joined():
+        assert processes.count() == launched().count
+        check_words()
+        for case, experiment, expected in alone:
+            compare(expected, steps(experiment), case)
+    if launched().rank == 0:
+        print(f"{len(alone)} cases are equal")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
