@@ -42,6 +42,7 @@ from vae_cli.errors import Failure, UserError, explain, first_line, nearest
 from vae_cli.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
+Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 
 _PLUGINS = {
     "hydra/launcher/joblib": ("joblib", "hydra-joblib-launcher"),
@@ -125,11 +126,12 @@ class Watch(Protocol):
 
 
 @contextmanager
-def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
+def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None = None) -> Iterator[None]:
     """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
 
     `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
-    the message names the job; if it returns False, as for a finished run, the job is left out.
+    the message names the job; if it returns False, as for a finished run, the job is left out. A sweeper that learns
+    from results does not know all of its jobs beforehand: it gets the launcher that `learn` makes of its own.
     """
     instantiate = Plugins.instantiate_launcher
 
@@ -137,6 +139,8 @@ def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
+        if learn is not None and not str(config.hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+            return learn(launcher, hydra_context, config)
         return _CheckedLauncher(launcher, check, watch, hydra_context, config)
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
@@ -220,23 +224,33 @@ class _CheckedLauncher(Launcher):
         return str(self.config.hydra[plugin].get("_target_", ""))
 
     def _passes(self, overrides: Sequence[str], index: int) -> bool:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = index
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
         try:
-            if config.get("arms") != self.config.get("arms"):
-                raise UserError("a study is a sweep of its own: choose it alone, and not among others")
-            return self.check(config)
+            with composed(self.hydra_context, self.config, overrides, index) as config:
+                if config.get("arms") != self.config.get("arms"):
+                    raise UserError("a study is a sweep of its own: choose it alone, and not among others")
+                return self.check(config)
         except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
             message = translate(error, overrides)
             if message is None:
                 raise
             named = type(message)(f"The job {_words(overrides)} cannot run, so none was started: {message}")
             raise named from error
-        finally:
-            HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def composed(
+    hydra_context: HydraContext, sweep: DictConfig, overrides: Sequence[str], index: int
+) -> Iterator[DictConfig]:
+    """The whole configuration of one job of a sweep, which resolvers see while it is looked at."""
+    config = hydra_context.config_loader.load_sweep_config(sweep, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = index
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield config
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _raise_first(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:

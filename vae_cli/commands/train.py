@@ -19,14 +19,16 @@ from vae_cli import hydra_front
 from vae_cli.catalog import configs_dir
 from vae_cli.composition import named_folder, to_plain
 from vae_cli.errors import UserError
+from vae_cli.objective import figure
+from vae_cli.search import Search
 
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
 
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
-    sweep = Sweep()
-    with hydra_front.check_sweeps(sweep, sweep):
+    sweep, search = Sweep(), Search()
+    with search, hydra_front.check_sweeps(sweep, sweep, search.around):
         hydra_front.run(task, list(overrides), **flags)
 
 
@@ -46,8 +48,7 @@ def task(config: DictConfig) -> float | None:
     experiment = _checked.pop(str(folder.path.absolute()), None) or build_experiment(plain)
     summary = run_experiment(experiment, folder, Console(stderr=True), is_one_of_many)
     (brief if is_one_of_many else report)(Console(), folder, summary)
-    loss = (summary["validation"] or summary["test"])["loss"]
-    return float(loss)
+    return figure(summary, plain["objective"])
 
 
 _checked: dict[str, Any] = {}
