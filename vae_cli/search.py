@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,7 @@ class Trial:
     value: float | None = None
     error: Exception | None = None
     note: str = ""
+    same_as: Trial | None = None  # an earlier one that was the same run
 
 
 @dataclass
@@ -187,7 +189,9 @@ class Search:
 
     def say_ended(self, trial: Trial) -> None:
         """Say what the task did not: that a run failed, or was left alone."""
-        if trial.state == "failed":
+        if trial.same_as is not None:
+            print(f"  the same run as trial {self.trials.index(trial.same_as) + 1}", flush=True)
+        elif trial.state == "failed":
             print(f"  failed: {_reason(trial)}", flush=True)
         elif trial.state == "left alone" and trial.path is not None:
             print(f"  {self.objective} {trial.value:.4g}, left alone: {_relative(trial.path)}", flush=True)
@@ -246,24 +250,26 @@ class Search:
     def __exit__(self, kind: object, error: BaseException | None, where: TracebackType | None) -> None:
         if not self.trials:
             return
-        failed = [trial for trial in self.trials if trial.state == "failed"]
+        trials, best = [trial for trial, _ in self.rows()], self.best()
+        failed = [trial for trial in trials if trial.state == "failed"]
         lines = [f"  {self.shown(trial)}: {_reason(trial)}" for trial in failed]
-        best = self.best()
-        if best is None and isinstance(error, ValueError) and len(failed) == len(self.trials):  # so Optuna ends
-            title = f"All {len(failed)} trials of the search failed, so there is no best one"
+        if isinstance(error, ValueError) and len(failed) == len(trials):  # so Optuna ends where there is no best one
+            title = f"There is no best run: all {len(failed)} of the search failed" if len(failed) > 1 else "It failed"
             raise Failure("\n".join([f"{title}:", *lines])) from error
         if error is not None and not any(error is trial.error for trial in failed):
             return
         self._print_table()
+        if error is not None:  # a failure, of which there were too many: it is said after this
+            return
         if lines:
-            print("\n".join([f"{len(lines)} of {len(self.trials)} trials failed:", *lines]))
+            print("\n".join([f"{len(lines)} of {len(trials)} runs failed:", *lines]))
         if best is not None and best.path is not None:
             run, folder = shlex.quote(str(_relative(best.path))), Path(self.config.hydra.sweep.dir)
             written = [name for name in ("trials.csv", "optimization_results.yaml") if (folder / name).exists()]
             print(f"written: {_relative(folder)}/ with {', '.join(written)}")
             print(f"next:\n  vae sample {run}\n  vae evaluate {run} --quick")
         unexpected = [trial for trial in failed if not isinstance(trial.error, UserError)]
-        if error is None and unexpected:
+        if unexpected:
             raise Failure(
                 f"The search has a best run, but not every failure is one of training: {_reason(unexpected[0])}"
             )
@@ -333,7 +339,7 @@ class _Launcher(Launcher):
         for other in self.search.trials:
             if other is not trial and trial.state == "new" and other.path == trial.path and other.state != "new":
                 trial.state = "left alone" if other.state == "finished" else other.state
-                trial.value, trial.error, trial.note = other.value, other.error, other.note
+                trial.value, trial.error, trial.note, trial.same_as = other.value, other.error, other.note, other
                 return True
         return False
 
@@ -456,6 +462,8 @@ def _check_sweeper(sweeper: DictConfig, objective: str) -> None:
     for key, kind in SETTINGS.items():
         if not is_allowed(sweeper[key], kind):
             raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it has to be {describe(kind)}.")
+    if sweeper.storage is not None and metadata.version("sqlalchemy") >= "2":
+        raise UserError("hydra.sweeper.storage needs an older sqlalchemy: type pip install 'sqlalchemy<2'.")
     direction, words = str(sweeper.direction), ("maximize", "minimize")
     if direction not in words:
         raise UserError(
