@@ -24,9 +24,7 @@ def check_objective(name: str) -> None:
     """Raise UserError for a figure that no run has."""
     if name not in NAMES:
         last = name.rpartition("/")[2]
-        near = nearest(name, NAMES) or next(
-            (f" Did you mean '{one}'?" for one in NAMES if one.endswith(f"/{last}")), ""
-        )
+        near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
         raise UserError(
             f"objective={name}: no run has such a figure.{near} There are validation/ and test/ with "
             f"{', '.join(MEASURED)}; train/ with {', '.join(TERMS)}; posterior/ with {', '.join(POSTERIOR)}."

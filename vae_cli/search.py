@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
@@ -426,7 +426,7 @@ def _ends(word: str, override: Override) -> list[str]:
         if value.start is None or value.stop is None or not value.start < value.stop or value.step <= 0:
             raise UserError(f"'{word}' holds nothing: a range goes from a smaller number to a larger one.")
         return [str(value.start), str(value.stop)]  # which Optuna tries too
-    if override.is_choice_sweep() or override.is_range_sweep():
+    if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
         return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
     raise UserError(f"'{word}' is not an axis that can be searched: it looks like {EXAMPLE}.")
 
