@@ -202,7 +202,7 @@ def test_a_search_outlives_what_diverges_and_typed_again_it_trains_nothing(
 
 @with_optuna
 def test_a_search_that_was_interrupted_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["hydra/sweeper=optuna", "latent=int(interval(2,9))", "hydra.sweeper.n_trials=3", "epochs=2"]
+    words = ["hydra/sweeper=optuna", "latent=int(interval(2,60))", "hydra.sweeper.n_trials=3", "epochs=2"]
     search(*words, "runs_dir=whole")
     append, appended = RunDir.append_metrics, []
 
@@ -225,7 +225,7 @@ def test_a_search_that_was_interrupted_goes_on(here: Path, monkeypatch: pytest.M
 
 @with_optuna
 def test_a_search_without_a_best_run_fails(here: Path) -> None:
-    with pytest.raises(Failure, match=r"^There is no best run: all 2 of the search failed:\n  latent=. sigma"):
+    with pytest.raises(Failure, match=r"^There is no best run: all 2 of the search failed:\n  sigma="):
         search(*SGD, "optimizer.lr=1e8", "latent=2", "sigma=learned,shared", "hydra.sweeper.n_trials=6")
 
 
@@ -241,7 +241,7 @@ def test_a_failure_that_is_not_one_of_training_is_told_by_the_exit_code(
         write(run, config)
 
     monkeypatch.setattr(RunDir, "write_config", full)
-    with pytest.raises(Failure, match="has a best run, but .*No space left on device"):
+    with pytest.raises(Failure, match=r"has a best run, but .*No space left on device"):
         search("hydra/sweeper=optuna", "latent=2,3", "hydra.sweeper.n_trials=6", "hydra.sweep.dir=a")
     assert [row["state"] for row in trials(here, "a")] == ["finished", "failed"]
     with pytest.raises(OSError, match="No space left on device"):
