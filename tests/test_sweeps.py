@@ -251,7 +251,7 @@ def test_time_left_is_said_as_a_person_does() -> None:
 
 
 class Folders:
-    """Stands for the runs of a sweep."""
+    """Stands for the runs of a sweep, and for who tells of them."""
 
     def __init__(self, states: dict[int, jobs.State]) -> None:
         self.states = states
@@ -263,12 +263,17 @@ class Folders:
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None: ...
 
+    def onlooker(self) -> Folders:
+        return self
+
     def look(self) -> None: ...
 
     def state(self, job: int) -> jobs.State:
         return self.states[job]
 
-    def stop(self, is_left: bool = False) -> None: ...
+    def stop(self, is_left: bool) -> None: ...
+
+    def close(self) -> None: ...
 
     def end(self) -> None: ...
 

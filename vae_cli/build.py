@@ -28,6 +28,7 @@ from vae_cli.memory import refuse_oversize, training_memory
 from vae_cli.model import VAE
 from vae_cli.naming import AXES
 from vae_cli.network import Network
+from vae_cli.objective import check_objective
 from vae_cli.optimizer import ScheduledOptimizer
 from vae_cli.part import check_together
 from vae_cli.prior import Prior
@@ -55,6 +56,7 @@ SETTINGS: dict[str, Any] = {
     "overwrite": bool,
     "log_every": Count,
     "checkpoint_minutes": Positive,
+    "objective": str,
 }
 
 
@@ -102,8 +104,8 @@ def build_experiment(config: Config) -> Experiment:
     return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
 
 
-def check_config(config: Config) -> None:
-    """Check a configuration as far as that needs no data. Raises UserError."""
+def check_config(config: Config) -> VAE:
+    """Check a configuration as far as that needs no data; the model is one for images of mean 0. Raises UserError."""
     check_settings(config)
     device = find_device(config["device"])
     dataset = build(config["dataset"], "dataset", Dataset)
@@ -112,6 +114,7 @@ def check_config(config: Config) -> None:
     check_memory(config, dataset.shape, device)
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
     build_optimizer(config["optimizer"], [*model.parameters(), *parts["regularizer"].parameters()])
+    return model
 
 
 def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
@@ -282,6 +285,7 @@ def check_settings(config: Config) -> None:
         if key not in config:
             raise UserError(f"{key} is missing; type {key}=...")
         _check_value(config[key], kind, key)
+    check_objective(config["objective"])
     if config["batch_size"] < processes.count():
         raise UserError(
             f"batch_size={config['batch_size']} is less than an image for each of {processes.count()} processes; type "

@@ -32,8 +32,9 @@ from vae_cli.folder import Follower, RunDir
 from vae_cli.launch import this_process
 from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
+from vae_cli.objective import POSTERIOR
 from vae_cli.progress import Progress
-from vae_cli.training import POSTERIOR, State, measure, restore, train
+from vae_cli.training import State, measure, restore, train
 
 log = logging.getLogger(__name__)
 

@@ -271,6 +271,8 @@ def _syntax_message(override: str, groups: dict[str, catalog.Group]) -> str:
         return f"{start}: a bracket is not closed. Quote a list for the shell: '{key}=[1,2]'."
     if value.count("{") != value.count("}") or value.count("(") != value.count(")"):
         return f"{start}: a bracket is not closed."
+    if "interval(" in value:
+        return f"{start}: an interval goes from one number to a larger one, as {key}=interval(1,5)."
     if value.startswith("~"):
         return f"{start}: '~' means something else to Hydra. Write the folder out, or type {key}=$HOME{value[1:]}."
     if re.search(r"[=~!&#|<>;?*`^\"' ]", value):
@@ -448,6 +450,8 @@ def _override_message(overrides: Sequence[str], groups: dict[str, catalog.Group]
         if override.is_add() and "." in key:
             return f"'{text}': '{key}' is there already, so it needs no +. Type {plain}."
     swept = [text for text in overrides if _is_sweep(text)]
+    if swept and OverridesParser.create().parse_override(swept[0]).is_interval_sweep():
+        return f"'{swept[0]}' is an axis of a search: type -m hydra/sweeper=optuna with it, or list values and type -m."
     if swept:
         return f"'{swept[0]}' gives several values: give -m to sweep over them, or one value."
     return None

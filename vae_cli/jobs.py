@@ -26,14 +26,32 @@ from vae_cli.machine import cores
 from vae_cli.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
+Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 
 LOOK = 0.5  # seconds between two looks at jobs that run in other processes
 GRACE = 60  # seconds in which runs that were asked to stop save what they have
 
 
+class Onlooker(Protocol):
+    """Sees how jobs go on, by their numbers, that other processes carry out."""
+
+    def look(self) -> None:
+        """Look at all of them, and show how they stand; called twice a second."""
+
+    def state(self, job: int) -> State:
+        """How far a job has come."""
+
+    def stop(self, is_left: bool) -> None:
+        """The sweep is stopped: ask the jobs that are under way on this machine to save and to stop too, unless they
+        are left to a queue."""
+
+    def close(self) -> None:
+        """All of them have ended."""
+
+
 class Watch(Protocol):
-    """What is told how a sweep goes on, and knows the runs of its jobs, which are numbered."""
+    """What is told how a sweep goes on."""
 
     def begin(self) -> None:
         """All jobs have been checked."""
@@ -41,15 +59,8 @@ class Watch(Protocol):
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """A job starts, this one of so many that follow each other in this process; so many have failed till now."""
 
-    def look(self) -> None:
-        """Jobs are trained side by side in other processes; said twice a second."""
-
-    def state(self, job: int) -> State:
-        """How far a job has come that another process trains."""
-
-    def stop(self, is_left: bool = False) -> None:
-        """The sweep is stopped: ask the jobs that are under way on this machine to save and to stop too, unless they
-        are left to a queue."""
+    def onlooker(self) -> Onlooker:
+        """Who sees to jobs that are carried out side by side in other processes."""
 
     def end(self) -> None:
         """The last job has ended, well or not."""
@@ -66,11 +77,12 @@ Outcome = JobReturn | Exception
 
 
 @contextmanager
-def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
+def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None = None) -> Iterator[None]:
     """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
 
     `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
-    the message names the job; if it returns False, as for a finished run, the job is left out.
+    the message names the job; if it returns False, as for a finished run, the job is left out. A sweeper that learns
+    from results does not know all of its jobs beforehand: it gets the launcher that `learn` makes of its own.
     """
     instantiate = Plugins.instantiate_launcher
 
@@ -78,6 +90,8 @@ def check_sweeps(check: Check, watch: Watch | None = None) -> Iterator[None]:
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
+        if learn is not None and not is_plugin(config.hydra.sweeper, "BasicSweeper"):
+            return learn(launcher, hydra_context, config)
         return CheckedLauncher(launcher, check, watch, hydra_context, config)
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
@@ -122,18 +136,13 @@ class CheckedLauncher(Launcher):
             self._forget_record()
         if self.watch is not None:
             self.watch.begin()
-        if not is_plugin(self.config.hydra.sweeper, "BasicSweeper"):
-            # A sweeper that learns from results wants one of every job, also of those that are finished or failed.
-            return self.launcher.launch(job_overrides, initial_job_idx)
-        run = self._one_by_one if is_plugin(self.config.hydra.launcher, "BasicLauncher") else self._side_by_side
-        outcomes = run(to_do)
-        if self.watch is not None:
-            self.watch.end()
-        failed = []
-        for job, outcome in zip(to_do, outcomes, strict=True):
-            if error := _error_of(outcome):
-                failed.append((job.words, error))
-        _raise_first(failed, len(to_do))
+        watch = self.watch
+        onlooker = None if watch is None else watch.onlooker
+        outcomes = Runner(self.launcher, self.config, watch.start if watch else None, onlooker).run(to_do)
+        if watch is not None:
+            watch.end()
+        errors = [(job.words, error_of(outcome)) for job, outcome in zip(to_do, outcomes, strict=True)]
+        _raise_first([(words, error) for words, error in errors if error is not None], len(to_do))
         return [outcome for outcome in outcomes if isinstance(outcome, JobReturn)]
 
     def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
@@ -153,23 +162,61 @@ class CheckedLauncher(Launcher):
                 place.rmdir()
 
     def _passes(self, job: Job) -> bool:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.words))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = job.number
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
         try:
-            if config.get("arms") != self.config.get("arms"):
-                raise UserError("a study is a sweep of its own: choose it alone, and not among others")
-            return self.check(config)
+            with composed(self.hydra_context, self.config, job.words, job.number) as config:
+                if config.get("arms") != self.config.get("arms"):
+                    raise UserError("a study is a sweep of its own: choose it alone, and not among others")
+                return self.check(config)
         except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
             message = translate(error, job.words)
             if message is None:
                 raise
             named = type(message)(f"The job {spell(job.words)} cannot run, so none was started: {message}")
             raise named from error
-        finally:
-            HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str], number: int) -> Iterator[DictConfig]:
+    """The whole configuration of one job of a sweep, which resolvers see while it is looked at."""
+    config = hydra_context.config_loader.load_sweep_config(sweep, list(words))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = number
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield config
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+class Runner:
+    """Has jobs carried out by a launcher: one after the other, or in other processes side by side, each with its share
+    of the cores. One that fails, or whose process dies, does not stop the others."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        config: DictConfig,
+        start: Callable[[int, int, int, Sequence[str]], None] | None = None,
+        onlooker: Callable[[], Onlooker] | None = None,
+    ) -> None:
+        self.launcher = launcher
+        self.config = config
+        self.start = start
+        self._find_onlooker = onlooker
+        self._onlooker: Onlooker | None = None
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What becomes of each job: a result, which may be an error, or the error that kept it from having one."""
+        if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
+            return self._one_by_one(jobs)
+        if self._find_onlooker is not None:
+            self._onlooker = self._find_onlooker()
+        outcomes = self._side_by_side(jobs) if jobs else []
+        if self._onlooker is not None:
+            self._onlooker.look()
+            self._onlooker.close()
+        return outcomes
 
     def _launch(self, batch: Sequence[Job]) -> list[Outcome]:
         try:
@@ -180,17 +227,16 @@ class CheckedLauncher(Launcher):
     def _one_by_one(self, jobs: Sequence[Job]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for number, job in enumerate(jobs, start=1):
-            if self.watch is not None:
-                failed = sum(_error_of(outcome) is not None for outcome in outcomes)
-                self.watch.start(number, len(jobs), failed, job.words)
+            if self.start is not None:
+                failed = sum(error_of(outcome) is not None for outcome in outcomes)
+                self.start(number, len(jobs), failed, job.words)
             outcomes += self._launch([job])
         return outcomes
 
     def _side_by_side(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Run jobs in other processes, with a share of the cores for each, and watch them."""
         width, threads = self._share(len(jobs))
         with _environment("OMP_NUM_THREADS", threads):
-            outcomes = self._in_threads([[job] for job in jobs] if width else [jobs] if jobs else [], width or 1)
+            outcomes = self._in_threads([[job] for job in jobs] if width else [jobs], width or 1)
             # Where a worker dies (for want of memory, say), joblib gives up on all jobs: those that have not begun are
             # launched again, as long as that gets any of them further.
             before, left = list(jobs), self._not_begun(jobs, outcomes)
@@ -200,17 +246,17 @@ class CheckedLauncher(Launcher):
         return [self._told(job, outcomes[job.number]) for job in jobs]
 
     def _not_begun(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:
-        if self.watch is None:
+        if self._onlooker is None:
             return []
         unsaid = [job for job in jobs if isinstance(outcomes[job.number], Exception)]
         unsaid = [job for job in unsaid if not isinstance(outcomes[job.number], UserError)]
-        return [job for job in unsaid if self.watch.state(job.number) == "waiting"]
+        return [job for job in unsaid if self._onlooker.state(job.number) == "waiting"]
 
     def _told(self, job: Job, outcome: Outcome) -> Outcome:
         """Replace a launcher's own error by what the run's folder says: one worker's death reaches all jobs."""
-        if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self.watch is None:
+        if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._onlooker is None:
             return outcome
-        state = self.watch.state(job.number)
+        state = self._onlooker.state(job.number)
         if state == "finished":
             return JobReturn(overrides=list(job.words), status=JobStatus.COMPLETED)
         if state in ("running", "interrupted"):
@@ -264,8 +310,8 @@ class CheckedLauncher(Launcher):
             with _terminable():
                 while alive := [thread for thread in threads if thread.is_alive()]:
                     alive[0].join(LOOK)
-                    if self.watch is not None:
-                        self.watch.look()
+                    if self._onlooker is not None:
+                        self._onlooker.look()
         except BaseException:  # Ctrl-C, most of all
             with suppress(queue.Empty):
                 while True:
@@ -279,11 +325,11 @@ class CheckedLauncher(Launcher):
         is_left = is_plugin(self.config.hydra.launcher, "SlurmLauncher")
         if not is_left:
             stop_file(self.config.hydra).touch()
-        if self.watch is None:
+        if self._onlooker is None:
             return
-        self.watch.stop(is_left)
+        self._onlooker.stop(is_left)
         end = time.monotonic() + (0 if is_left else GRACE)
-        while time.monotonic() < end and any(self.watch.state(job) == "running" for job in jobs):
+        while time.monotonic() < end and any(self._onlooker.state(job) == "running" for job in jobs):
             time.sleep(0.2)
 
 
@@ -292,7 +338,8 @@ def stop_file(hydra: Any) -> Path:
     return Path(hydra.sweep.dir) / "stop"
 
 
-def _error_of(outcome: Outcome) -> Exception | None:
+def error_of(outcome: Outcome) -> Exception | None:
+    """The error in what has become of a job, if there is one."""
     if isinstance(outcome, Exception):
         return outcome
     try:

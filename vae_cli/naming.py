@@ -10,7 +10,10 @@ from typing import Any
 
 # What does not change the result of a run, or (epochs) may change later without making it another run.
 NO_PART_OF_THE_NAME = frozenset(
-    ["epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every", "checkpoint_minutes"]
+    [
+        *("epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
+        *("checkpoint_minutes", "objective"),
+    ]
 )
 ORDER = [
     *("latent", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer"),

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -71,9 +72,13 @@ class Overview:
                 self._say(course)
         self._draw()
 
-    def stop(self) -> None:
-        """Ask the runs that are under way on this machine to save and to stop."""
+    def stop(self, is_left: bool) -> None:
+        """Ask the runs that are under way on this machine to save and to stop, unless they are left to a queue."""
         self.close()
+        if is_left:
+            print(f"\nleft: {self}; the jobs stay in the queue (squeue shows them, scancel ends them)", file=sys.stderr)
+            return
+        print(f"\nstopping: {self}", file=sys.stderr)
         for course in self._courses.values():
             self._read(course)
             if course.state == "running":

@@ -20,12 +20,12 @@ from vae_cli.folder import RunDir
 from vae_cli.image import grid
 from vae_cli.interruption import Interruption
 from vae_cli.meter import Meter, NotFinite
+from vae_cli.objective import POSTERIOR
 from vae_cli.optimizer import clip_gradient
 from vae_cli.progress import Progress, is_milestone
 from vae_cli.schedule import Constant, Number, Schedule
 
 MONITORED = 1000  # training images whose posterior is looked at where none are held out
-POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
 
 
 @dataclass

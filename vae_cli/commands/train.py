@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,10 +23,12 @@ from vae_cli.catalog import configs_dir
 from vae_cli.composition import named_folder, to_plain
 from vae_cli.errors import Failure, UserError, explain
 from vae_cli.folder import finished_runs, write_sweep
-from vae_cli.jobs import State, check_sweeps, is_plugin, spell, stop_file
+from vae_cli.jobs import check_sweeps, is_plugin, spell, stop_file
 from vae_cli.launch import is_first, launched, refuse_several
 from vae_cli.machine import gpus, gpus_for_each, jobs_at_once
 from vae_cli.naming import relative, time_left
+from vae_cli.objective import figure
+from vae_cli.search import Search
 
 if TYPE_CHECKING:
     from vae_cli.overview import Overview
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
-    sweep = Sweep()
-    with several(flags) as more, check_sweeps(sweep, sweep):
+    sweep, search = Sweep(), Search()
+    with search, several(flags) as more, check_sweeps(sweep, sweep, search.around):
         hydra_front.run(task, [*overrides, *more], **flags)
 
 
@@ -101,8 +102,7 @@ def task(config: DictConfig) -> float | None:
         raise Failure(explain(error)[0]) from None  # it has to pass to another process, which knows its kind
     if is_alone and is_first():
         (brief if is_one_of_many else report)(Console(), folder, summary)
-    loss = (summary["validation"] or summary["test"])["loss"]
-    return float(loss)
+    return figure(summary, plain["objective"])
 
 
 _checked: dict[str, Any] = {}
@@ -157,7 +157,6 @@ class Sweep:
         self._found: dict[Path, Found] = {}
         self._to_do: dict[int, tuple[Path, int]] = {}
         self._folder: Path | None = None  # of the sweep itself
-        self._overview: Overview | None = None
         self._began = 0.0
 
     def __call__(self, config: DictConfig) -> bool:
@@ -199,43 +198,21 @@ class Sweep:
             said.append(time_left((time.monotonic() - self._began) / (number - 1) * (count - number + 1)))
         print(f"{', '.join(said)}: {spell(words)}", flush=True)
 
-    def look(self) -> None:
-        """Show how the jobs go on that other processes train."""
-        self._watched().look()
+    def onlooker(self) -> Overview:
+        """Who sees to jobs that are trained side by side in other processes."""
+        from rich.console import Console
 
-    def state(self, job: int) -> State:
-        """How far a job has come that another process trains."""
-        return self._watched().state(job)
+        from vae_cli.overview import Overview
 
-    def stop(self, is_left: bool = False) -> None:
-        """Ask the jobs that are under way on this machine to save and to stop, unless they are to be left alone."""
-        said = str(self._watched())
-        if is_left:
-            self._watched().close()
-            print(f"left: {said}; the jobs stay in the queue (scancel ends them, squeue shows them)", file=sys.stderr)
-        else:
-            print(f"\nstopping: {said}", file=sys.stderr)
-            self._watched().stop()
+        return Overview(self._to_do, Console(stderr=True), Console())
 
     def end(self) -> None:
         """Print the runs of the sweep as a table, and what to type next."""
         from vae_cli.commands.runs import show
 
-        if self._overview is not None:
-            self._overview.look()
-            self._overview.close()
         paths = [relative(path) for path in self._found]
         show(paths)
         if len(finished_runs(paths)) > 1:
             print(f"next:\n  vae compare {shlex.quote(os.path.commonpath([path.parent for path in paths]))}")
             if self._folder is not None:
                 print(f"  vae compare {shlex.quote(str(relative(self._folder)))}  # the runs of this sweep alone")
-
-    def _watched(self) -> Overview:
-        if self._overview is None:
-            from rich.console import Console
-
-            from vae_cli.overview import Overview
-
-            self._overview = Overview(self._to_do, Console(stderr=True), Console())
-        return self._overview
