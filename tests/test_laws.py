@@ -34,6 +34,7 @@ SMALL = {  # what makes a choice quick, or possible, for a test
     "network": {"conv": ["network.width=8"], "resnet": ["network.width=8"]},
 }
 PRESETS_OF_DOWNLOADS = {"mnist_table"}
+PRESETS_OF_PLUGINS = {"search"}  # see test_search.py
 NOT_HERE = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}  # downloads
 
 
@@ -42,7 +43,10 @@ def choices(*axes: str) -> list[list[str]]:
     found = []
     for axis in axes:
         for choice in GROUPS[axis].choices:
-            if not (axis == "dataset" and choice in NOT_HERE) and choice not in PRESETS_OF_DOWNLOADS:
+            if (
+                not (axis == "dataset" and choice in NOT_HERE)
+                and choice not in PRESETS_OF_DOWNLOADS | PRESETS_OF_PLUGINS
+            ):
                 found.append([f"{axis}={choice}", *SMALL.get(axis, {}).get(choice, [])])
     return found
 
