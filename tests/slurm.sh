@@ -40,7 +40,8 @@ start() {
     mkdir "$folder" 2> /dev/null || fail "$folder cannot be made: name a folder that is not there yet"
     mkdir "$folder/state" "$folder/spool"
     head -c 1024 /dev/urandom > "$folder/munge.key"
-    trap 'code=$?; [ $code = 0 ] || { stop; echo "slurm.sh: no Slurm: its logs are in $folder" >&2; }; exit $code' EXIT
+    is_up=
+    trap '[ "$is_up" ] || { stop; echo "slurm.sh: Slurm did not start; its logs are in $folder" >&2; }' EXIT
 
     local node cores memory ctld_port node_port
     node=$(hostname -s)
@@ -86,6 +87,7 @@ CONF
     slurmctld -D > "$folder/slurmctld.out" 2>&1 &
     slurmd -D -N "$node" > "$folder/slurmd.out" 2>&1 &
     within 30 is_idle || fail "the node is not idle after 30 seconds: $(sinfo 2>&1 | tail -n 1)"
+    is_up=yes
     echo "export SLURM_CONF=$SLURM_CONF"
 }
 

@@ -41,7 +41,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 def train(
     here: Path, *words: str, env: dict[str, str] | None = None, timeout: int = 240
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vae_cli", "train", *words]
     return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=timeout)
 
