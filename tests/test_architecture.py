@@ -19,6 +19,7 @@ LAYERS = [
         "part",
         "files",
         "machine",
+        "slurm",
         "naming",
         "objective",
         "delta",

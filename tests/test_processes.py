@@ -196,7 +196,7 @@ def test_each_process_has_a_device_of_its_own(
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, compose: Any, second_of_two: None) -> None:
-    monkeypatch.setattr(build, "CORES", 8)
+    monkeypatch.setattr(build, "cores", lambda: 8)
     experiment = build.build_experiment(compose("network=conv"))
     monkeypatch.setattr(processes, "count", lambda: 2)
     assert build.find_threads(experiment.config, experiment.model) == 4

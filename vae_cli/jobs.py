@@ -20,9 +20,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from vae_cli.errors import Failure, UserError, explain
+from vae_cli.errors import Failure, UserError, explain, first_line
 from vae_cli.hydra_front import translate
 from vae_cli.machine import cores
+from vae_cli.slurm import watch_jobs
 from vae_cli.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
@@ -260,8 +261,10 @@ class Runner:
         if state == "finished":
             return JobReturn(overrides=list(job.words), status=JobStatus.COMPLETED)
         if state in ("running", "interrupted"):
-            return Failure("its process died (for want of memory?); the same command again goes on with it")
-        return outcome
+            return Failure(
+                "its process died or was stopped (for want of memory?); the same command again goes on with it"
+            )
+        return Failure(f"it did not begin: {type(outcome).__name__}: {first_line(outcome)}")
 
     def _share(self, count: int) -> tuple[int | None, int]:
         """How many jobs are launched one by one, or None where the launcher has to get all at once; and the threads of
@@ -271,6 +274,7 @@ class Runner:
             threads = config.get("cpus_per_task") or 1
             return config.get("gpus_per_node") or max(1, cores() // threads), threads
         if is_plugin(config, "SlurmLauncher"):  # would wait for an array of jobs until the first one fails
+            watch_jobs()
             return config.get("array_parallelism") or count, config.get("cpus_per_task") or 1
         if is_plugin(config, "RayLauncher"):
             import ray
