@@ -60,12 +60,14 @@ def assert_equal(one: Path, other: Path, rel: float = 1e-4) -> None:
     assert ones.summary()["step"] == others.summary()["step"]
 
 
+@pytest.mark.slow
 def test_a_divided_step_is_the_step_of_one_process() -> None:
     ended = together(str(Path(__file__).parent / "divided_steps.py"))
     assert ended.returncode == 0, ended.stderr
     assert "cases are equal" in ended.stdout
 
 
+@pytest.mark.slow
 def test_begun_with_one_process_and_resumed_with_two(here: Path) -> None:
     alone("sigma=fixed", "run_name=one", "epochs=5")
     alone("sigma=fixed", "run_name=two")
@@ -76,6 +78,7 @@ def test_begun_with_one_process_and_resumed_with_two(here: Path) -> None:
     assert_equal(here / "runs/one", here / "runs/two")
 
 
+@pytest.mark.slow
 def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
     words = ["sigma=deterministic", "regularizer=energy", "run_name=two"]
     ended = together("-m", "vae_cli", "train", *WORDS, *words)
@@ -94,6 +97,7 @@ def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
     assert RunDir(run).summary()["processes"] == 1
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_behind_one_checkpoint(here: Path) -> None:
     run = RunDir(here / "runs/two")
     with start("-m", "vae_cli", "train", *WORDS, "run_name=two", "epochs=100000") as process:
@@ -111,6 +115,7 @@ def test_a_signal_stops_all_processes_behind_one_checkpoint(here: Path) -> None:
     assert_equal(here / "runs/one", here / "runs/two", rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once(here: Path) -> None:
     ended = together("-m", "vae_cli", "train", "batch_size=1")
     assert ended.returncode != 0

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
@@ -65,6 +64,8 @@ def joined() -> Iterator[None]:
     if launch.count == 1:
         yield
         return
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
     # Tensors on the CPU, and whatever is not a tensor, go by gloo, which a GPU need not wait for.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
@@ -103,12 +104,12 @@ def connected() -> Iterator[None]:
 
 def rank() -> int:
     """Which process this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _is_joined() else 0
 
 
 def count() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _is_joined() else 1
 
 
 def is_first() -> bool:
@@ -301,6 +302,10 @@ def wrap(module: nn.Module) -> nn.Module:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether a module normalizes over the images of a batch."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _portable(error: Exception) -> Exception:
