@@ -7,8 +7,10 @@ import subprocess
 
 
 def watch_jobs() -> None:
-    """Have submitit learn from squeue how jobs stand where sacct cannot tell it, else it waits for ever for a job that was
-    cancelled."""
+    """Have submitit ask squeue how jobs stand where sacct cannot tell it.
+
+    Else it would wait for ever for a job that was cancelled.
+    """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
