@@ -607,12 +607,12 @@ class Inner:
         ]
 
 
-def checked_launcher(inner: Any, sweeper: str) -> jobs.CheckedLauncher:
+def checked_launcher(inner: Any) -> jobs.CheckedLauncher:
     class Loader:
         def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
             return OmegaConf.create({"hydra": OmegaConf.structured(HydraConf), "first": overrides[0]})
 
-    config = {"hydra": {"sweeper": {"_target_": sweeper}, "launcher": {"_target_": "plugin.ParallelLauncher"}}}
+    config = {"hydra": {"launcher": {"_target_": "plugin.ParallelLauncher"}}}
     context: Any = types.SimpleNamespace(config_loader=Loader())
     return jobs.CheckedLauncher(
         inner, lambda config: config["first"] != "latent=2", None, context, OmegaConf.create(config)
@@ -621,17 +621,10 @@ def checked_launcher(inner: Any, sweeper: str) -> jobs.CheckedLauncher:
 
 def test_a_launcher_of_a_plugin_gets_all_jobs_at_once_without_the_finished_ones() -> None:
     inner = Inner()
-    launcher = checked_launcher(inner, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    launcher = checked_launcher(inner)
     with pytest.raises(Failure, match=r"^1 of 3 jobs failed:\n  latent=4: diverged$"):
         launcher.launch([["latent=2"], ["latent=3"], ["latent=4"], ["latent=5"]], 0)
     assert inner.given == [[["latent=3"], ["latent=4"], ["latent=5"]]]
-
-
-def test_a_sweeper_that_learns_gets_a_result_for_every_job() -> None:
-    inner = Inner()
-    launcher = checked_launcher(inner, "plugin.LearningSweeper")
-    results = launcher.launch([["latent=2"], ["latent=3"], ["latent=4"]], 0)
-    assert [result.status for result in results] == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.FAILED]
 
 
 def test_the_real_command_composes(tmp_path: Path) -> None:

@@ -130,13 +130,13 @@ class CheckedLauncher(Launcher):
             job_overrides = self._with_arms(job_overrides)
             jobs = [Job(index, words) for index, words in enumerate(job_overrides, start=initial_job_idx)]
             to_do = [job for job in jobs if self._passes(job)]
+            if not to_do:
+                self._forget_record()
+            if self.watch is not None:
+                self.watch.begin()
         except Exception:  # whatever was refused: nothing starts, and nothing is left behind
             self._forget_record()
             raise
-        if not to_do:
-            self._forget_record()
-        if self.watch is not None:
-            self.watch.begin()
         watch = self.watch
         onlooker = None if watch is None else watch.onlooker
         outcomes = Runner(self.launcher, self.config, watch.start if watch else None, onlooker).run(to_do)
