@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,3 +116,24 @@ def test_a_job_longer_than_its_time_goes_on_in_place(slurm: dict[str, str], tmp_
     assert log.count("interrupted") == len(steps)
     assert [run.name for run in (tmp_path / "runs").iterdir() if run.name.startswith("cut")] == ["cut"]
     assert_same(tmp_path / "runs/cut", tmp_path / "runs/whole")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(slurm: dict[str, str], tmp_path: Path) -> None:
+    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "network.hidden=[32]"]
+    command = [sys.executable, "-m", "vae_cli", "train", *words, "seed=0,1", "epochs=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, env=slurm, stderr=subprocess.PIPE, text=True) as sweep:
+        try:
+            end = time.monotonic() + 120
+            while len([file for file in tmp_path.rglob("metrics.jsonl") if file.stat().st_size]) < 1:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            subprocess.run(["scancel", "--me"], env=slurm, check=True)
+            _, said = sweep.communicate(timeout=300)
+        finally:
+            sweep.kill()
+    assert sweep.returncode == 1
+    assert "2 of 2 jobs failed" in said
+    assert "goes on with it" in said
+    assert "Traceback" not in said
+    assert "sacct" not in said

@@ -23,6 +23,7 @@ from vae_cli.files import locked
 from vae_cli.folder import find_runs
 from vae_cli.naming import time_left
 from vae_cli.overview import Overview
+from vae_cli.slurm import states_of
 
 SMALL = ["network.hidden=[16]", "latent=2", "epochs=2"]
 LAUNCHERS = {
@@ -395,3 +396,33 @@ def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
     (sweep / "sweep.json").write_text('{"runs": 3}')
     with pytest.raises(Failure, match="is damaged"):
         find_runs(sweep)
+
+
+def test_slurms_queue_says_which_jobs_have_ended() -> None:
+    listed = "12|RUNNING\n13_0|PENDING\n13_1|CANCELLED\n14|CONFIGURING\n15|REQUEUED\n"
+    states = states_of(["12", "13_0", "13_1", "14", "15", "16"], listed)
+    assert {job: state["State"] for job, state in states.items()} == {
+        "12": "RUNNING",
+        "13_0": "RUNNING",
+        "13_1": "CANCELLED",
+        "14": "RUNNING",
+        "15": "RUNNING",
+        "16": "ENDED",
+    }
+
+
+def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    folders = Folders(dict.fromkeys(range(4), "waiting"))
+
+    class Losing(Dying):
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+            self.launched.append([words[0] for words in job_overrides])
+            raise RuntimeError("the result is lost")
+
+    inner = Losing(folders, [])
+    config = jobs.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
+    runner = jobs.Runner(inner, config, onlooker=folders.onlooker)
+    outcomes = runner.run([jobs.Job(number, [f"seed={number}"]) for number in range(4)])
+    assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
+    assert all("it did not begin" in str(outcome) for outcome in outcomes)

@@ -240,7 +240,7 @@ class Runner:
             outcomes = self._in_threads([[job] for job in jobs] if width else [jobs], width or 1)
             # Where a worker dies (for want of memory, say), joblib gives up on all jobs: those that have not begun are
             # launched again, as long as that gets any of them further.
-            before, left = list(jobs), self._not_begun(jobs, outcomes)
+            before, left = list(jobs), [] if width else self._not_begun(jobs, outcomes)
             while left and left != before:
                 outcomes |= self._in_threads([left], 1)
                 before, left = left, self._not_begun(left, outcomes)

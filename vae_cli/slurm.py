@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import threading
+from collections.abc import Iterable
+
+ENDS = frozenset(
+    [
+        *("ENDED", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE"),
+        *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
+    ]
+)
 
 
 def watch_jobs() -> None:
@@ -18,17 +27,33 @@ def watch_jobs() -> None:
         return
 
     class Queue(SlurmInfoWatcher):
+        def __init__(self) -> None:
+            super().__init__(delay_s=600)
+            self._asking = threading.RLock()
+            self._asked: set[str] = set()
+
+        def update_if_long_enough(self, mode: str) -> None:
+            with self._asking:  # a thread waits for each job
+                super().update_if_long_enough(mode)
+
         def _make_command(self) -> list[str] | None:
-            waiting = self._registered - self._finished
-            return ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"] if waiting else None
+            self._asked = self._registered - self._finished
+            return (
+                ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"] if self._asked else None
+            )
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            text = string if isinstance(string, str) else string.decode()
-            states = dict(line.split("|") for line in text.splitlines())
-            # What the queue no longer lists has ended; submitit then looks for its result.
-            return {job: {"State": states.get(job, "ENDED")} for job in self._registered - self._finished}
+            return states_of(self._asked, string if isinstance(string, str) else string.decode())
 
-    SlurmJob.watcher = Queue(delay_s=600)
+    SlurmJob.watcher = Queue()
+
+
+def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
+    """How jobs stand, from squeue's lines `12|RUNNING` or `12_0|PENDING`, in submitit's words."""
+    states = dict(line.strip().split("|") for line in listed.splitlines() if line.strip())
+    # What the queue no longer lists has ended; submitit then looks for its result. It takes what it does not know, as
+    # CONFIGURING, for an end.
+    return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 
 def _answers(*command: str) -> bool:
