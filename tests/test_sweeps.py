@@ -163,7 +163,8 @@ def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(launcher: str, t
     ) as sweep:
         try:
             done = lambda: [run for run, test in figures_of_finished(tmp_path).items() if test]  # noqa: E731
-            wait_for(lambda: done() and len(under_way(tmp_path)) > len(done()))
+            begun = lambda: len(list((tmp_path / "runs").rglob("checkpoint.pt")))  # noqa: E731
+            wait_for(lambda: done() and begun() > len(done()))
         finally:
             os.killpg(sweep.pid, signal.SIGKILL)
     finished = done()

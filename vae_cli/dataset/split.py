@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae_cli.check import Natural
 from vae_cli.errors import UserError
+from vae_cli.memory import memory_of
 
 MEAN_BYTES = 1 << 20  # of pixels in one step of Split.mean: they stay in the processor's cache
 
@@ -21,7 +22,8 @@ class Split:
     """The rows of one array of images that belong together.
 
     images: uint8 levels or float32 (N, C, H, W), in memory or memory-mapped, shared with the other splits or not;
-    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split.
+    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split. Batches are given on the
+    device of the index; images that are too many for it stay where they are, and travel batch by batch.
     """
 
     images: Tensor
@@ -33,7 +35,8 @@ class Split:
 
     def batch(self, positions: Tensor) -> Tensor:
         """Return the images at these positions of the split, float32 (B, C, H, W); 8-bit levels are divided by 255."""
-        images = self.images.index_select(0, self._rows(positions))
+        rows = self._rows(positions)
+        images = self.images.index_select(0, rows.to(self.images.device)).to(rows.device)
         return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
     def batch_labels(self, positions: Tensor) -> Tensor:
@@ -48,16 +51,18 @@ class Split:
             raise ValueError("an empty split has no mean image")
         total = torch.zeros(self.images.shape[1:], dtype=torch.float64)
         images_a_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
-        for rows in self.index.split(images_a_step):
+        for rows in self.index.to(self.images.device).split(images_a_step):
             total += self.images.index_select(0, rows).cpu().sum(0, dtype=torch.float64)
         if self.images.dtype == torch.uint8:
             total /= 255
-        return (total / len(self)).to(self.images.device, torch.float32)
+        return (total / len(self)).to(self.index.device, torch.float32)
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the same split with its images, labels and index on a device."""
+        """Return the same split on a device, with its images there if they take no more than half of its memory."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Split(self.images.to(device), labels, self.index.to(device))
+        there = memory_of(torch.device(device)) if torch.device(device) != self.images.device else None
+        fits = there is None or 2 * self.images.numel() * self.images.element_size() <= there
+        return Split(self.images.to(device) if fits else self.images, labels, self.index.to(device))
 
     def _rows(self, positions: Tensor) -> Tensor:
         return self.index.index_select(0, positions.to(self.index.device))

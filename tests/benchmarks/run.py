@@ -1,0 +1,416 @@
+"""How fast `vae` is, as ratios to a bare loop, to its peers and to a floor: `python tests/benchmarks/run.py`.
+
+What is compared is alternated within one call, round after round, each time in a process of its own; a table gives the
+median ratio and the least and greatest one. Real MNIST is used where --data-dir (or $VAE_DATA_DIR) has it, and images
+of the same shape, black for the most part, elsewhere.
+
+    python tests/benchmarks/run.py                 every section, in about half an hour
+    python tests/benchmarks/run.py training peers  two of them
+    python tests/benchmarks/run.py --quick         fewer images and rounds, in some minutes
+    python tests/benchmarks/run.py --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+SIGMAS = ("learned", "shared", "fixed", "deterministic")
+MNIST = ["dataset=mnist", "likelihood=bernoulli", "latent=20", "batch_size=128", "optimizer.lr=1e-3"]
+NETWORKS = {"mlp": ["network=mlp", "network.hidden=[400]"], "conv": ["network=conv"]}
+
+
+@dataclass
+class Row:
+    """One line of the table: what was measured in each round, and what it is compared with in the same round."""
+
+    section: str
+    name: str
+    unit: str
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    more_is_better: bool = True
+
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
+
+
+@dataclass
+class Bench:
+    """What is measured, where, and how often."""
+
+    folder: Path
+    rounds: int
+    epochs: int
+    threads: int
+    images: dict[str, Path]  # by network, for the bare loop
+    data: dict[str, Path]  # by network, as dataset=mnist finds it
+    rows: list[Row] = field(default_factory=list)
+    _count: int = 0
+
+    def add(self, row: Row) -> Row:
+        self.rows.append(row)
+        return row
+
+    def vae(self, *words: str, subcommand: str = "train") -> Finished:
+        """Run a command of ours in a process of its own."""
+        return run([sys.executable, "-m", "vae_cli", subcommand, *words], self.folder)
+
+    def train(self, network: str, *words: str) -> dict[str, Any]:
+        """Train as a user does, and return the summary."""
+        self._count += 1
+        name = f"run{self._count}"
+        done = self.vae(
+            *(*MNIST, *NETWORKS[network], f"data_dir={self.data[network]}", f"epochs={self.epochs}"),
+            *(f"threads={self.threads}", f"run_name={name}", *words),
+        )
+        summary: dict[str, Any] = json.loads((self.folder / "runs" / name / "summary.json").read_text())
+        return {**summary, "wall": done.seconds, "memory": done.memory}
+
+    def bare(self, network: str, sigma: str = "learned", *more: str) -> Finished:
+        """Train with the bare loop."""
+        words = [f"--network={network}", f"--sigma={sigma}", f"--epochs={self.epochs}", f"--threads={self.threads}"]
+        return run([sys.executable, str(HERE / "bare.py"), str(self.images[network]), *words, *more], self.folder)
+
+    def speed_of_bare(self, network: str, sigma: str = "learned") -> float:
+        """Images per second of the bare loop."""
+        said = json.loads(self.bare(network, sigma).said)
+        return float(said["images"] * len(said["seconds"]) / sum(said["seconds"]))
+
+
+@dataclass
+class Finished:
+    """A command that has ended: what it said, its seconds, and the most memory that it held, in MB."""
+
+    said: str
+    seconds: float
+    memory: float
+
+
+def run(command: Sequence[str], folder: Path, **more: Any) -> Finished:
+    """Run a command to its end, which has to be a good one."""
+    # Of all children that have ended the greatest is known: a process in between measures one alone.
+    code = (
+        "import json, resource, subprocess, sys, time\n"
+        "begin = time.perf_counter()\n"
+        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss\n"
+        "print(json.dumps([done.returncode, done.stdout, done.stderr, time.perf_counter() - begin, used]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=folder, capture_output=True, text=True, check=True, **more
+    )
+    status, out, err, seconds, memory = json.loads(ended.stdout)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}:\n{err or out}")
+    return Finished(out, seconds, memory / (1024 if sys.platform != "darwin" else 1024**2))
+
+
+# Sections -------------------------------------------------------------------------------------------------------------
+
+
+def training(bench: Bench) -> None:
+    """Images per second of training, of `vae train` and of the bare loop, for each network and sigma."""
+    rows = {(n, s): bench.add(Row("training", f"{n}, sigma={s}", "images/s")) for n in NETWORKS for s in SIGMAS}
+    for _ in range(bench.rounds):
+        for (network, sigma), row in rows.items():
+            row.ours.append(bench.train(network, f"sigma={sigma}")["images_per_second"])
+            row.theirs.append(bench.speed_of_bare(network, sigma))
+
+
+def peers(bench: Bench) -> None:
+    """Images per second of `vae train`, of pythae and of Lightning, on the same network."""
+    rows = {peer: bench.add(Row("peers", f"mlp, against {peer}", "images/s")) for peer in ("pythae", "lightning")}
+    for _ in range(bench.rounds):
+        ours = bench.train("mlp")["images_per_second"]
+        for peer, row in rows.items():
+            words = [peer, str(bench.images["mlp"]), f"--epochs={bench.epochs}", f"--threads={bench.threads}"]
+            said = json.loads(run([sys.executable, str(HERE / "peers.py"), *words], bench.folder).said.splitlines()[-1])
+            row.ours.append(ours)
+            row.theirs.append(said["images"] * len(said["seconds"]) / sum(said["seconds"]))
+
+
+def floor(bench: Bench) -> None:
+    """Images per second of `vae train`, and those of nothing but the matrix products."""
+    row = bench.add(Row("floor", "mlp, against its matrix products", "images/s"))
+    for _ in range(bench.rounds):
+        row.ours.append(bench.train("mlp")["images_per_second"])
+        said = json.loads(bench.bare("mlp", "learned", "--floor").said)
+        row.theirs.append(said["images"] * len(said["seconds"]) / sum(said["seconds"]))
+
+
+STARTS = {
+    "python": "pass",
+    "torch": "import torch",
+    "torch, its optimizers and hydra": "import torch, hydra; torch.optim.Adam([torch.zeros(1, requires_grad=True)])",
+    "these, tensorboard and the digits": "import torch, hydra; torch.optim.Adam([torch.zeros(1, requires_grad=True)]); "
+    "from torch.utils.tensorboard import SummaryWriter; from sklearn.datasets import load_digits; load_digits()",
+}
+
+
+def startup(bench: Bench) -> None:
+    """Seconds from Enter to the first step of a run of digits and to the end of `vae sample`, against the imports."""
+    base = "these, tensorboard and the digits"
+    imports = {name: bench.add(Row("startup", name, "s", more_is_better=False)) for name in STARTS}
+    first = bench.add(Row("startup", "vae train, to the first step, against the imports", "s", more_is_better=False))
+    sample = bench.add(Row("startup", "vae sample, whole, against the imports", "s", more_is_better=False))
+    helped = bench.add(Row("startup", "vae --help, against python", "s", more_is_better=False))
+    bench.vae("epochs=1", "run_name=to_sample")
+    for number in range(max(3, bench.rounds)):
+        for name, code in STARTS.items():
+            imports[name].ours.append(run([sys.executable, "-c", code], bench.folder).seconds)
+        stamp = bench.folder / f"first{number}"
+        code = (
+            "import sys, time\n"
+            "from vae_cli.meter import Meter\n"
+            "add = Meter.add\n"
+            "def first(self, *given):\n"
+            f"    print(time.time(), file=open({str(stamp)!r}, 'x'))\n"
+            "    Meter.add = add\n"
+            "    return add(self, *given)\n"
+            "Meter.add = first\n"
+            "from vae_cli.cli import main\n"
+            "main()\n"
+        )
+        begin = time.time()
+        run([sys.executable, "-c", code, "train", "epochs=1", f"run_name=first{number}"], bench.folder)
+        first.ours.append(float(stamp.read_text()) - begin)
+        sample.ours.append(bench.vae("runs/to_sample", subcommand="sample").seconds)
+        helped.ours.append(bench.vae("--help", subcommand="train").seconds)
+    first.theirs = list(imports[base].ours)
+    sample.theirs = list(imports["torch"].ours)
+    helped.theirs = list(imports["python"].ours)
+
+
+def whole(bench: Bench) -> None:
+    """Seconds of a whole run of MNIST against the bare loop's training, and its memory against the imports'."""
+    seconds = bench.add(Row("whole", "mlp, training part, against the bare loop", "s", more_is_better=False))
+    rest = bench.add(Row("whole", "mlp, start-up, evaluation and writing", "s", more_is_better=False))
+    memory = bench.add(Row("whole", "mlp, peak memory beyond the imports'", "MB", more_is_better=False))
+    code = STARTS["these, tensorboard and the digits"]
+    for _ in range(bench.rounds):
+        summary = bench.train("mlp")
+        said = json.loads(bench.bare("mlp").said)
+        spent = said["images"] * bench.epochs / summary["images_per_second"]
+        seconds.ours.append(spent)
+        seconds.theirs.append(sum(said["seconds"]))
+        rest.ours.append(summary["wall"] - spent)
+        memory.ours.append(summary["memory"] - run([sys.executable, "-c", code], bench.folder).memory)
+
+
+def questions(bench: Bench) -> None:
+    """Seconds of vae sample, vae evaluate and of packing an image folder."""
+    bench.train("mlp", "run_name=asked")
+    sample = bench.add(Row("questions", "vae sample --count 10000", "s", more_is_better=False))
+    evaluate = bench.add(Row("questions", "vae evaluate --quick", "s", more_is_better=False))
+    pack = bench.add(Row("questions", "pack a folder of 2000 images of 64x64, and train one epoch", "s"))
+    again = bench.add(Row("questions", "the same again, from the packed file", "s"))
+    photos = bench.folder / "photos"
+    _write_photos(photos, 2000)
+    for number in range(bench.rounds):
+        sample.ours.append(bench.vae("runs/asked", "--count", "10000", "--draw", subcommand="sample").seconds)
+        words = ["runs/asked", "--quick", "--overwrite", "--data-dir", str(bench.data["mlp"])]
+        evaluate.ours.append(bench.vae(*words, subcommand="evaluate").seconds)
+        cache = bench.folder / f"cache{number}"
+        for row in (pack, again):
+            words = [
+                "dataset=image_folder",
+                f"dataset.path={photos}",
+                f"data_dir={cache}",
+                "epochs=1",
+                "overwrite=true",
+            ]
+            row.ours.append(bench.vae(*words, "run_name=photos", "network.hidden=[64]").seconds)
+
+
+def sweeps(bench: Bench) -> None:
+    """Seconds of a sweep of 12 short runs with each launcher that is installed, against the basic one."""
+    sweep = ["-m", "sigma=learned,shared,fixed,deterministic", "seed=0,1,2", "epochs=30"]
+    extra = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": [], "ray": []}
+    rows = {name: Row("sweeps", f"12 runs, {name}", "s", more_is_better=False) for name in extra}
+    per_job = bench.add(Row("sweeps", "12 runs, basic: seconds of a job beyond its training", "s"))
+    for number in range(bench.rounds):
+        folder = f"sweep{number}"
+        basic = bench.vae(*sweep, f"runs_dir={folder}", "threads=1").seconds
+        summaries = [json.loads(file.read_text()) for file in (bench.folder / folder).rglob("summary.json")]
+        start = bench.vae("--cfg", "job").seconds
+        per_job.ours.append((basic - start - sum(summary["seconds"] for summary in summaries)) / len(summaries))
+        for name, words in extra.items():
+            if not _is_installed(name):
+                continue
+            seconds = bench.vae(
+                *sweep, f"hydra/launcher={name}", *words, f"runs_dir={folder}{name}", "threads=1"
+            ).seconds
+            rows[name].ours.append(seconds)
+            rows[name].theirs.append(basic)
+    bench.rows += [row for row in rows.values() if row.ours]
+
+
+def growth(bench: Bench) -> None:
+    """How cost grows: with the latent size, with the image's side, with the images, with the runs in a folder."""
+    sizes: dict[str, list[tuple[str, list[str]]]] = {
+        "latent": [(f"latent={size}", [f"latent={size}"]) for size in (2, 20, 200, 2000)],
+        "side": [(f"sprites of {side}x{side}", [f"dataset.size={side}"]) for side in (16, 32, 64)],
+        "images": [(f"{count} sprites", [f"dataset.images={count}"]) for count in (2000, 8000, 32000)],
+    }
+    for axis, cases in sizes.items():
+        base: Row | None = None
+        for name, words in cases:
+            row = bench.add(Row("growth", f"{axis}: {name}", "images/s"))
+            for _ in range(bench.rounds):
+                if axis == "latent":
+                    row.ours.append(bench.train("mlp", *words)["images_per_second"])
+                else:
+                    bench._count += 1
+                    run_name = f"grow{bench._count}"
+                    words_of_run = ["dataset=shapes", "epochs=4", "network.hidden=[400]", f"threads={bench.threads}"]
+                    bench.vae(*words_of_run, f"run_name={run_name}", *words)
+                    summary = json.loads((bench.folder / "runs" / run_name / "summary.json").read_text())
+                    row.ours.append(summary["images_per_second"])
+            base = base or row
+            row.theirs = list(base.ours)
+    example = bench.folder / "runs" / "one"
+    bench.vae("epochs=1", "run_name=one")
+    base = None
+    for count in (10, 100, 1000):
+        folder = bench.folder / f"many{count}"
+        for number in range(count):
+            shutil.copytree(example, folder / f"run{number}", ignore=shutil.ignore_patterns("events*", "projector*"))
+        row = bench.add(Row("growth", f"vae runs over {count} runs", "s", more_is_better=False))
+        row.ours = [bench.vae(str(folder), subcommand="runs").seconds for _ in range(bench.rounds)]
+        base = base or row
+        row.theirs = list(base.ours)
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "training": training,
+    "peers": peers,
+    "floor": floor,
+    "whole": whole,
+    "startup": startup,
+    "questions": questions,
+    "sweeps": sweeps,
+    "growth": growth,
+}
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+
+def _images(data_dir: Path | None, count: int) -> torch.Tensor:
+    """Images (N, 1, 28, 28), 8-bit: MNIST's where they are, else blots on black."""
+    for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):
+        found = next(iter(data_dir.rglob(name)), None) if data_dir is not None else None
+        if found is not None:
+            raw = (gzip.open if found.suffix == ".gz" else open)(found, "rb").read()
+            return torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).reshape(-1, 1, 28, 28)[:count].clone()
+    noise = torch.rand(count, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    blots = torch.nn.functional.interpolate(noise, size=20, mode="bicubic").clamp(0, 1)
+    blots = torch.where(blots > 0.6, blots, torch.zeros(()))
+    return torch.nn.functional.pad(blots, (4, 4, 4, 4)).mul(255).to(torch.uint8)
+
+
+def _write_mnist(folder: Path, train: torch.Tensor, test: torch.Tensor) -> None:
+    """Write images as MNIST's own files."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, images in (("train", train), ("t10k", test)):
+        count = len(images)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 2051, count, 28, 28) + images.numpy().tobytes()
+        )
+        labels = (torch.arange(count) % 10).to(torch.uint8)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.numpy().tobytes())
+
+
+def _write_photos(folder: Path, count: int) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    pixels = torch.randint(0, 255, (count, 64, 64, 3), dtype=torch.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture.numpy()).save(folder / f"{number}.png")
+
+
+def _is_installed(launcher: str) -> bool:
+    from importlib.util import find_spec
+
+    module = {"submitit_local": "hydra_submitit_launcher"}.get(launcher, f"hydra_{launcher}_launcher")
+    return find_spec("hydra_plugins") is not None and find_spec(f"hydra_plugins.{module}") is not None
+
+
+# Table ----------------------------------------------------------------------------------------------------------------
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    console = Console()
+    table = Table(box=None if not console.is_terminal else Table().box)
+    for name in ("section", "what"):
+        table.add_column(name, overflow="fold")
+    for name in ("median", "compared with", "ratio", "least", "greatest"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ratios = row.ratios()
+        cells = [f"{statistics.median(row.ours):,.4g} {row.unit}"]
+        cells += [f"{statistics.median(row.theirs):,.4g} {row.unit}" if row.theirs else ""]
+        cells += [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))] if ratios else []
+        table.add_row(row.section, row.name, *cells)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all without any")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images, three rounds")
+    parser.add_argument("--rounds", type=int, help="5; 3 with --quick")
+    parser.add_argument("--epochs", type=int, default=4, help="of a training; from the second on denormals show")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("VAE_DATA_DIR"), help="where MNIST lies")
+    parser.add_argument("--json", type=Path, help="write all figures to this file too")
+    given = parser.parse_args()
+    unknown = [name for name in given.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"there is no section {unknown[0]}; sections are {', '.join(SECTIONS)}")
+    counts = {"mlp": 6000 if given.quick else 60000, "conv": 2000 if given.quick else 10000}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images, data = {}, {}
+        for network, count in counts.items():
+            train = _images(given.data_dir, count + 1000)
+            data[network], images[network] = folder / f"data-{network}", folder / f"{network}.pt"
+            _write_mnist(data[network], train[: len(train) - 1000], train[len(train) - 1000 :])
+            torch.save(train[: len(train) - 1000], images[network])
+        bench = Bench(folder, given.rounds or (3 if given.quick else 5), given.epochs, given.threads, images, data)
+        for section in given.sections or SECTIONS:
+            SECTIONS[section](bench)
+            show([row for row in bench.rows if row.section == section])
+    if given.json is not None:
+        about = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
+        rows = [{**asdict(row), "ratios": row.ratios()} for row in bench.rows]
+        given.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
