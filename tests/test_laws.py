@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from vae_cli import catalog
 from vae_cli.build import Experiment, build, build_experiment, build_model, check_config
@@ -20,8 +20,9 @@ from vae_cli.delta import Delta
 from vae_cli.errors import Failure, UserError
 from vae_cli.evaluation import evaluate
 from vae_cli.inference import Inference
-from vae_cli.likelihood import Likelihood
+from vae_cli.likelihood import Coins, Likelihood
 from vae_cli.prior import Prior
+from vae_cli.scale import Factors, Standard
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -330,3 +331,41 @@ def test_a_failure_to_get_data_is_one(compose: Compose, tmp_path: Any, monkeypat
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(Failure, match="dataset=digits"):
         build_experiment(compose("dataset=mnist", f"data_dir={tmp_path}"))
+
+
+@pytest.mark.parametrize("scale_shape", [(5, 3), (3,), ()])
+def test_factors_are_torchs_normal_to_the_last_bit(scale_shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(5, 3, generator=generator)
+    scale = torch.rand(scale_shape, generator=generator) + 0.1
+    ours, theirs = Factors(loc, scale), Normal(loc, scale)
+    value = torch.randn(5, 3, generator=generator)
+    assert torch.equal(ours.log_prob(value), theirs.log_prob(value))
+    assert torch.equal(ours.stddev, theirs.stddev)
+    for shape in ((), (4,), (2, 3)):
+        draws = []
+        for distribution in (ours, theirs):
+            torch.manual_seed(1)
+            draws.append(distribution.rsample(torch.Size(shape)))
+        assert torch.equal(*draws)
+    assert torch.equal(ours.expand((2, 5, 3)).mean, theirs.expand((2, 5, 3)).mean)
+    assert torch.equal(kl_divergence(ours, theirs), torch.zeros(5, 3))
+
+
+def test_the_standard_normal_is_torchs_to_the_last_bit() -> None:
+    zero, one, value = torch.zeros(3), torch.ones(3), torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for distribution in (Standard(zero, one), Normal(zero, one)):
+        leaf = value.clone().requires_grad_()
+        log_prob = distribution.log_prob(leaf)
+        (log_prob.sum() * 3).backward()
+        gradients.append(torch.cat([log_prob.detach(), leaf.grad]))  # type: ignore[list-item]
+    assert torch.equal(*gradients)
+
+
+def test_coins_are_torchs_bernoulli() -> None:
+    logits = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    value = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    theirs = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+    torch.testing.assert_close(Coins(logits).log_prob(value), theirs.log_prob(value))
+    assert torch.equal(Coins(logits).mean, theirs.mean)

@@ -39,7 +39,7 @@ class Delta(Distribution):
         return torch.zeros_like(self.loc)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc.expand(torch.Size(sample_shape) + self.loc.shape)
+        return self.loc.expand(torch.Size(sample_shape) + self.loc.shape) if len(sample_shape) else self.loc
 
     def log_prob(self, value: Tensor) -> Tensor:
         same = value == self.loc

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from vae_cli.delta import Delta
+from vae_cli.scale import Standard
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,12 @@ class Inference:
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None
-        # Against N(0, I) this is m^2 / 2 and (s^2 - 1 - ln s^2) / 2.
-        log_ratio = 2 * (q.scale / p.scale).log()
-        return ((q.loc - p.loc) / p.scale).square() / 2, (torch.expm1(log_ratio) - log_ratio) / 2
+        # Against N(0, I), of which dividing by 1 and taking 0 away are left out, this is m^2 / 2 and
+        # (s^2 - 1 - ln s^2) / 2.
+        is_standard = isinstance(p, Standard)
+        distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
+        log_ratio = 2 * (q.scale if is_standard else q.scale / p.scale).log()
+        return distance.square() / 2, (torch.expm1(log_ratio) - log_ratio) / 2
 
     @cached_property
     def kl(self) -> Tensor:

@@ -74,7 +74,22 @@ class Bernoulli(Likelihood):
         return mean.clamp(1e-3, 1 - 1e-3).logit()
 
     def forward(self, raw: Tensor) -> Distribution:
-        return over_pixels(BernoulliDistribution(logits=raw, validate_args=False))
+        return Coins(raw)
+
+
+class Coins(Independent):  # type: ignore[type-arg]
+    """Independent coins for the pixels, with logits (*S, B, C, H, W).
+
+    log_prob changes the sign of an image's sum, not of every pixel, which a step would notice.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(BernoulliDistribution(logits=logits, validate_args=False), 3, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits: Tensor = self.base_dist.logits
+        observed = value if value.shape == logits.shape else value.expand_as(logits)
+        return -F.binary_cross_entropy_with_logits(logits, observed, reduction="none").flatten(-3).sum(-1)
 
 
 class ContinuousBernoulli(Likelihood):

@@ -30,7 +30,7 @@ class Meter:
     """Sums the terms of each step, and gives their means since the last point of a curve and since the epoch began."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[int, int, Tensor]] = []
+        self._pending: list[tuple[int, list[Tensor]]] = []
         self._names: tuple[str, ...] = ()
         self._point: Sums = {}
         self._epoch: Sums = {}
@@ -38,17 +38,17 @@ class Meter:
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
         """Note the terms of a step, each (B,), without waiting for the device; of a share of a batch what counts."""
         self._names = tuple(terms)
-        values = torch.stack([processes.counted(term.detach()) for term in terms.values()])
-        self._pending.append((step, values.shape[1], values.sum(1)))
+        self._pending.append((step, [processes.counted(term.detach()) for term in terms.values()]))
 
     def read(self) -> None:
         """Wait for the device and add up what is pending, in all processes. Raises NotFinite, with the first step that
         was not."""
         if not self._pending:
             return
-        rows = processes.total(torch.stack([row for _, _, row in self._pending])).tolist()
-        counts = processes.total(torch.tensor([count for _, count, _ in self._pending])).tolist()
-        for (step, _, _), count, row in zip(self._pending, counts, rows, strict=True):
+        summed = [torch.stack(terms).sum(1) for _, terms in self._pending]
+        rows = processes.total(torch.stack(summed)).tolist()
+        counts = processes.total(torch.tensor([len(terms[0]) for _, terms in self._pending])).tolist()
+        for (step, _), count, row in zip(self._pending, counts, rows, strict=True):
             bad = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
             if bad:
                 raise NotFinite(step, bad)

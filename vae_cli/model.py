@@ -53,8 +53,8 @@ class VAE(nn.Module):
 
     def _raw(self, z: Tensor) -> Tensor:
         with self._autocast(z):
-            raw: Tensor = self.decoder(z.flatten(0, -2))
-        return raw.float().unflatten(0, z.shape[:-1])
+            raw: Tensor = self.decoder(z if z.dim() == 2 else z.flatten(0, -2)).float()
+        return raw if z.dim() == 2 else raw.unflatten(0, z.shape[:-1])
 
     def forward(self, x: Tensor, samples: tuple[int, ...] = ()) -> Inference:
         """Pass images (B, C, H, W) through the model once, or with so many draws of z for each."""

@@ -44,7 +44,11 @@ class ScheduledOptimizer:
         return float(self.inner.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
-        self.inner.zero_grad(set_to_none=True)
+        """Forget the gradients."""
+        # As the optimizer's own zero_grad, without what it notes for a profiler, which costs more than all the rest.
+        for group in self.inner.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def advance(self, epoch: float) -> None:
         """Set the learning rate of this moment."""

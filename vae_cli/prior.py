@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from vae_cli.check import Count
 from vae_cli.part import Need
-from vae_cli.scale import LearnedScale, diagonal_normal
+from vae_cli.scale import LearnedScale, Standard, diagonal_normal
 
 
 class Prior(nn.Module):
@@ -39,7 +39,7 @@ class StandardNormal(Prior):
         self.register_buffer("scale", torch.ones(latent), persistent=False)
 
     def forward(self) -> Distribution:
-        return diagonal_normal(self.loc, self.scale)
+        return diagonal_normal(self.loc, self.scale, Standard)
 
 
 class ScaledNormal(Prior):

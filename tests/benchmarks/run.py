@@ -35,7 +35,14 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 SIGMAS = ("learned", "shared", "fixed", "deterministic")
-MNIST = ["dataset=mnist", "likelihood=bernoulli", "latent=20", "batch_size=128", "optimizer.lr=1e-3"]
+MNIST = [
+    "dataset=mnist",
+    "likelihood=bernoulli",
+    "latent=20",
+    "batch_size=128",
+    "optimizer.lr=1e-3",
+    "dataset.validation=1000",
+]
 NETWORKS = {"mlp": ["network=mlp", "network.hidden=[400]"], "conv": ["network=conv"]}
 
 
@@ -130,7 +137,7 @@ def run(command: Sequence[str], folder: Path, **more: Any) -> Finished:
 
 def training(bench: Bench) -> None:
     """Images per second of training, of `vae train` and of the bare loop, for each network and sigma."""
-    rows = {(n, s): bench.add(Row("training", f"{n}, sigma={s}", "images/s")) for n in NETWORKS for s in SIGMAS}
+    rows = {(n, s): bench.add(Row("training", f"{n}, sigma={s}", "images/s")) for n in bench.images for s in SIGMAS}
     for _ in range(bench.rounds):
         for (network, sigma), row in rows.items():
             row.ours.append(bench.train(network, f"sigma={sigma}")["images_per_second"])
@@ -384,6 +391,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all without any")
     parser.add_argument("--quick", action="store_true", help="a tenth of the images, three rounds")
+    parser.add_argument("--network", choices=["mlp", "conv"], help="of `training`; both without it")
     parser.add_argument("--rounds", type=int, help="5; 3 with --quick")
     parser.add_argument("--epochs", type=int, default=4, help="of a training; from the second on denormals show")
     parser.add_argument("--threads", type=int, default=2)
@@ -398,10 +406,12 @@ def main() -> None:
         folder = Path(name)
         images, data = {}, {}
         for network, count in counts.items():
-            train = _images(given.data_dir, count + 1000)
+            if given.network not in (None, network):
+                continue
+            every = _images(given.data_dir, count)
             data[network], images[network] = folder / f"data-{network}", folder / f"{network}.pt"
-            _write_mnist(data[network], train[: len(train) - 1000], train[len(train) - 1000 :])
-            torch.save(train[: len(train) - 1000], images[network])
+            _write_mnist(data[network], every, every[:1000])
+            torch.save(every[1000:].clone(), images[network])  # as many as are left without those held out
         bench = Bench(folder, given.rounds or (3 if given.quick else 5), given.epochs, given.threads, images, data)
         for section in given.sections or SECTIONS:
             SECTIONS[section](bench)
