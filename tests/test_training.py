@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -398,7 +399,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
         (["batch_size=0"], "batch_size=0"),
         (["epochs=-1"], "epochs=-1"),
         (["seed=-1"], "seed=-1"),
-        (["precision=float8"], "precision=float8.*float32 or bfloat16"),
+        (["precision=float8"], "precision=float8.*float32.*tf32.*bfloat16"),
         (["device=tpu"], "device=tpu"),
         (["device=cuda:99"], "device=cuda:99"),
         (["network.hidden=400"], r"network\.hidden=400"),
@@ -611,3 +612,33 @@ def test_a_gpu_comes_to_the_same_quality_in_every_precision(precision: str, here
         train(*words, "epochs=30", "network.hidden=[64]")
     losses = [RunDir(here / "runs" / device).summary()["test"]["loss"] for device in ("cpu", "cuda")]
     assert abs(losses[0] - losses[1]) < 2  # nats per image; they differ by 0.5 from seed to seed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_precision_that_the_device_does_not_have_is_refused(here: Path) -> None:
+    with pytest.raises(UserError, match="precision=tf32 is for CUDA GPUs, and this is cpu; type precision=float32"):
+        train("precision=tf32", "device=cpu")
+    assert not any(here.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+def test_compiled_networks_train_the_same_model(here: Path) -> None:
+    for name, compiled in {"eager": "false", "compiled": "true"}.items():
+        train("sigma=fixed", f"compile={compiled}", f"run_name={name}")
+    losses = [RunDir(here / "runs" / name).summary()["test"]["loss"] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert weights(here / "runs/compiled").keys() == weights(here / "runs/eager").keys()
+    assert load_run("runs/compiled").sample(2).isfinite().all()
+
+
+def test_what_cannot_be_compiled_is_said_in_words(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, *_: Any, **__: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fail)
+    with pytest.raises(
+        Failure, match=r"compile=true: the networks cannot be compiled here \(no C\+\+ compiler\); leave it"
+    ):
+        train("compile=true")
+    assert not any(here.iterdir())

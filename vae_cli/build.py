@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from vae_cli import catalog, processes
 from vae_cli.check import Count, Interval, Natural, NonNegative, Positive, describe, is_allowed
 from vae_cli.dataset import Dataset, Split, Splits
-from vae_cli.errors import UserError, nearest
+from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.launch import launched
 from vae_cli.likelihood import Likelihood
 from vae_cli.machine import cores, free_gpu
@@ -47,7 +47,8 @@ SETTINGS: dict[str, Any] = {
     "batch_size": Count,
     "seed": Natural,
     "max_grad_norm": Positive | None,
-    "precision": Literal["float32", "bfloat16"],
+    "precision": Literal["float32", "tf32", "bfloat16"],
+    "compile": bool,
     "device": str,
     "threads": Count | Literal["auto"],
     "data_dir": str | None,
@@ -81,6 +82,7 @@ def build_experiment(config: Config) -> Experiment:
     # Adam's state fills with denormal numbers, which slow a step by half; later threads inherit what is set here.
     torch.set_flush_denormal(True)
     device = find_device(config["device"])
+    check_precision(config["precision"], device)
     if config["device"] == "auto" and device.type == "cuda" and processes.count() == 1:
         device = torch.device("cuda", free_gpu(torch.cuda.device_count()))
     dataset = build(config["dataset"], "dataset", Dataset)
@@ -100,14 +102,33 @@ def build_experiment(config: Config) -> Experiment:
     torch.set_num_threads(find_threads(config, model))
     model.to(device)
     regularizer.to(device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config["precision"] == "tf32"
+        model.to(memory_format=torch.channels_last)  # as its convolutions like it best
+    if config["compile"]:
+        compile_networks(model, splits.train)
     parameters = [*model.parameters(), *regularizer.parameters()]
     return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
+
+
+def compile_networks(model: VAE, images: Split) -> None:
+    """Compile encoder and decoder, for steps that are faster from then on. Raises Failure where that cannot be."""
+    try:
+        for network in (model.encoder, model.decoder):
+            network.compile()
+        with torch.no_grad():
+            model(images.batch(torch.arange(min(2, len(images)))))  # the compiler works when it is first needed
+    except Exception as error:  # compilers fail in ways of their own: none is installed, most of all
+        raise Failure(
+            f"compile=true: the networks cannot be compiled here ({first_line(error)}); leave it out."
+        ) from error
 
 
 def check_config(config: Config) -> VAE:
     """Check a configuration as far as that needs no data; the model is one for images of mean 0. Raises UserError."""
     check_settings(config)
     device = find_device(config["device"])
+    check_precision(config["precision"], device)
     dataset = build(config["dataset"], "dataset", Dataset)
     dataset.check()
     parts = build_parts(config, dataset)
@@ -298,6 +319,12 @@ def check_settings(config: Config) -> None:
     for key in config:
         if key not in allowed:
             raise UserError(f"{key} is not a setting.{nearest(key, allowed)} Allowed are {', '.join(allowed[:-1])}.")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise UserError for a precision that the device does not have."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"precision=tf32 is for CUDA GPUs, and this is {device.type}; type precision=float32.")
 
 
 def find_device(name: str) -> torch.device:

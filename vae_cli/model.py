@@ -26,7 +26,7 @@ class VAE(nn.Module):
         decoder: nn.Module,
         likelihood: nn.Module,
         prior: nn.Module,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.encoder = encoder
