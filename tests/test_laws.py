@@ -228,7 +228,7 @@ def test_fixed_and_deterministic_differ_only_by_epsilon(compose: Compose, monkey
     for sigma in ("fixed", "deterministic"):
         experiment = build_experiment(compose(f"sigma={sigma}"))
         with monkeypatch.context() as patch:
-            patch.setattr("torch.distributions.normal._standard_normal", lambda shape, **kind: torch.zeros(shape))
+            patch.setattr(torch.Tensor, "normal_", torch.Tensor.zero_)
             one_step(experiment)
         gradients.append([p.grad for p in experiment.model.parameters()])
     for fixed, deterministic in zip(*gradients, strict=True):
@@ -369,3 +369,5 @@ def test_coins_are_torchs_bernoulli() -> None:
     theirs = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
     torch.testing.assert_close(Coins(logits).log_prob(value), theirs.log_prob(value))
     assert torch.equal(Coins(logits).mean, theirs.mean)
+    several = value.expand(3, 2, -1, -1, -1, -1)
+    torch.testing.assert_close(Coins(logits).log_prob(several), theirs.log_prob(several))

@@ -88,8 +88,9 @@ class Coins(Independent):  # type: ignore[type-arg]
 
     def log_prob(self, value: Tensor) -> Tensor:
         logits: Tensor = self.base_dist.logits
-        observed = value if value.shape == logits.shape else value.expand_as(logits)
-        return -F.binary_cross_entropy_with_logits(logits, observed, reduction="none").flatten(-3).sum(-1)
+        if value.shape != logits.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
 
 
 class ContinuousBernoulli(Likelihood):
