@@ -26,7 +26,8 @@ def pythae(images: Tensor, epochs: int) -> list[float]:
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig, TrainingCallback
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
 
     logging.disable(logging.CRITICAL)
 
@@ -52,10 +53,10 @@ def pythae(images: Tensor, epochs: int) -> list[float]:
     times: list[float] = []
 
     class Clock(TrainingCallback):  # type: ignore[misc]
-        def on_train_step_begin(self, *_: Any, **__: Any) -> None:
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
             times.append(-time.perf_counter())
 
-        def on_train_step_end(self, *_: Any, **__: Any) -> None:
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
             times[-1] += time.perf_counter()
 
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, reconstruction_loss="bce")
