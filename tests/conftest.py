@@ -23,6 +23,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 Get = Callable[..., Any]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="attack for as long as it takes: more kills, inputs, runs")
+
+
+@pytest.fixture(scope="session")
+def is_long(pytestconfig: pytest.Config) -> bool:
+    """Whether the long form of a test was asked for; the short one makes a seeded choice of it."""
+    return bool(pytestconfig.getoption("--long"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures that tests have noted with record_property, such as the kills that were survived."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    noted = [(report.head_line, *said) for report in reports for said in report.user_properties]
+    if noted:
+        terminalreporter.section("figures")
+        for test, name, value in sorted(noted):
+            terminalreporter.write_line(f"{test}: {name}: {value}")
+
+
 @contextmanager
 def _serve(logdir: Path, *flags: str) -> Iterator[str]:
     """Run TensorBoard over a folder and give its address."""
