@@ -32,7 +32,7 @@ LAYERS = [
         "catalog",
     ],
     ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric", "metric.terms"],
-    ["dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
+    ["dataset.mapped", "dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],

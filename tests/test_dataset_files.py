@@ -20,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vae_cli.dataset import ImageFolder, Split, Torchvision, data_folder, pack
+from vae_cli.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
 from vae_cli.errors import Failure, UserError
 from vae_cli.image import to_pixels
 
@@ -35,6 +35,74 @@ def contents(split: Split) -> torch.Tensor:
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {str(file.relative_to(folder)): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+
+
+# -- more images than memory holds ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beyond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Split, list[int]]:
+    """A packed split that counts as one which memory may not hold, and the rows of its file that were asked for."""
+    for name, value in {"BLOCK": 3 * 12, "BLOCKS": 4}.items():
+        monkeypatch.setattr(mapped, name, value)
+    monkeypatch.setattr(pack, "BEYOND", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (101, 3, 2, 2), dtype=np.uint8)
+    packed = pack.write_pack(tmp_path, "here", (3, 2, 2), (pack.Chunk(pixels, None) for _ in range(1)))
+    asked: list[int] = []
+    will_need = mapped.Mapped.will_need
+
+    def noted(self: mapped.Mapped, first: int, last: int) -> None:
+        asked.extend(range(first, last + 1))
+        will_need(self, first, last)
+
+    monkeypatch.setattr(mapped.Mapped, "will_need", noted)
+    rows = torch.randperm(101, generator=torch.Generator().manual_seed(1))[:90]
+    return Split(packed.images, None, rows, packed.mapped), asked
+
+
+def drawn(split: Split, seed: int, skip: int = 0) -> list[torch.Tensor]:
+    return list(split.shuffled(torch.Generator().manual_seed(seed), 8, skip))
+
+
+def test_blocks_hold_every_image_once_in_an_order_of_the_seed(beyond: tuple[Split, list[int]]) -> None:
+    split, _ = beyond
+    order = torch.cat(drawn(split, 0))
+    assert torch.equal(order.sort().values, torch.arange(90))
+    assert torch.equal(order, torch.cat(drawn(split, 0)))
+    assert not torch.equal(order, torch.cat(drawn(split, 1)))
+    assert [len(batch) for batch in drawn(split, 0)] == [8] * 11 + [2]
+    for one, other in zip(drawn(split, 0)[7:], drawn(split, 0, skip=7), strict=True):
+        assert torch.equal(one, other)
+    # A batch has images of more than one block, and neighbours in the file part.
+    places = split.index[order].diff().abs()
+    assert (places == 1).float().mean() < 0.3
+
+
+def test_blocks_are_asked_for_before_they_are_used(beyond: tuple[Split, list[int]]) -> None:
+    split, asked = beyond
+    for skip in (0, 7):
+        asked.clear()
+        for positions in split.shuffled(torch.Generator().manual_seed(0), 8, skip):
+            assert set(split.index[positions].tolist()) <= set(asked)
+    asked.clear()
+    next(split.shuffled(torch.Generator().manual_seed(0), 8))
+    assert len(set(asked)) < 60, "no more than some blocks ahead"
+
+
+def test_batches_of_mapped_images_are_those_of_memory(beyond: tuple[Split, list[int]]) -> None:
+    split, asked = beyond
+    asked.clear()
+    there = Split(split.images.clone(), None, split.index)
+    batches = [split.batch(positions) for positions in split.in_order(7)]
+    assert torch.equal(torch.cat(batches), contents(there))
+    assert sorted(asked) == sorted(split.index.tolist())
+    assert torch.equal(split.mean(), there.mean())
+    assert split.to("cpu").mapped is split.mapped
+
+
+def test_few_images_are_shuffled_without_blocks(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 3, 2, 2), dtype=np.uint8)
+    assert pack.write_pack(tmp_path, "here", (3, 2, 2), (pack.Chunk(pixels, None) for _ in range(1))).mapped is None
 
 
 # -- the data folder ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def evaluate(
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with questioned(model, seed, device):
-        for positions in torch.arange(len(split), device=device).split(batch_size):
+        for positions in split.in_order(batch_size):
             inference = model(split.batch(positions))
             penalty = regularizer(inference)
             for metric in metrics:

@@ -58,8 +58,8 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
 
     with Interruption() as interruption:
         for epoch in range(state.step // steps, config["epochs"]):
-            order = epoch_order(len(images), seed, epoch).to(experiment.device)
-            for positions in order.split(batch_size)[state.step % steps :]:
+            clock.start()
+            for positions in images.shuffled(order(seed, epoch), batch_size, skip=state.step % steps):
                 for schedule in schedules:
                     schedule.advance(state.step / steps)
                 optimizer.advance(state.step / steps)
@@ -96,9 +96,9 @@ def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) ->
     return processes.greatest(interruption.signal is not None or clock.is_due()) > 0
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of the images in an epoch, which depends on nothing but the seed and the epoch."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, "order", epoch)))
+def order(seed: int, epoch: int) -> torch.Generator:
+    """What the order of the images in an epoch depends on: the seed and the epoch, and nothing else."""
+    return torch.Generator().manual_seed(stream(seed, "order", epoch))
 
 
 def numbers(experiment: Experiment) -> dict[str, Number]:
@@ -149,7 +149,6 @@ def end_epoch(
         keep_best(experiment, run, state, measured["loss"])
     progress.epoch(epoch, record, measured)
     state.warnings = progress.warnings
-    clock.start()
 
 
 def measure(experiment: Experiment, split: Split) -> dict[str, float]:
@@ -160,7 +159,7 @@ def measure(experiment: Experiment, split: Split) -> dict[str, float]:
 def monitored(experiment: Experiment) -> Split:
     """Some training images, to look at the posterior where none are held out."""
     train = experiment.splits.train
-    return Split(train.images, train.labels, train.index[:MONITORED])
+    return Split(train.images, train.labels, train.index[:MONITORED], train.mapped)
 
 
 def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) -> None:
@@ -259,7 +258,7 @@ class Clock:
     def __init__(self, state: State, checkpoint_minutes: float) -> None:
         self._begin = time.perf_counter() - state.seconds
         self._training = state.training_seconds
-        self._since: float | None = time.perf_counter()
+        self._since: float | None = None
         self._between = checkpoint_minutes * 60
         self.saved()
 

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -307,6 +308,55 @@ def growth(bench: Bench) -> None:
         row.theirs = list(base.ours)
 
 
+def beyond(bench: Bench) -> None:
+    """Images per second of a convolutional encoder that learns from a packed file of which nothing is in memory, as
+    where it is larger than that, against the same images in memory; and how much memory that takes."""
+    file = bench.folder / "images.npy"
+    code = (
+        "import json, os, sys, time, numpy as np, torch\n"
+        "from vae_cli.dataset import Split\n"
+        "from vae_cli.dataset.mapped import Mapped\n"
+        "from torch import nn\n"
+        "torch.set_num_threads(int(sys.argv[3]))\n"
+        "array = np.load(sys.argv[1], mmap_mode='r')\n"
+        "mapped = Mapped(sys.argv[1], array.offset, array.shape)\n"
+        "if sys.argv[2] == 'memory':\n"
+        "    split = Split(torch.from_numpy(np.array(array[:50000])), None, torch.arange(50000))\n"
+        "else:\n"
+        "    split = Split(mapped.images, None, torch.randperm(len(array)), mapped)\n"
+        "    with open(sys.argv[1], 'rb') as file:\n"
+        "        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)\n"
+        "net = nn.Sequential(nn.Conv2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.Flatten(),\n"
+        "                    nn.Linear(16384, 20))\n"
+        "optimizer = torch.optim.Adam(net.parameters(), fused=True)\n"
+        "anonymous = lambda: [int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('RssAnon')][0]\n"
+        "count = 0\n"
+        "for step, positions in enumerate(split.shuffled(torch.Generator(), 64)):\n"
+        "    if step == 20: begin, before = time.perf_counter(), anonymous()\n"
+        "    net(split.batch(positions)).square().mean().backward()\n"
+        "    optimizer.step(); optimizer.zero_grad()\n"
+        "    if step == 320: break\n"
+        "print(json.dumps([300 * 64 / (time.perf_counter() - begin), (anonymous() - before) / 1024]))\n"
+    )
+    with open(file, "wb") as written:
+        shape = (100_000, 3, 64, 64)  # 1.2 GB
+        np.lib.format.write_array_header_1_0(written, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for _ in range(100):
+            written.write(torch.randint(0, 256, (1000, *shape[1:]), dtype=torch.uint8).numpy().tobytes())
+        written.flush()
+        os.fsync(written.fileno())  # what is not yet on the disk cannot be taken out of memory
+    speed = bench.add(Row("beyond", "encoder of 64x64 images, from a cold file, against memory", "images/s"))
+    grown = bench.add(Row("beyond", "memory that these 300 steps added", "MB", more_is_better=False))
+    for _ in range(bench.rounds):
+        for kind, measured in (("file", speed.ours), ("memory", speed.theirs)):
+            words = [sys.executable, "-c", code, str(file), kind, str(bench.threads)]
+            figures = json.loads(run(words, bench.folder).said)
+            measured.append(figures[0])
+            if kind == "file":
+                grown.ours.append(figures[1])
+    file.unlink()
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "training": training,
     "peers": peers,
@@ -316,6 +366,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "questions": questions,
     "sweeps": sweeps,
     "growth": growth,
+    "beyond": beyond,
 }
 
 

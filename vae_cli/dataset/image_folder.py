@@ -99,7 +99,7 @@ class ImageFolder(Dataset):
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
         rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
-        train, validation, test = (Split(pack.images, pack.labels, part) for part in rows)
+        train, validation, test = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
         return Splits(train, validation, test, pack.classes)
 
     def _test_count(self, images: int) -> int:

@@ -14,18 +14,16 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vae_cli.dataset.mapped import BEYOND, Mapped
 from vae_cli.errors import Failure, UserError
 from vae_cli.files import locked
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1  # of a pack; another number and all are packed again
 IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
@@ -42,11 +40,13 @@ class Chunk(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """images: uint8 (N, C, H, W), memory-mapped, never written back; labels: int64 (N,) or None; classes: names."""
+    """images: uint8 (N, C, H, W), memory-mapped, never written back; labels: int64 (N,) or None; classes: names;
+    mapped: their file, where they may be more than memory holds."""
 
     images: Tensor
     labels: Tensor | None
     classes: tuple[str, ...] | None
+    mapped: Mapped | None = None
 
 
 def data_folder(data_dir: str | None) -> Path:
@@ -92,12 +92,15 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
     try:
         about = json.loads((home / "about.json").read_text(encoding="utf-8"))
         # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
-        images = torch.from_numpy(np.load(home / "images.npy", mmap_mode="c"))
+        images = np.load(home / "images.npy", mmap_mode="c")
         labels = torch.from_numpy(np.load(home / "labels.npy")) if about["labels"] else None
     except (FileNotFoundError, NotADirectoryError, ValueError):  # not there, or not whole
         return None
     classes = about["classes"]
-    return Pack(images, labels, None if classes is None else tuple(classes))
+    is_beyond = images.nbytes > BEYOND
+    mapped = Mapped(home / "images.npy", images.offset, images.shape) if is_beyond else None
+    tensor = torch.from_numpy(images) if mapped is None else mapped.images
+    return Pack(tensor, labels, None if classes is None else tuple(classes), mapped)
 
 
 def write_pack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from vae_cli.check import Natural
+from vae_cli.dataset.mapped import Mapped
 from vae_cli.errors import UserError
 from vae_cli.memory import memory_of
 
 MEAN_BYTES = 1 << 20  # of pixels in one step of Split.mean: they stay in the processor's cache
+CHUNKS_AHEAD = 32  # of these, that are read before they are needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,16 +25,36 @@ class Split:
     """The rows of one array of images that belong together.
 
     images: uint8 levels or float32 (N, C, H, W), in memory or memory-mapped, shared with the other splits or not;
-    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split. Batches are given on the
-    device of the index; images that are too many for it stay where they are, and travel batch by batch.
+    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split; mapped: their file, where
+    they may be more than memory holds. Batches are given on the device of the index; images that are too many for it
+    stay where they are, and travel batch by batch.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
+    mapped: Mapped | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
+
+    def shuffled(self, generator: torch.Generator, batch_size: int, skip: int = 0) -> Iterator[Tensor]:
+        """Yield every position of the split once, in batches (B,) but for the first `skip` of them, in an order that
+        depends on the generator alone. Images that may be more than memory holds are shuffled in blocks."""
+        if self.mapped is None:
+            order = torch.randperm(len(self), generator=generator).to(self.index.device)
+            yield from order.split(batch_size)[skip:]
+            return
+        for positions in self.mapped.shuffled(self.index.cpu(), generator, batch_size, skip):
+            yield positions.to(self.index.device)
+
+    def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield every position of the split once, in batches (B,) and in order."""
+        for positions in torch.arange(len(self), device=self.index.device).split(batch_size):
+            if self.mapped is not None:
+                for row in self._rows(positions).tolist():
+                    self.mapped.will_need(row, row)  # all at once, where a touch would wait for each
+            yield positions
 
     def batch(self, positions: Tensor) -> Tensor:
         """Return the images at these positions of the split, float32 (B, C, H, W); 8-bit levels are divided by 255."""
@@ -51,7 +74,13 @@ class Split:
             raise ValueError("an empty split has no mean image")
         total = torch.zeros(self.images.shape[1:], dtype=torch.float64)
         images_a_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
-        for rows in self.index.to(self.images.device).split(images_a_step):
+        # In the order of a file that they may lie in. Of 8-bit levels the sum is exact, whatever the order.
+        rows_in_order = self.index.sort().values if self.images.dtype == torch.uint8 else self.index
+        chunks = rows_in_order.to(self.images.device).split(images_a_step)
+        for number, rows in enumerate(chunks):
+            if self.mapped is not None:
+                ahead = chunks[min(number + CHUNKS_AHEAD, len(chunks) - 1)]
+                self.mapped.will_need(int(ahead[0]), int(ahead[-1]))
             total += self.images.index_select(0, rows).cpu().sum(0, dtype=torch.float64)
         if self.images.dtype == torch.uint8:
             total /= 255
@@ -62,7 +91,7 @@ class Split:
         labels = None if self.labels is None else self.labels.to(device)
         there = memory_of(torch.device(device)) if torch.device(device) != self.images.device else None
         fits = there is None or 2 * self.images.numel() * self.images.element_size() <= there
-        return Split(self.images.to(device) if fits else self.images, labels, self.index.to(device))
+        return Split(self.images.to(device) if fits else self.images, labels, self.index.to(device), self.mapped)
 
     def _rows(self, positions: Tensor) -> Tensor:
         return self.index.index_select(0, positions.to(self.index.device))
@@ -80,9 +109,9 @@ class Splits(NamedTuple):
         """Return the same splits on a device, where splits that share one array still share it."""
         train, validation, test = self.train.to(device), self.validation.to(device), self.test.to(device)
         if self.validation.images is self.train.images:
-            validation = Split(train.images, train.labels, validation.index)
+            validation = Split(train.images, train.labels, validation.index, train.mapped)
         if self.test.images is self.train.images:
-            test = Split(train.images, train.labels, test.index)
+            test = Split(train.images, train.labels, test.index, train.mapped)
         return Splits(train, validation, test, self.classes)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from vae_cli.check import Count, Natural
 from vae_cli.dataset.pack import (
     Chunk,
+    Pack,
     alone,
     cannot_write,
     data_folder,
@@ -87,18 +88,18 @@ class Torchvision(Dataset):
         return self._shape
 
     def load(self) -> Splits:
-        train_images, train_labels, classes = self._part(self.train)
-        train_rows, validation_rows, _ = partition(len(train_images), self.validation, self.split_seed)
-        test_images, test_labels, _ = self._part(self.test)
+        train = self._part(self.train)
+        train_rows, validation_rows, _ = partition(len(train.images), self.validation, self.split_seed)
+        test = self._part(self.test)
         return Splits(
-            Split(train_images, train_labels, train_rows),
-            Split(train_images, train_labels, validation_rows),
-            Split(test_images, test_labels, torch.arange(len(test_images))),
-            classes,
+            Split(train.images, train.labels, train_rows, train.mapped),
+            Split(train.images, train.labels, validation_rows, train.mapped),
+            Split(test.images, test.labels, torch.arange(len(test.images)), test.mapped),
+            train.classes,
         )
 
-    def _part(self, arguments: dict[str, Any]) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
-        """Return images uint8 (N, C, H, W), labels int64 (N,) and the names of the classes."""
+    def _part(self, arguments: dict[str, Any]) -> Pack:
+        """Return the images and labels that torchvision gives for these arguments, packed or as it has them."""
         data = data_folder(self.data_dir)
         name = "-".join([self.source, *(str(value) for value in arguments.values() if isinstance(value, str))])
         settings = {key: getattr(self, key) for key in ("source", "shape", "labels", "transpose", "crop")} | {
@@ -124,7 +125,7 @@ class Torchvision(Dataset):
             labels = torch.as_tensor(labels)
         if self.labels and (labels is None or labels.ndim != 1 or labels.is_floating_point()):
             raise self._no_labels()
-        return self._fit(images), None if labels is None else labels.to(torch.int64), classes
+        return Pack(self._fit(images), None if labels is None else labels.to(torch.int64), classes)
 
     def _open(self, data: Path, arguments: dict[str, Any]) -> Any:
         """Make torchvision's dataset, from the files that are there or, failing that, by a download."""
