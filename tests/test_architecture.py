@@ -40,7 +40,14 @@ LAYERS = [
     ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.neighbours", "metric.shortcuts"],
     ["metric.price", "metric.quality", "assessment"],
     ["comparison", "findings", "plots", "gallery", "html_report"],
-    ["commands.runs", "commands.train", "commands.sample", "commands.interpolate", "commands.evaluate"],
+    [
+        "commands.runs",
+        "commands.train",
+        "commands.repeat",
+        "commands.sample",
+        "commands.interpolate",
+        "commands.evaluate",
+    ],
     ["commands.compare", "commands"],
     ["cli", "__main__"],
 ]

@@ -26,7 +26,7 @@ from vae_cli.checkpoint import load_checkpoint
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.errors import Failure, UserError
-from vae_cli.experiment import Finished, run_experiment
+from vae_cli.experiment import Finished, likely_cause, run_experiment
 from vae_cli.files import locked
 from vae_cli.folder import RunDir
 from vae_cli.meter import Meter, NotFinite
@@ -299,6 +299,60 @@ def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:
     assert run.status() == "failed"
     if run.checkpoint_file.exists():
         assert all(value.isfinite().all() for value in weights(run.path).values())
+
+
+# With these a step is too large by a factor between 4 and 16.
+DIVERGING = ["optimizer=sgd", "optimizer.lr=4", "likelihood=gaussian", "likelihood.scale=1", "run_name=a"]
+
+
+def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Failure, match="type on_divergence=restart"):
+        train(*DIVERGING)
+    train(*DIVERGING, "on_divergence=restart")  # the same run, which goes on
+    run = RunDir(here / "runs/a")
+    summary = run.summary()
+    assert summary["status"] == "finished"
+    assert summary["restarts"] >= 1
+    assert len([said for said in summary["warnings"] if "went on from step" in said]) == summary["restarts"]
+    assert "went on from step 0" in capfd.readouterr().err
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+    rate = 4 * 0.25 ** summary["restarts"]
+    assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
+    assert all(value.isfinite().all() for value in weights(run.path).values())
+    train(*DIVERGING, "on_divergence=restart", "epochs=3")  # the smaller learning rate is remembered
+    assert RunDir(here / "runs/a").summary()["restarts"] == summary["restarts"]
+    assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
+
+
+def test_restarts_have_an_end(here: Path) -> None:
+    with pytest.raises(
+        Failure, match=r"diverged after 2 restarts: .* at step \d+, as .*last good checkpoint, of step 0"
+    ):
+        train(*DIVERGING, "optimizer.lr=1e30", "on_divergence=restart", "restarts=2")
+    assert RunDir(here / "runs/a").status() == "failed"
+
+
+def test_a_scheduled_learning_rate_is_slowed_down_too(here: Path) -> None:
+    train(*COSINE, "run_name=a", "epochs=1")
+    checkpoint = torch.load(here / "runs/a/checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, "restarts": 1}, here / "runs/a/checkpoint.pt")
+    before = curve(here / "runs/a", "train/learning_rate")[-1][1]
+    train(*COSINE, "run_name=a", "epochs=2")
+    assert curve(here / "runs/a", "train/learning_rate")[-1][1] < before / 3
+
+
+@pytest.mark.parametrize(
+    ("terms", "cause"),
+    [
+        (["weights"], "after a step that was too large"),
+        (["loss", "distortion"], "decoder's output"),
+        (["validation/loss", "validation/rate", "validation/penalty"], "codes, or their scales"),
+        (["loss", "penalty"], "regularizer weighs too much"),
+        (["loss", "distortion", "rate"], "steps that were too large"),
+    ],
+)
+def test_the_likely_cause_is_named(terms: list[str], cause: str) -> None:
+    assert cause in likely_cause(terms)
 
 
 def test_the_first_bad_step_is_named() -> None:

@@ -47,6 +47,8 @@ SETTINGS: dict[str, Any] = {
     "batch_size": Count,
     "seed": Natural,
     "max_grad_norm": Positive | None,
+    "on_divergence": Literal["stop", "restart"],
+    "restarts": Count,
     "precision": Literal["float32", "tf32", "bfloat16"],
     "compile": bool,
     "device": str,
@@ -95,6 +97,8 @@ def build_experiment(config: Config) -> Experiment:
         raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
+    if processes.count() > 1 and config["on_divergence"] == "restart":
+        raise UserError("on_divergence=restart is for one process: leave it out, and type the command again by hand.")
     if processes.count() > 1 and device.type != "cuda" and processes.has_batch_norm(model):
         raise UserError(
             "Batch normalization over the images of several processes needs GPUs; type network.normalization=group."

@@ -253,22 +253,35 @@ def train(
         str | None, typer.Option(help="Folder of your own with more choices: sigma/mine.yaml adds sigma=mine.")
     ] = None,
     hydra_help: Annotated[bool, typer.Option("--hydra-help", help="Show Hydra's own help.")] = False,
+    repeat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Train a finished run once more, beside it, and report what differs.",
+            autocompletion=_complete_run,
+        ),
+    ] = None,
     trust: Trust = None,
 ) -> None:
     """Train one model, or sweep over many."""
+    flags = {
+        "multirun": multirun,
+        "cfg": cfg,
+        "package": package,
+        "resolve": resolve,
+        "info": info,
+        "config_name": config_name,
+        "config_dir": config_dir,
+        "hydra_help": hydra_help,
+    }
+    if repeat is not None:
+        from vae_cli.commands import repeat as again
+
+        again.main(repeat, overrides or [], **flags)
+        return
     from vae_cli.commands import train as command
 
-    command.main(
-        overrides or [],
-        multirun=multirun,
-        cfg=cfg,
-        package=package,
-        resolve=resolve,
-        info=info,
-        config_name=config_name,
-        config_dir=config_dir,
-        hydra_help=hydra_help,
-    )
+    command.main(overrides or [], **flags)
 
 
 @app.command(

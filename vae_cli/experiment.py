@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import StringIO
 from pathlib import Path
@@ -34,7 +34,7 @@ from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
 from vae_cli.objective import POSTERIOR
 from vae_cli.progress import Progress
-from vae_cli.training import State, measure, restore, train
+from vae_cli.training import SLOWER, State, measure, restore, train
 
 log = logging.getLogger(__name__)
 
@@ -204,10 +204,13 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
                 f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False, markup=False
             )
         log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
-        try:
-            return _train_and_test(experiment, folder, console, state, about, is_one_of_many)
-        except NotFinite as error:
-            raise Failure(diverged(error, folder)) from error
+        while True:
+            try:
+                return _train_and_test(experiment, folder, console, state, about, is_one_of_many)
+            except NotFinite as error:
+                if config["on_divergence"] == "stop" or state.restarts == config["restarts"]:
+                    raise Failure(diverged(error, experiment, folder)) from error
+                state = restart(error, experiment, folder, console, state)
 
 
 def _train_and_test(
@@ -257,6 +260,7 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
         "posterior": {name: value for name, value in tested.items() if name in POSTERIOR},
         "seconds": round(state.seconds, 3),
         "warnings": state.warnings,
+        "restarts": state.restarts,
         "images_per_second": round(config["epochs"] * len(experiment.splits.train) / seconds, 1),
     }
 
@@ -295,6 +299,12 @@ def describe(experiment: Experiment) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(experiment.device) if cuda else str(experiment.device),
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
+        "determinism": {
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        },
     }
 
 
@@ -313,14 +323,49 @@ def git_commit() -> str | None:
     return found.stdout.strip()
 
 
-def diverged(error: NotFinite, folder: RunDir) -> str:
-    """Say what broke, at which step, what is left, and what to type."""
+def restart(error: NotFinite, experiment: Experiment, folder: RunDir, console: Console, state: State) -> State:
+    """Go back to the last checkpoint, with a smaller learning rate. Raises UserError or Failure as restore does."""
+    again = restore(experiment, folder)
+    again.restarts = state.restarts + 1
+    experiment.optimizer.slow_down(SLOWER**again.restarts)
+    folder.forget_metrics_after(again.step)
+    said = (
+        f"diverged: {error}, {likely_cause(error.terms)}; went on from step {again.step} with a learning rate times "
+        f"{SLOWER**again.restarts:g} (restart {again.restarts} of {experiment.config['restarts']})"
+    )
+    log.warning(said)
+    console.print(said, soft_wrap=True, highlight=False, markup=False)
+    again.warnings = [*again.warnings, said]
+    return again
+
+
+def likely_cause(terms: Sequence[str]) -> str:
+    """Say what most likely makes these terms, and no others, no finite numbers."""
+    broken = {term.rpartition("/")[2] for term in terms}
+    if broken == {"weights"}:
+        return "as after a step that was too large"
+    if "distortion" in broken and "rate" not in broken and "penalty" not in broken:
+        return "as where the decoder's output or the likelihood's scale grows without bound"
+    if "distortion" not in broken and "rate" in broken:
+        return "as where codes, or their scales, grow without bound"
+    if "distortion" not in broken and "penalty" in broken:
+        return "as where the regularizer weighs too much"
+    return "as after steps that were too large"
+
+
+def diverged(error: NotFinite, experiment: Experiment, folder: RunDir) -> str:
+    """Say what broke, at which step, why, what is left, and what to type."""
+    config = experiment.config
     left = "no checkpoint had been written yet"
     if folder.checkpoint_file.exists():
         left = f"the last good checkpoint, of step {load_checkpoint(folder.checkpoint_file)['step']}, is kept"
+    tried = f" after {config['restarts']} restarts" if config["on_divergence"] == "restart" else ""
+    help_itself = "" if tried else ", or type on_divergence=restart, which goes on from there by itself"
+    rate = experiment.optimizer.rate
     return (
-        f"the training of {folder.path} diverged: {error}; {left}. A smaller learning rate (optimizer.lr=1e-4) or "
-        "clipped gradients (max_grad_norm=100) may help."
+        f"the training of {folder.path} diverged{tried}: {error}, {likely_cause(error.terms)}; {left}. A learning rate "
+        f"smaller than {rate:g} (optimizer.lr={rate / 10:g}) or clipped gradients (max_grad_norm=100) may "
+        f"help{help_itself}."
     )
 
 

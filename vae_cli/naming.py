@@ -12,7 +12,7 @@ from typing import Any
 NO_PART_OF_THE_NAME = frozenset(
     [
         *("epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
-        *("checkpoint_minutes", "objective", "compile"),
+        *("checkpoint_minutes", "objective", "compile", "on_divergence", "restarts"),
     ]
 )
 ORDER = [

@@ -29,6 +29,7 @@ class ScheduledOptimizer:
                 )
         if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
             raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
+        self._factor = 1.0
         # What is not given is the class's own default.
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
         # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
@@ -54,9 +55,17 @@ class ScheduledOptimizer:
         """Set the learning rate of this moment."""
         if isinstance(self.lr, Constant):
             return
-        rate = self.lr.at(epoch)
+        self._set_rate(self.lr.at(epoch))
+
+    def slow_down(self, factor: float) -> None:
+        """Take every learning rate from now on times this factor."""
+        self._factor = factor
+        if isinstance(self.lr, Constant):
+            self._set_rate(self.lr.number)
+
+    def _set_rate(self, rate: float) -> None:
         for group in self.inner.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self._factor
 
     def step(self) -> None:
         self.inner.step()

@@ -25,6 +25,7 @@ from vae_cli.optimizer import clip_gradient
 from vae_cli.progress import Progress, is_milestone
 from vae_cli.schedule import Constant, Number, Schedule
 
+SLOWER = 0.25  # learning rate after a restart
 MONITORED = 1000  # training images whose posterior is looked at where none are held out
 
 
@@ -38,6 +39,7 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)  # of the last epoch
     warnings: list[str] = field(default_factory=list)
+    restarts: int = 0  # after a loss that was no number
     meter: Meter = field(default_factory=Meter)
 
 
@@ -55,6 +57,9 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     schedules = moving_schedules(experiment)
     parameters = [*model.parameters(), *regularizer.parameters()]
     clock = Clock(state, config["checkpoint_minutes"])
+
+    if state.step == 0 and config["on_divergence"] == "restart":
+        save(experiment, run, events, state, clock)
 
     with Interruption() as interruption:
         for epoch in range(state.step // steps, config["epochs"]):
@@ -223,6 +228,7 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
         "best": state.best,
         "record": state.record,
         "warnings": state.warnings,
+        "restarts": state.restarts,
         "images": fingerprint(experiment.splits),
         "random": random,
     }
@@ -247,6 +253,8 @@ def restore(experiment: Experiment, run: RunDir) -> State:
         state.meter.load_state_dict(saved["meter"])
         for name in ("step", "seconds", "training_seconds", "best", "record", "warnings"):
             setattr(state, name, saved[name])
+        state.restarts = saved.get("restarts", 0)  # which format 1 has not had from the beginning
+        experiment.optimizer.slow_down(SLOWER**state.restarts)
     except (RuntimeError, KeyError, ValueError) as error:
         raise Failure(f"{run.checkpoint_file} does not fit {run.config_file}: {first_line(error)}") from error
     return state
