@@ -332,7 +332,7 @@ def test_a_full_disk_is_said_in_words_and_loses_nothing(
         {"at": "write", "file": "/runs/", "number": number, "error": errno.ENOSPC, "stays": True}
         for number in (1, 4, 5, 6, 7, 8, 9, 12, 20, 40)
     ]
-    full += [{"at": "size", "number": size} for size in (10, 900, 2000, 5000, 20_000, 40_000)]
+    full += [{"at": "size", "number": size} for size in (900, 2000, 5000, 12_000, 20_000)]
     for fault in chance.sample(full, len(full) if is_long else 3):
         assert commands.run(*words, cwd=tmp_path, fault=fault) == 1, (fault, commands.err)
         faults += 1
@@ -363,6 +363,84 @@ def test_a_fault_while_it_packs_is_said_in_words(
         assert list(packed(tmp_path)) == [f"{next((tmp_path / 'data/packed').iterdir()).name}/.lock"]
     assert commands.run("train", *words, cwd=tmp_path) == 0, commands.err
     record_property("faults survived", str(len(faults)))
+
+
+@pytest.fixture(scope="module")
+def halfway(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its fifth epoch, after four checkpoints."""
+    folder = tmp_path_factory.mktemp("halfway")
+    words = ["train", *SELDOM, "run_name=a"]
+    assert commands.run(*words, cwd=folder, fault=appends("/metrics.jsonl", 5)[0]) == -signal.SIGKILL
+    return folder / "runs/a"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "summary.json", "config.yaml"])
+def test_a_file_that_was_cut_is_refused_in_words(
+    commands: Commands, name: str, halfway: Path, whole: Path, tmp_path: Path, is_long: bool, record_property: Any
+) -> None:
+    chance, words = random.Random(name), ["train", *SELDOM, "run_name=a"]
+    count = 12 if is_long else 1
+    for _ in range(count):
+        shutil.copytree(halfway, tmp_path / "runs/a")
+        file = tmp_path / "runs/a" / name
+        good = file.read_bytes()
+        file.write_bytes(good[: chance.randrange(len(good) - 2)])
+        before = {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
+        code = commands.run(*words, cwd=tmp_path)
+        assert code in (1, 2)  # of a config.yaml some of the keys may be left, and be others
+        assert commands.err.startswith("vae: ")
+        assert commands.err.count("\n") == 1
+        assert (f"runs/a/{name} is damaged" if code == 1 else "holds another run") in commands.err
+        assert "overwrite=true" in commands.err
+        assert before == {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
+        if name == "summary.json":
+            assert "Remove the file" in commands.err
+            file.unlink()
+            assert commands.run(*words, cwd=tmp_path) == 0, commands.err
+            assert "Going on at step" in commands.err
+        else:
+            assert commands.run(*words, "overwrite=true", cwd=tmp_path) == 0, commands.err
+            RunDir(file.parent).config()
+        check_finished(file.parent, whole)
+        shutil.rmtree(file.parent)
+    record_property("cuts met", str(count))
+
+
+def test_what_a_kill_can_cut_is_healed(
+    commands: Commands,
+    halfway: Path,
+    whole: Path,
+    tmp_path: Path,
+    is_long: bool,
+    record_property: Any,
+    tensorboard: Callable[..., Callable[..., Any]],
+) -> None:
+    chance, run = random.Random(9), tmp_path / "runs/a"
+    count = 12 if is_long else 1
+    for _ in range(count):
+        shutil.copytree(halfway, run)
+        metrics = run / "metrics.jsonl"
+        lines = metrics.read_bytes()
+        assert not lines.endswith(b"\n")  # half of the fifth
+        start = lines.rindex(b"\n") + 1
+        metrics.write_bytes(lines[: chance.randrange(start, len(lines))])
+        events = max(run.glob("events.*"))
+        content = events.read_bytes()
+        points = {tag: dict(found) for tag, found in curves(run).items()}
+        events.write_bytes(content[: chance.randrange(1, len(content))])
+        assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path) == 0, commands.err
+        assert records(run) == records(whole)
+        for tag, expected in curves(whole).items():  # what was cut off is gone, and all else is there, once
+            found = curves(run)[tag]
+            assert [point for point in expected if point in found] == found
+            assert [point for point in expected if point[0] > 4 * 41] == [point for point in found if point[0] > 4 * 41]
+            assert points.get(tag, {}).keys() >= {step for step, _ in found if step <= 4 * 41}
+        if is_long:  # TensorBoard's other reader
+            get = tensorboard(tmp_path / "runs")
+            found = get("plugin/scalars/scalars", run="a", tag="validation/loss")
+            assert [(step, value) for _, step, value in found] == curves(run)["validation/loss"]
+        shutil.rmtree(run)
+    record_property("cuts healed", str(count))
 
 
 def photos(folder: Path) -> list[str]:
