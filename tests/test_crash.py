@@ -304,7 +304,7 @@ def test_a_fault_is_said_in_words_and_loses_nothing(
             if kill_first is not None:
                 assert commands.run(*words, cwd=tmp_path, fault=kill_first) == -signal.SIGKILL
             all_of_them = [(name, fault) for name in group for fault in group[name]]
-            for name, fault in chance.sample(all_of_them, len(all_of_them) if is_long else 3):
+            for name, fault in chance.sample(all_of_them, len(all_of_them) if is_long else 2):
                 before = load_checkpoint(run / "checkpoint.pt") if (run / "checkpoint.pt").exists() else None
                 assert commands.run(*words, cwd=tmp_path, fault=fault) == 1, (fault, commands.err)
                 faults += 1
@@ -379,7 +379,7 @@ def test_a_file_that_was_cut_is_refused_in_words(
     commands: Commands, name: str, halfway: Path, whole: Path, tmp_path: Path, is_long: bool, record_property: Any
 ) -> None:
     chance, words = random.Random(name), ["train", *SELDOM, "run_name=a"]
-    count = 12 if is_long else 1
+    count = 6 if is_long else 1
     for _ in range(count):
         shutil.copytree(halfway, tmp_path / "runs/a")
         file = tmp_path / "runs/a" / name
@@ -416,8 +416,8 @@ def test_what_a_kill_can_cut_is_healed(
     tensorboard: Callable[..., Callable[..., Any]],
 ) -> None:
     chance, run = random.Random(9), tmp_path / "runs/a"
-    count = 12 if is_long else 1
-    for _ in range(count):
+    count = 6 if is_long else 1
+    for number in range(count):
         shutil.copytree(halfway, run)
         metrics = run / "metrics.jsonl"
         lines = metrics.read_bytes()
@@ -435,7 +435,7 @@ def test_what_a_kill_can_cut_is_healed(
             assert [point for point in expected if point in found] == found
             assert [point for point in expected if point[0] > 4 * 41] == [point for point in found if point[0] > 4 * 41]
             assert points.get(tag, {}).keys() >= {step for step, _ in found if step <= 4 * 41}
-        if is_long:  # TensorBoard's other reader
+        if is_long and number == 0:  # TensorBoard's other reader
             get = tensorboard(tmp_path / "runs")
             found = get("plugin/scalars/scalars", run="a", tag="validation/loss")
             assert [(step, value) for _, step, value in found] == curves(run)["validation/loss"]
