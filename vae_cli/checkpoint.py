@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -35,8 +36,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"{path.parent} has no {path.name}: its training has not come to a first checkpoint. "
             "Type the command that started it again, and it goes on."
         ) from error
-    except PermissionError:
-        raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # a disk or a network that fails does not damage the file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {ANEW}") from error
     except Exception as error:  # bytes at random can make the unpickler raise anything
         raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {ANEW}") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):

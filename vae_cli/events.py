@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from vae_cli.errors import is_failure
-from vae_cli.files import write_text
+from vae_cli.files import blaming, replace_file, write_text
 from vae_cli.image import grid, save_png
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 Hparam: TypeAlias = bool | int | float | str
 
-# The names sort before and after those of the SummaryWriter, events.out.tfevents.<seconds>..., in the order in which
+# The names sort before and after those of an EventFile, events.out.tfevents.<seconds>..., in the order in which
 # TensorBoard reads the files of a run.
 START = "events.out.tfevents.0000000000.start"
 END = "events.out.tfevents.{:010d}.~end"
+VERSION = "brain.Event:2"  # of the format, in the first event of a file
 
 BINS = 64  # of equal width; by default they widen with the value, and a constant scale of 1 seems to vary
 POINTS = 5000  # latent codes in the projector: its limit for t-SNE, UMAP and comfort
@@ -40,8 +42,6 @@ class EventWriter:
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a fifth of a second
-
         self.folder = folder
         # TensorBoard keeps the first end that it finds in a run, and this run is going on. The files themselves stay: a
         # TensorBoard that is running would stumble over a missing one and stop reading.
@@ -53,7 +53,9 @@ class EventWriter:
         # TensorBoard's reader in Python takes the first purge of a run for its beginning and hides nothing (its data
         # server needs none: it drops what is repeated). So a new run begins with one.
         is_new = not any(folder.glob("events.out.tfevents.*"))
-        self._writer: Any = SummaryWriter(folder, purge_step=0 if is_new else purge_step)
+        self._file: EventFile | None = EventFile(folder)
+        if is_new or purge_step is not None:
+            self._file.purge(0 if is_new else purge_step or 0)
 
     def __enter__(self) -> Self:
         return self
@@ -86,14 +88,14 @@ class EventWriter:
         content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
         # In a file of its own, which a resumed run writes anew: TensorBoard keeps the first start that it finds in a
         # run, and a run that is trained further has other epochs.
-        self._write_alone(START, metadata.SESSION_START_INFO_TAG, content)
+        _write_alone(self.folder / START, _hparams(metadata.SESSION_START_INFO_TAG, content))
 
     def close(self, status: Status) -> None:
         """Write what is pending and how the run ended; an interrupted one has not ended and stays "unknown"."""
-        if self._writer is None:
+        if self._file is None:
             return
-        self._writer.close()
-        self._writer = None
+        self._file.close()
+        self._file = None
         if status == "interrupted":
             return
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -103,55 +105,44 @@ class EventWriter:
             end_time_secs=time.time(),
         )
         content = plugin_data_pb2.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
-        self._write_alone(END.format(int(time.time())), metadata.SESSION_END_INFO_TAG, content)
-
-    def _write_alone(self, name: str, tag: str, content: Any) -> None:
-        """Write one summary for the HPARAMS plugin as an event file of its own."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.plugins.hparams import metadata
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
-        # The tensor is empty; without one TensorBoard's data server would not list the summary.
-        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
-        now = time.time()
-        new = self.folder / f".{name.replace('tfevents', 'new')}"  # TensorBoard reads whatever is named tfevents
-        with new.open("wb") as file:
-            records = RecordWriter(file)
-            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            records.write(Event(wall_time=now, step=0, summary=Summary(value=[value])).SerializeToString())
-        os.replace(new, self.folder / name)
+        _write_alone(self.folder / END.format(int(time.time())), _hparams(metadata.SESSION_END_INFO_TAG, content))
 
     def layout(self) -> None:
         """Lay out the custom scalars page: each term of the loss, training over validation, and the posterior."""
+        from torch.utils.tensorboard.summary import custom_scalars  # takes a fifth of a second
+
         terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
         losses = {term: ["Multiline", [f"^(train|validation)/{term}$"]] for term in terms}  # tags are patterns
         posterior = {
             "posterior scale": ["Multiline", ["^posterior/scale_(mean|min)$"]],
             "spread of loc": ["Multiline", ["^posterior/loc_std$"]],
         }
-        self._writer.add_custom_scalars({"train and validation": losses, "posterior": posterior})
+        self._write(custom_scalars({"train and validation": losses, "posterior": posterior}))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write one point for each tag, such as train/loss, at a step; a value that is not finite is shown as such."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        self._write(_points(values), step)
 
-        # One event for all of them: SummaryWriter.add_scalar would make one each.
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._writer.file_writer.add_summary(Summary(value=points), step)
+    def results(self, values: Mapping[str, float], step: int) -> None:
+        """Write the points with which a run ends at a step, in place of those of an end that was not its last: a
+        process that was killed in it."""
+        add_scalars(self.folder, f"test-{step}", values, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         """Write a histogram of the finite values of each tensor, whatever its shape; one without any is left out."""
+        from torch.utils.tensorboard.summary import histogram
+
         for tag, tensor in values.items():
             finite = tensor.detach().float()
             finite = finite[finite.isfinite()]
             if finite.numel():
-                self._writer.add_histogram(tag, finite, step, bins=BINS)
+                self._write(histogram(tag, finite.cpu().numpy(), BINS), step)
 
     def pictures(self, tag: str, picture: Picture, step: int) -> None:
         """Write one uint8 picture (H, W, 3)."""
-        self._writer.add_image(tag, picture, step, dataformats="HWC")
+        from torch.utils.tensorboard.summary import image
+
+        self._write(image(tag, picture, dataformats="HWC"), step)
 
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1] where there are any.
@@ -185,8 +176,13 @@ class EventWriter:
         write_text(self.folder / "projector_config.pbtxt", text_format.MessageToString(config))
 
     def flush(self) -> None:
-        """Write what is pending to disk."""
-        self._writer.flush()
+        """Have all that was written survive a power failure."""
+        assert self._file is not None
+        self._file.flush()
+
+    def _write(self, summary: Any, step: int = 0) -> None:
+        assert self._file is not None
+        self._file.write(step=step, summary=summary)
 
 
 class NoEvents(EventWriter):
@@ -207,6 +203,9 @@ class NoEvents(EventWriter):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         pass
 
+    def results(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         pass
 
@@ -223,14 +222,81 @@ class NoEvents(EventWriter):
 def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
     """Add points to the curves of a run that has ended, in an event file of that name, in place of those that an
     earlier call has added under it."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    for file in folder.glob(f"events.*.{name}"):
+    for file in folder.glob(f"events.*.~{name}"):
         os.truncate(file, 0)  # not removed: a TensorBoard that is running would stumble over a missing file
-    writer: Any = SummaryWriter(folder, filename_suffix=f".{name}")
-    for tag, value in values.items():
-        writer.add_scalar(tag, value, step)
-    writer.close()
+    _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values), step)
+
+
+class EventFile:
+    """An event file that is written at once, so that an error is raised where it happens, and names the file.
+
+    SummaryWriter writes in a thread, which reports an error late and with a traceback, and never flushes to the disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = self.path.open("ab")
+        self._records = RecordWriter(self._file)
+        self.write(file_version=VERSION)
+
+    def write(self, **fields: Any) -> None:
+        """Write one event: a step, and a summary or something else that an event can hold."""
+        with blaming(self.path):
+            self._records.write(_event(**fields))
+            self._file.flush()  # TensorBoard sees it
+
+    def purge(self, step: int) -> None:
+        """Hide what earlier files of the run have at this step and later."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self.write(step=step, session_log=SessionLog(status=SessionLog.START))
+
+    def flush(self) -> None:
+        with blaming(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with blaming(self.path), self._file:
+            self.flush()
+
+
+def _event(**fields: Any) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return Event(wall_time=time.time(), **fields).SerializeToString()
+
+
+def _points(values: Mapping[str, float]) -> Any:
+    """One summary for all of them: SummaryWriter.add_scalar would make one each."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+
+
+def _hparams(tag: str, content: Any) -> Any:
+    """A summary for the HPARAMS plugin."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import metadata
+
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+    # The tensor is empty; without one TensorBoard's data server would not list the summary.
+    value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
+    return Summary(value=[value])
+
+
+def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
+    """Write one summary as an event file of its own, which is there whole or not at all."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(file: IO[bytes]) -> None:
+        records = RecordWriter(file)
+        records.write(_event(file_version=VERSION))
+        records.write(_event(step=step, summary=summary))
+
+    replace_file(path, write)
 
 
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:

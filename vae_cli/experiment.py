@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from vae_cli.errors import Failure, UserError, is_failure
 from vae_cli.evaluation import questioned
 from vae_cli.events import EventWriter, NoEvents
 from vae_cli.files import is_locked, locked
-from vae_cli.folder import Follower, RunDir
+from vae_cli.folder import ANEW, Follower, RunDir
 from vae_cli.launch import this_process
 from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
@@ -175,7 +175,7 @@ def lock(folder: RunDir, until: ExitStack) -> None:
 
 def prepare(folder: RunDir, config: Config) -> bool:
     """Leave in a run's folder what the training begins with, and say whether it is a new one. Raises Finished."""
-    for part in folder.path.glob(".*.part"):  # of a file that a killed process was writing
+    for part in (*folder.path.glob(".*.part"), *folder.path.glob("projector/.*.part")):  # a killed process wrote them
         part.unlink()
     todo = look_at(folder, config, is_ours=True)
     if todo == "finished":
@@ -183,7 +183,11 @@ def prepare(folder: RunDir, config: Config) -> bool:
     if todo == "new":
         clear(folder)
     else:
-        load_checkpoint(folder.checkpoint_file)  # a damaged one is refused before anything is written
+        # Damaged ones are refused before anything is written, and before a training that would need them in its end.
+        if load_checkpoint(folder.checkpoint_file).get("best"):
+            if not folder.best_file.exists():
+                raise Failure(f"{folder.best_file} is missing, and its weights are the best. {ANEW}")
+            load_checkpoint(folder.best_file)
     return todo == "new"
 
 
@@ -248,7 +252,7 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
     if bad:
         raise NotFinite(step, bad)
     embed(experiment, events, step)
-    events.scalars({f"test/{name}": value for name, value in tested.items() if name not in POSTERIOR}, step)
+    events.results({f"test/{name}": value for name, value in tested.items() if name not in POSTERIOR}, step)
     seconds = state.training_seconds
     return {
         "epoch": config["epochs"],
@@ -381,10 +385,21 @@ def clear(folder: RunDir) -> None:
         (folder.path / name).unlink(missing_ok=True)
 
 
+class Log(logging.FileHandler):
+    """A log that keeps silent where it cannot be written: on a full disk there is more to say than that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged(folder: RunDir) -> Iterator[None]:
     """Write this package's log messages to train.log while the run is under way."""
-    handler = logging.FileHandler(folder.log_file) if processes.is_first() else logging.NullHandler()
+    handler = Log(folder.log_file) if processes.is_first() else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vae_cli")
     logger.addHandler(handler)
@@ -405,10 +420,12 @@ def outcome(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
     except BaseException as error:  # whatever it is: it is written down and raised again
         if is_failure(type(error)):
             log.exception("failed")
-            folder.write_summary({"status": "failed", "error": str(error), **about})
+            summary = {"status": "failed", "error": str(error), **about}
         else:
             log.info("interrupted")
-            folder.write_summary({"status": "interrupted", **about})
+            summary = {"status": "interrupted", **about}
+        with suppress(OSError):  # a full disk; without the lock "running" is read as "interrupted"
+            folder.write_summary(summary)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -16,8 +17,11 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises OSError, and leaves what stood there before as it was, where it cannot be written.
     """
-    try:
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with blaming(path):
+        # The first part of the name alone: TensorBoard reads whatever has tfevents in its name.
+        descriptor, beside = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem.partition('.')[0]}.", suffix=".part"
+        )
         try:
             with os.fdopen(descriptor, "wb") as file:
                 write(file)
@@ -28,22 +32,32 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
+        flush_folder(path.parent)
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Have errors of the system name the file that a person knows of: a full disk names none at all."""
+    try:
+        yield
     except OSError as error:
         if error.errno is None:
             raise
-        # The file that a person knows of: a full disk names none at all.
         raise OSError(error.errno, error.strerror, str(path)) from error
-    flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
     """Make new names in a folder survive a power failure, where the system can do that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # what some network file systems answer
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

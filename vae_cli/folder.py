@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vae_cli.errors import Failure, UserError, first_line, nearest
-from vae_cli.files import is_locked, write_json, write_text
+from vae_cli.files import blaming, is_locked, write_json, write_text
 from vae_cli.naming import AXES
 
 ANEW = "Train the run anew: the command that made it, with overwrite=true."
+AGAIN = (
+    "Remove the file and type the command that made the run: it goes on from its checkpoint. With overwrite=true it "
+    "trains the run anew."
+)
 
 SWEEP_FILE = "sweep.json"
 
@@ -80,10 +84,10 @@ class RunDir:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {ANEW}") from error
+            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {AGAIN}") from error
         figures = summary.get("test", {}) if isinstance(summary, dict) else None
         if not isinstance(figures, dict) or not all(isinstance(value, int | float) for value in figures.values()):
-            raise Failure(f"{self.summary_file} is damaged: it does not hold the figures of a run. {ANEW}")
+            raise Failure(f"{self.summary_file} is damaged: it does not hold the figures of a run. {AGAIN}")
         return summary
 
     def status(self) -> Status:
@@ -120,7 +124,7 @@ class RunDir:
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        with self.metrics_file.open("a") as file:
+        with blaming(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vae_cli.dataset.mapped import BEYOND, Mapped
 from vae_cli.errors import Failure, UserError
-from vae_cli.files import locked
+from vae_cli.files import flush_folder, locked
 
 FORMAT = 1  # of a pack; another number and all are packed again
 IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
@@ -94,7 +94,7 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
         # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
         images = np.load(home / "images.npy", mmap_mode="c")
         labels = torch.from_numpy(np.load(home / "labels.npy")) if about["labels"] else None
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # not there, or not whole
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):  # not there, or not whole
         return None
     classes = about["classes"]
     is_beyond = images.nbytes > BEYOND
@@ -113,15 +113,20 @@ def write_pack(
     """Write the images as `<folder>/<fingerprint>/`, remove what else is packed in the folder and return the pack.
 
     The pack appears at once and whole, by the renaming of its folder: a packing that is killed leaves no pack, and the
-    next one removes its remains. Failure where the disk is full or cannot be written.
+    next one begins with removing its remains. Only one process at a time may be in here (see alone). Failure where the
+    disk is full or cannot be written.
     """
     try:
+        for remains in folder.glob(".partial-*"):
+            shutil.rmtree(remains, ignore_errors=True)
         part = folder / f".partial-{token_hex(4)}"  # not mkdtemp's, which nobody else may read
         part.mkdir()
         try:
             _write(part, shape, chunks, classes)
+            flush_folder(part)
             shutil.rmtree(folder / fingerprint, ignore_errors=True)  # of a pack that could not be opened
             os.replace(part, folder / fingerprint)
+            flush_folder(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         for other in folder.iterdir():
