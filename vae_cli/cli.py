@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vae_cli.errors import UserError, explain, nearest
+from vae_cli.errors import UserError, explain, nearest, visible
 from vae_cli.launch import is_first, refuse_several, this_process
 
 if TYPE_CHECKING:
@@ -546,6 +546,7 @@ def _run() -> int:
         return 130
     except Exception as error:  # the border: whatever happened, a person reads one message
         message, code = _explain(error)
+        message = visible(message)
         if not is_first():  # of several processes the first says what all of them see
             if not _is_told(error):
                 _print_error(f"{this_process()}: {message}")

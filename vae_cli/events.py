@@ -226,6 +226,8 @@ def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int)
     from torch.utils.tensorboard import SummaryWriter
 
     for file in folder.glob(f"events.*.{name}"):
+        if file.is_symlink():  # not ours, and it leads elsewhere
+            continue
         os.truncate(file, 0)  # not removed: a TensorBoard that is running would stumble over a missing file
     writer: Any = SummaryWriter(folder, filename_suffix=f".{name}")
     for tag, value in values.items():

@@ -150,7 +150,7 @@ class CheckedLauncher(Launcher):
         arms = self.config.get("arms")
         if arms is None:
             return jobs
-        if not isinstance(arms, ListConfig):
+        if not isinstance(arms, ListConfig) or not arms or not all(isinstance(arm, str) for arm in arms):
             raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
