@@ -231,3 +231,15 @@ def refused(ask: Callable[..., Answer]) -> Callable[..., str]:
         return found.err
 
     return call
+
+
+@pytest.fixture
+def accepted() -> type[BaseException]:
+    """What is raised where a training was about to start."""
+    return Accepted
+
+
+@pytest.fixture
+def listed() -> Callable[[], dict[str, object]]:
+    """List what lies below the folder that one stands in."""
+    return lambda: listing(Path.cwd())

@@ -348,7 +348,9 @@ def check_settings(config: Config) -> None:
         )
     for axis in AXES:
         if not isinstance(config.get(axis), Mapping) or "_target_" not in config[axis]:
-            raise UserError(f"{axis} is missing; type {axis}=...")
+            chosen = config.get("choices", {}).get(axis)
+            reason = f"{axis}={chosen} names no class: its file needs a _target_" if chosen else "it is missing"
+            raise UserError(f"{axis}: {reason}; type another {axis}=...")
     allowed = [*SETTINGS, *AXES, "choices"]
     for key in config:
         if key not in allowed:

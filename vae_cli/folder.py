@@ -18,6 +18,7 @@ from vae_cli.naming import AXES
 ANEW = "Train the run anew: the command that made it, with overwrite=true."
 
 SWEEP_FILE = "sweep.json"
+CONFIG_DEPTH = 20
 CONFIG_BYTES = 1_000_000  # of a configuration at most; it has about a thousand
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
@@ -67,8 +68,11 @@ class RunDir:
 
         try:
             text = read_text(self.config_file, CONFIG_BYTES)
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-                raise ValueError("it refers to itself")  # a few lines can stand for billions
+            depth = 0
+            for event in yaml.parse(text, yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can stand for billions
+                    raise ValueError("it refers to itself, or lists lie in lists without end")
             config = yaml.safe_load(text)
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error

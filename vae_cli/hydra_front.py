@@ -258,6 +258,9 @@ def translate(
         return UserError(_override_message(overrides, groups) or first_line(error))
     if type(error).__module__.startswith("yaml."):
         return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
+    if extra_dirs and isinstance(error, (UnicodeDecodeError, RecursionError)):
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "lists lie in lists without end"
+        return UserError(f"A file that was chosen from {extra_dirs[0]} cannot be read: {why}.")
     if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
         return UserError(first_line(error))
     if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
