@@ -139,7 +139,8 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise UserError(f"'{path}' is not an image that can be read.") from None
     # What the readers of Pillow raise for broken files.
     except Image.DecompressionBombError:
-        raise UserError(f"'{path}' has so many pixels that it may be an attack: make it smaller.") from None
+        many = "it has so many pixels that it may be an attack; make it smaller"
+        raise UserError(f"'{path}' is not an image that can be read: {many}.") from None
     except UNREADABLE as error:
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error
     return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
