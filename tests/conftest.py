@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -124,3 +126,120 @@ def compose() -> Callable[..., dict[str, Any]]:
             return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
 
     return plain
+
+
+class Answer(NamedTuple):
+    """What a command ended with, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Accepted(BaseException):
+    """A training was about to start, which a test of wrong input does not wait for."""
+
+
+def answer(*words: str) -> Answer:
+    """Call the program in this process as a person does, in the folder that one stands in."""
+    from vae_cli.cli import main
+
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["vae", *words])
+        try:
+            main()
+        except SystemExit as stop:
+            return Answer(stop.code if isinstance(stop.code, int) else 1, out.getvalue(), err.getvalue())
+    raise AssertionError("the program ends by SystemExit")
+
+
+def listing(folder: Path) -> dict[str, object]:
+    """What tells whether anything below a folder was made, changed or removed."""
+    found: dict[str, object] = {}
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            stat = os.lstat(os.path.join(path, name))
+            found[os.path.join(path, name)] = (stat.st_size, stat.st_mtime_ns) if name in files else stat.st_mode
+    return found
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished runs runs/digits/a and, without noise, runs/digits/b, and some other files."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (["run_name=digits/a"], ["run_name=digits/b", "sigma=deterministic"]):
+            assert answer("train", "epochs=1", "network.hidden=[8]", "latent=2", *words).code == 0
+    for event in folder.rglob("events.*"):
+        event.unlink()
+    (folder / "photos").mkdir()
+    for shade in range(6):
+        Image.new("RGB", (9, 9), (20 * shade, 0, 0)).save(folder / f"photos/{shade}.png")
+    Image.new("L", (8, 8), 100).save(folder / "one.png")
+    (folder / "text.png").write_text("no picture")
+    (folder / "file.txt").write_text("x")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of these runs that a test stands in and may damage, where no training starts."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise Accepted
+
+    shutil.copytree(two_runs, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.setattr("vae_cli.experiment.run_experiment", stop)
+    monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def ask() -> Callable[..., Answer]:
+    """Call the program: `ask("runs").code`."""
+    return answer
+
+
+@pytest.fixture
+def refused(ask: Callable[..., Answer]) -> Callable[..., str]:
+    """Call the program with what it has to refuse, and give its message: `refused("train", "latent=0")`.
+
+    It is one message on stderr without a traceback, and nothing below the folder that one stands in has changed.
+    """
+
+    def call(*words: str, code: int = 2) -> str:
+        before = listing(Path.cwd())
+        try:
+            found = ask(*words)
+        except Accepted:
+            return pytest.fail(f"accepted: {words}")
+        assert found.code == code, found
+        assert found.err.startswith("vae: "), found
+        assert found.err.count("vae: ") == 1, found
+        assert "Traceback" not in found.err + found.out, found
+        assert "HYDRA_FULL_ERROR" not in found.err, found
+        assert not re.search(r"\b[A-Z][A-Za-z]+(Error|Exception)\b", found.err), found
+        assert "\x1b" not in found.err + found.out
+        assert found.out == ""
+        assert listing(Path.cwd()) == before
+        return found.err
+
+    return call
+
+
+@pytest.fixture
+def accepted() -> type[BaseException]:
+    """What is raised where a training was about to start."""
+    return Accepted
+
+
+@pytest.fixture
+def listed() -> Callable[[], dict[str, object]]:
+    """List what lies below the folder that one stands in."""
+    return lambda: listing(Path.cwd())

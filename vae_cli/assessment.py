@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 
 from vae_cli.build import find_class, find_threads, fingerprint
+from vae_cli.check import is_finite
 from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.events import add_scalars
-from vae_cli.files import write_json
+from vae_cli.files import plain, read_text, write_json
 from vae_cli.folder import RunDir
 from vae_cli.metric.base import BUDGETS, Figure, Metric, Subject, as_plain, measure, undefined
 from vae_cli.metric.bits import MutualInformation, NoiseProbe, Quantization, Rate, SignalToNoise
@@ -25,6 +26,7 @@ from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior
 from vae_cli.metric.quality import Quality
 from vae_cli.metric.scales import PullOverTraining, ScaleDistribution
 from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentification
+from vae_cli.output import refuse_link
 from vae_cli.run import Run
 
 FORMAT = 1
@@ -73,19 +75,44 @@ def assessment(folder: RunDir) -> dict[str, Any] | None:
     file = metrics_file(folder)
     again = f"To measure anew type vae evaluate {folder.path} --overwrite"
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(read_text(file))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
     kinds = {"format": int, "profile": str, "seed": int, "weights": str, "weights_digest": str}
     kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    if (
+        not isinstance(found, dict)
+        or not all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+        or not _is_evaluation(found)
+    ):
         raise Failure(f"{file} is damaged. {again}")
     current = folder.weights_file(found["weights"])
     return found if current.exists() and _digest(current) == found["weights_digest"] else None
+
+
+def _is_evaluation(found: Mapping[str, Any]) -> bool:
+    """Whether what was measured has the form of it."""
+    if found["profile"] not in PROFILES or not isinstance(found["budget"].get("samples"), int) or not plain(found):
+        return False
+    entries = [*found["figures"].values(), *found["left_out"].values()]
+    if not all(isinstance(entry, dict) and _is_entry(entry) for entry in entries):
+        return False
+    values = [entry.get("value") for entry in found["figures"].values()]
+    numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
+    reasons = [entry.get("reason") for entry in found["left_out"].values()]
+    return all(map(is_finite, numbers)) and all(isinstance(reason, str) for reason in reasons)
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    words = [entry.get(key, "") for key in ("unit", "note", "reason")]
+    error = entry.get("error", 0)
+    numbers = [entry.get("count", 0), *(error if isinstance(error, list) else [error])]
+    needed = [entry.get("metric"), entry.get("claim")]
+    return all(isinstance(word, str) for word in (*words, *needed)) and all(map(is_finite, numbers))
 
 
 def assess(
@@ -109,6 +136,7 @@ def assess(
     status = folder.status()
     if status != "finished":
         raise UserError(f"{folder.path} is {status}, and only a finished run is measured. Type its command again.")
+    refuse_link(folder.path, "evaluation")
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))

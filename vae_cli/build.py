@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "precision": Literal["float32", "tf32", "bfloat16"],
     "compile": bool,
     "device": str,
-    "threads": Count | Literal["auto"],
+    "threads": Annotated[int, Interval(1, 1024)] | Literal["auto"],
     "data_dir": str | None,
     "runs_dir": str,
     "run_name": str | None,
@@ -176,6 +176,25 @@ def check_memory(config: Config, shape: tuple[int, int, int], device: torch.devi
     )
 
 
+def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> None:
+    """Check the configuration of a stored run, and that the model that it describes has weights of these shapes, before
+    that model takes any memory. Raises UserError, or ValueError where the weights are others."""
+    for key, kind in SETTINGS.items():
+        if key in config:
+            _check_value(config[key], kind, key)
+    check_latent(config)
+    try:
+        with torch.device("meta"):
+            model = build_model({**config, "precision": "float32"}, shape)
+    except (RuntimeError, NotImplementedError):
+        return  # a part of the user's own may ask for real numbers
+    described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in {**described, **weights}:
+        if described.get(name) != weights.get(name):
+            there, here = (str(sizes.get(name, "missing")) for sizes in (weights, described))
+            raise ValueError(f"{name} is {there} there and {here} here")
+
+
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
     """The model of a run, with weights that are still to be loaded."""
     return assemble(build_parts(config), config, shape, torch.zeros(shape), 1.0)
@@ -203,6 +222,13 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
 def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOptimizer:
     """The optimizer that a node of the configuration names. Raises UserError."""
     arguments = _arguments(node, "optimizer")
+    kind = find_class(node["_target_"], "optimizer", Optimizer)
+    hints = get_type_hints(kind.__init__)
+    for key, value in arguments.items():
+        if key != "lr":  # torch itself takes tensors too, which no file can hold
+            _check_value(value, hints.get(key, Any), f"optimizer.{key}")
+    if "betas" in arguments and len(arguments["betas"]) != 2:
+        raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: it takes two, as [0.9,0.999].")
     if "lr" in arguments:
         rate = arguments["lr"]
         _check_value(rate, NonNegative | Schedule, "optimizer.lr")
@@ -211,12 +237,14 @@ def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOp
                 f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's own default: say where it starts and "
                 "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
             )
-    return ScheduledOptimizer(find_class(node["_target_"], "optimizer", Optimizer), parameters, arguments)
+    return ScheduledOptimizer(kind, parameters, arguments)
 
 
 def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
     """Build the object that a node names by `_target_`, from its other keys, after they are checked against the types
     in the constructor's signature. Raises UserError, with the full key in it."""
+    if "_target_" not in node:
+        raise UserError(f"{path}._target_ is missing: it names the class that {path} is.")
     target = find_class(node["_target_"], path, kind)
     arguments = _arguments(node, path)
     # A class without a constructor of its own has nn.Module's *args and **kwargs, which are no settings.
@@ -267,13 +295,16 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "(a schedule)" if "_target_" in value else "(several settings)"
     words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def find_class(target: str, path: str, kind: type) -> Any:
     """Import the class that `_target_` names, where it is allowed: those of this package's axes, of torch.optim, and of
     modules that the user trusts by name. Raises UserError."""
-    module_name, _, name = str(target).rpartition(".")
+    if not isinstance(target, str):
+        raise UserError(f"{path}._target_={_shown(target)} is not the name of a class; leave it out.")
+    module_name, _, name = target.rpartition(".")
     allowed = (*ALLOWED, *trusted())
     if not _is_within(module_name, allowed):
         top = module_name.partition(".")[0] or target
@@ -292,6 +323,8 @@ def find_class(target: str, path: str, kind: type) -> Any:
         raise UserError(f"{path}._target_={target} is not there.{nearest(name, vars(module))}")
     if not (isinstance(found, type) and issubclass(found, kind) and _is_within(found.__module__, allowed)):
         raise UserError(f"{path}._target_={target} cannot be used as {path}: it is not a {kind.__name__}.")
+    if found is kind or inspect.isabstract(found):
+        raise UserError(f"{path}._target_={target} is what all choices of {path} have in common, and none itself.")
     return found
 
 
@@ -311,6 +344,7 @@ def check_settings(config: Config) -> None:
             raise UserError(f"{key} is missing; type {key}=...")
         _check_value(config[key], kind, key)
     check_objective(config["objective"])
+    check_latent(config)
     if config["batch_size"] < processes.count():
         raise UserError(
             f"batch_size={config['batch_size']} is less than an image for each of {processes.count()} processes; type "
@@ -318,11 +352,24 @@ def check_settings(config: Config) -> None:
         )
     for axis in AXES:
         if not isinstance(config.get(axis), Mapping) or "_target_" not in config[axis]:
-            raise UserError(f"{axis} is missing; type {axis}=...")
+            chosen = config.get("choices", {}).get(axis)
+            reason = f"{axis}={chosen} names no class: its file needs a _target_" if chosen else "it is missing"
+            raise UserError(f"{axis}: {reason}; type another {axis}=...")
     allowed = [*SETTINGS, *AXES, "choices"]
     for key in config:
         if key not in allowed:
             raise UserError(f"{key} is not a setting.{nearest(key, allowed)} Allowed are {', '.join(allowed[:-1])}.")
+
+
+def check_latent(config: Config) -> None:
+    """Raise UserError where an axis is told another number of dimensions than the code has."""
+    for axis in AXES:
+        told = config[axis].get("latent", config["latent"]) if isinstance(config.get(axis), Mapping) else None
+        if told is not None and told != config["latent"]:
+            raise UserError(
+                f"{axis}.latent={_shown(told)} is not allowed: the code has latent={config['latent']} dimensions. "
+                f"Leave it out, or type latent={_shown(told)}."
+            )
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -345,7 +392,8 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"device={name} is not a device; type device=auto, cpu, cuda, cuda:1 or mps.") from error
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}.get(device.type, False)
-    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not there or (device.index or 0) >= count:
         raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
     return device
 

@@ -51,7 +51,7 @@ def groups(*extra_dirs: Path) -> dict[str, Group]:
     for folder in (configs_dir(), *extra_dirs):
         for file in sorted(folder.glob("*/**/*.yaml")):
             name = file.parent.relative_to(folder).as_posix()
-            if name != "hydra" and not name.startswith("hydra/"):
+            if name != "hydra" and not name.startswith("hydra/") and file.is_file():
                 found.setdefault(name, {}).setdefault(file.stem, _read_choice(file))
     return {name: Group(name, choices) for name, choices in found.items() if choices}
 

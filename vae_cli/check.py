@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold: a truth value is none, nor is a whole number of 400 digits."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,7 @@ class Interval:
 
     def holds(self, number: Any) -> bool:
         above = self.low < number if self.open_low else self.low <= number
-        return bool(isfinite(number) and above and number <= self.high)
+        return bool(is_finite(number) and above and number <= self.high)
 
     def __str__(self) -> str:
         below = "" if self.low == -inf else f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
@@ -31,7 +41,7 @@ class Interval:
 Positive = Annotated[float, Interval(0, open_low=True)]
 NonNegative = Annotated[float, Interval(0)]
 Probability = Annotated[float, Interval(0, 1)]
-Count = Annotated[int, Interval(1)]
+Count = Annotated[int, Interval(1, 10**9)]  # what a machine can count to, and torch can take for a size
 Natural = Annotated[int, Interval(0)]
 
 
@@ -49,7 +59,7 @@ def is_allowed(value: object, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(is_allowed(value, option) for option in get_args(kind))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+        return is_finite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is None or kind is type(None):
@@ -75,6 +85,8 @@ def describe(kind: Any) -> str:
     if isinstance(container, type) and issubclass(container, Sequence) and container is not str:
         items = [item for item in get_args(kind) if item is not Ellipsis]
         return f"a list, each item {describe(items[0])}" if items else "a list"
+    if isinstance(container, type) and issubclass(container, Mapping):
+        return "several settings, as {train: true}"
     words = {float: "a number", int: "a whole number", str: "a word", bool: "true or false", type(None): "null"}
     if kind is None:
         return "null"

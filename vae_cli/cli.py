@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vae_cli.errors import UserError, explain, nearest
+from vae_cli.errors import UserError, explain, nearest, visible
 from vae_cli.launch import is_first, refuse_several, this_process
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ WhichWeights = Annotated[
     Literal["best", "last"], typer.Option("--weights", help="Weights at the best validation loss, or the newest.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**32 - 1)]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; without it, inside the run's folder.")]
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 Trust = Annotated[
@@ -305,7 +305,9 @@ def sample(
         ),
     ] = None,
     components: Annotated[int | None, typer.Option(help="Components of --from mixture; 10 without it.", min=1)] = None,
-    temperature: Annotated[float, typer.Option(help="Factor on the scale the codes are drawn with.", min=0.0)] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(help="Factor on the scale the codes are drawn with.", min=0.0, max=1000.0)
+    ] = 1.0,
     seed: Seed = 0,
     draw: Annotated[
         bool, typer.Option("--draw/--mean", help="Draw the pixels from the likelihood, or show its mean.")
@@ -380,7 +382,8 @@ def interpolate(
         bool, typer.Option("--traverse", help="Move along each latent dimension instead of between images.")
     ] = False,
     span: Annotated[
-        float | None, typer.Option(help="Standard deviations to either side of --traverse; 3 without it.", min=0.0)
+        float | None,
+        typer.Option(help="Standard deviations to either side of --traverse; 3 without it.", min=0.0, max=1000.0),
     ] = None,
     seed: Seed = 0,
     weights: WhichWeights = "best",
@@ -559,6 +562,7 @@ def _run() -> int:
         return 130
     except Exception as error:  # the border: whatever happened, a person reads one message
         message, code = _explain(error)
+        message = visible(message)
         if not is_first():  # of several processes the first says what all of them see
             if not _is_told(error):
                 _print_error(f"{this_process()}: {message}")

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.catalog import configs_dir
+from vae_cli.errors import UserError
 from vae_cli.naming import AXES, run_folder, run_name
 
 
@@ -58,6 +59,8 @@ def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
     ours.pop("arms", None)  # of a study: a run is one job of it
     plain = OmegaConf.to_container(ours, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(plain, dict)
+    if "choices" in plain:
+        raise UserError("choices is not a setting: it is where the words that chose each part are noted. Leave it out.")
     return {str(key): value for key, value in plain.items()}
 
 

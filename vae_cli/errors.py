@@ -40,6 +40,11 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}{': ' if text else ''}{text}", 1
 
 
+def visible(text: str) -> str:
+    """A text in which what would steer a terminal is spelt out: a name that somebody else gave can hold anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'X'?" for the allowed word nearest to the one given, or nothing where none is near."""
     matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)

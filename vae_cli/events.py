@@ -223,6 +223,8 @@ def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int)
     """Add points to the curves of a run that has ended, in an event file of that name, in place of those that an
     earlier call has added under it."""
     for file in folder.glob(f"events.*.~{name}"):
+        if file.is_symlink():  # not ours, and it leads elsewhere
+            continue
         os.truncate(file, 0)  # not removed: a TensorBoard that is running would stumble over a missing file
     _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values), step)
 

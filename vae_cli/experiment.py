@@ -68,6 +68,9 @@ def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["n
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # what is appended to
+        if file.is_symlink():
+            raise UserError(f"{file} is a link, and is not written through: remove it, or type another run_name=...")
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO, Any
 
 
@@ -70,6 +71,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_text(path: Path, most: int = 64_000_000) -> str:
+    """The text of a file. Raises OSError, ValueError where it is no text, or is so large that it cannot be what it is
+    taken for: a device and a pipe, which have no end, are none."""
+    stat = path.stat()
+    if S_ISDIR(stat.st_mode):
+        raise ValueError("it is a folder, not a file")
+    if not S_ISREG(stat.st_mode) or stat.st_size > most:
+        raise ValueError("it is no file of its kind" if stat.st_size <= most else f"it has {stat.st_size:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def plain(value: object, depth: int = 20) -> bool:
+    """Whether what a file has held can be shown as it is: no text in it steers a terminal, and no part of it lies
+    deeper than a screen could show."""
+    if isinstance(value, str):
+        return all(letter.isprintable() or letter in "\n\t" for letter in value)
+    if isinstance(value, Mapping):
+        return depth > 0 and all(plain(k, depth) and plain(v, depth - 1) for k, v in value.items())
+    return depth > 0 and all(plain(item, depth - 1) for item in value) if isinstance(value, list) else True
+
+
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, which is made if need be, and give True; or without waiting give False where another
@@ -83,11 +105,10 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
 
 def is_locked(file: Path) -> bool:
     """Whether a process holds the lock of a file; nothing is made or changed."""
-    try:
-        with open(file, "rb") as lock:
-            return not _lock(lock, wait=False)
-    except FileNotFoundError:
+    if not file.is_file():  # nothing, or what is none of ours: a pipe would keep us waiting
         return False
+    with open(file, "rb") as lock:
+        return not _lock(lock, wait=False)
 
 
 def _lock(file: IO[bytes], wait: bool) -> bool:

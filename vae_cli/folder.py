@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vae_cli.check import is_finite
 from vae_cli.errors import Failure, UserError, first_line, nearest
-from vae_cli.files import blaming, is_locked, write_json, write_text
+from vae_cli.files import blaming, is_locked, plain, read_text, write_json, write_text
 from vae_cli.naming import AXES
 
 ANEW = "Train the run anew: the command that made it, with overwrite=true."
@@ -21,6 +22,8 @@ AGAIN = (
 )
 
 SWEEP_FILE = "sweep.json"
+CONFIG_DEPTH = 20
+CONFIG_BYTES = 1_000_000  # of a configuration at most; it has about a thousand
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
@@ -68,25 +71,30 @@ class RunDir:
         import yaml  # not needed to find runs, as completion does
 
         try:
-            config = yaml.safe_load(self.config_file.read_text())
+            text = read_text(self.config_file, CONFIG_BYTES)
+            depth = 0
+            for event in yaml.parse(text, yaml.SafeLoader):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can stand for billions
+                    raise ValueError("it refers to itself, or lists lie in lists without end")
+            config = yaml.safe_load(text)
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {ANEW}") from error
-        if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
+        if not _is_config(config):
             raise Failure(f"{self.config_file} is damaged: it does not hold the settings of a run. {ANEW}")
         return config
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says, or nothing where there is none yet. Raises Failure where it is damaged."""
         try:
-            summary = json.loads(self.summary_file.read_text())
+            summary = json.loads(read_text(self.summary_file))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {AGAIN}") from error
-        figures = summary.get("test", {}) if isinstance(summary, dict) else None
-        if not isinstance(figures, dict) or not all(isinstance(value, int | float) for value in figures.values()):
+        if not _is_summary(summary):
             raise Failure(f"{self.summary_file} is damaged: it does not hold the figures of a run. {AGAIN}")
         return summary
 
@@ -110,14 +118,14 @@ class RunDir:
     def metrics(self) -> list[dict[str, Any]]:
         """One record per epoch, up to a line that is none, as where a crash has cut it short."""
         records = []
-        if self.metrics_file.exists():
+        if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     break
                 if not isinstance(record, dict) or not all(
-                    isinstance(record.get(key), int | float) for key in ("epoch", "step", "seconds")
+                    is_finite(value) for value in (*record.values(), *map(record.get, ("epoch", "step", "seconds")))
                 ):
                     break
                 records.append(record)
@@ -151,6 +159,43 @@ class Follower(RunDir):
         pass
 
 
+def _is_config(config: object) -> bool:
+    """Whether this has the form of a run's configuration, as far as commands rely on it that build no model."""
+    if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
+        return False
+    if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not plain(config):
+        return False
+    numbers = [config.get(key) for key in ("latent", "seed", "epochs")]
+    choices = config["choices"]
+    return (
+        all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        and all(isinstance(choices.get(axis), str) for axis in AXES)
+        and all(isinstance(word, str) for pair in choices.items() for word in pair)
+    )
+
+
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    "status": str, "epoch": int, "step": int, "config": dict, "versions": dict, "warnings": list, "error": str,
+    "started": str, "host": str, "pid": int, "device": str, "git_commit": (str, type(None)),
+}  # fmt: skip
+
+
+def _is_summary(summary: object) -> bool:
+    """Whether this has the form of a summary: every field that is there is of its kind, and every figure a number."""
+    if not isinstance(summary, dict) or not plain(summary):
+        return False
+    if not all(isinstance(summary[key], kind) for key, kind in SUMMARY.items() if key in summary):
+        return False
+    if summary.get("status", "running") not in ("running", "interrupted", "failed", "finished"):
+        return False
+    if not all(is_finite(summary.get(key, 0)) for key in ("seconds", "images_per_second")):
+        return False
+    if not all(isinstance(text, str) for text in summary.get("warnings", [])):
+        return False
+    splits = [summary.get(split, {}) for split in ("train", "validation", "test", "posterior")]
+    return all(isinstance(split, dict) and all(map(is_finite, split.values())) for split in splits)
+
+
 def find_runs(folder: Path) -> list[Path]:
     """All runs below a folder, by name, or those of a sweep whose folder it is; hidden folders are not entered."""
     if (folder / SWEEP_FILE).is_file():
@@ -172,9 +217,9 @@ def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
 
 def _runs_of_sweep(folder: Path) -> list[Path]:
     try:
-        listed = json.loads((folder / SWEEP_FILE).read_text())["runs"]
-        runs = [Path(os.path.normpath(folder / name)) for name in listed]
-    except (ValueError, KeyError, TypeError) as error:
+        listed = json.loads(read_text(folder / SWEEP_FILE))["runs"]
+        runs = [Path(os.path.normpath(folder / name)) for name in listed if plain(name) and "\0" not in name]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
             f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder above them."
         ) from error
@@ -199,6 +244,8 @@ def find_run(name: str, runs_dir: Path) -> Path:
     Raises UserError where there is none, or more than one.
     """
     path = Path(name)
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"There is no run '{name[:40]}...': no file system has a name as long.")
     if (path / "config.yaml").exists():
         return path
     runs = find_runs(runs_dir)

@@ -28,6 +28,7 @@ from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
+    InterpolationResolutionError,
     InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -103,6 +104,8 @@ def run(
             if stop.code:
                 raise
         except Exception as error:  # every failure passes here; the ones that are not the user's go on as they are
+            if (own := _inside_resolver(error)) is not None:
+                raise own from error
             message = translate(error, overrides, config_name=config_name, extra_dirs=extra_dirs)
             if message is None or message is error:
                 raise
@@ -155,6 +158,8 @@ def _check_shapes(overrides: Sequence[str], extra_dirs: Sequence[Path]) -> None:
         key, equals, value = override.partition("=")
         name = key.lstrip("+~")
         choices = list(groups[name].choices) if name in groups else []
+        if re.search(r"\d{1000}", override):
+            raise UserError(f"'{override[:40]}...' holds a number of a thousand digits or more. Give a smaller one.")
         if override.startswith("-"):
             raise UserError(f"'{override}' is a flag, and flags stand before any '--'.")
         if equals and not name:
@@ -167,6 +172,10 @@ def _check_shapes(overrides: Sequence[str], extra_dirs: Sequence[Path]) -> None:
             raise UserError(
                 f"'{override}' does not say what it sets: type +{name}@regularizer.beta={value}, for example."
             )
+        files = [word for word in value.split(",") if word not in choices]
+        if choices and any(word.endswith(".yaml") or word.startswith(("/", ".")) for word in files):
+            near = nearest(Path(files[0]).stem, choices)
+            raise UserError(f"'{override}': {name} takes the name of a choice, not a file.{near}")
         if choices and value in ("null", "~") and value not in choices:
             raise UserError(f"'{override}': leave {name} out, or choose one of: {', '.join(choices)}.")
         if name in axes and name != "experiment" and value.startswith("["):
@@ -196,6 +205,17 @@ def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
             text = f"{key}=choice({value})"
         deferred.append(text)
     return deferred
+
+
+def _inside_resolver(error: Exception) -> BaseException | None:
+    """What went wrong in our own code while Hydra asked it for the folder of a run, as a disk that cannot be read."""
+    if not isinstance(error, InterpolationResolutionError) or error.full_key != "hydra.run.dir":
+        return None
+    causes = list(_causes(error))
+    told = (OmegaConfBaseException, HydraException)
+    if any(isinstance(cause, UserError) for cause in causes) or isinstance(causes[-1], told):
+        return None
+    return causes[-1]
 
 
 # Messages -------------------------------------------------------------------------------------------------------------
@@ -238,6 +258,9 @@ def translate(
         return UserError(_override_message(overrides, groups) or first_line(error))
     if type(error).__module__.startswith("yaml."):
         return UserError(f"A configuration file is not valid YAML: {' '.join(str(error).split())}")
+    if extra_dirs and isinstance(error, (UnicodeDecodeError, RecursionError)):
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "lists lie in lists without end"
+        return UserError(f"A file that was chosen from {extra_dirs[0]} cannot be read: {why}.")
     if isinstance(error, ImportError) and "IS THE PLUGIN INSTALLED" in str(error):
         return UserError(first_line(error))
     if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
@@ -343,6 +366,13 @@ def _omegaconf_message(
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and key:
         return _unknown_key_message(key, error.parent_node, overrides, groups)
     own = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
+    if "Cannot merge" in str(error) and (placed := [word for word in overrides if "@" in word]):
+        place = placed[0].partition("@")[2].partition("=")[0]
+        return f"'{placed[0]}': {place} is not one number, so that no schedule can take its place."
+    if isinstance(error, InterpolationResolutionError):
+        said = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(error)).strip("\"'")
+        own = own or [word for word in overrides if "${" in word]
+        return f"'{own[0]}': {said}" if own else f"{key}: {said}"
     where = f"'{own[0]}'" if own else key
     return f"{where}: {first_line(error)}" if where else first_line(error)
 
@@ -359,7 +389,7 @@ def _unknown_key_message(full_key: str, parent: Any, overrides: Sequence[str], g
         launcher = " Other launchers have more settings: hydra/launcher=joblib." if above == "hydra.launcher" else ""
         return f"Hydra's own configuration has no '{full_key}'.{nearest(key, keys)}{has}{launcher}"
     group = groups.get(above)
-    choice = _choice_of(parent, group)
+    choice = _choice_of(parent, group, overrides)
     if group is None or choice is None:
         if above in settings or not keys:
             schedules = ", ".join(groups["schedule"].choices) if "schedule" in groups else ""
@@ -406,13 +436,16 @@ def _near_elsewhere(key: str, group: catalog.Group) -> str:
     return ""
 
 
-def _choice_of(parent: Any, group: catalog.Group | None) -> catalog.Choice | None:
-    """Find the choice in force by the class it builds: it may come from a default, an override or a preset."""
+def _choice_of(parent: Any, group: catalog.Group | None, overrides: Sequence[str]) -> catalog.Choice | None:
+    """Find the choice in force: by the word that was typed, or else by the class it builds, for it may come from a
+    default or a preset."""
     if group is None or not isinstance(parent, DictConfig):
         return None
     target = OmegaConf.to_container(parent, resolve=False)
     named = target.get("_target_") if isinstance(target, dict) else None
-    return next((choice for choice in group.choices.values() if choice.target and choice.target == named), None)
+    fitting = [choice for choice in group.choices.values() if choice.target and choice.target == named]
+    typed = [choice for choice in fitting if f"{group.name}={choice.name}" in overrides]
+    return next(iter([*typed, *fitting]), None)
 
 
 def _override_message(overrides: Sequence[str], groups: dict[str, catalog.Group]) -> str | None:
@@ -430,6 +463,8 @@ def _override_message(overrides: Sequence[str], groups: dict[str, catalog.Group]
             if override.is_hydra_override():
                 return f"'{text}': Hydra's own settings cannot be swept. Give one value."
             continue
+        if key == "hydra":
+            return f"'{text}': Hydra's own settings have a dot or a slash, such as hydra/launcher=joblib."
         if override.package is not None and key not in groups and not key.startswith("hydra"):
             return f"'{text}': there is no group '{key}'.{nearest(key, groups)} Groups: {', '.join(groups)}."
         if override.package is not None and not override.is_add() and key not in choosable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +22,11 @@ if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need th
 BACKGROUND = 255
 SEPARATOR = 214  # a grey that parts white pictures as well as black ones
 INK = 70
+# What Pillow raises for a file that it cannot read, besides DecompressionBombError.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError),
+    *(struct.error, zlib.error),
+)
 PIXELS = 89_000_000  # of one picture: what Pillow opens again without a warning
 
 
@@ -131,7 +138,10 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     except UnidentifiedImageError:
         raise UserError(f"'{path}' is not an image that can be read.") from None
     # What the readers of Pillow raise for broken files.
-    except (OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        many = "it has so many pixels that it may be an attack; make it smaller"
+        raise UserError(f"'{path}' is not an image that can be read: {many}.") from None
+    except UNREADABLE as error:
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error
     return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
 

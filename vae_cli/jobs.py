@@ -86,6 +86,7 @@ def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None =
     from results does not know all of its jobs beforehand: it gets the launcher that `learn` makes of its own.
     """
     instantiate = Plugins.instantiate_launcher
+    made: list[CheckedLauncher] = []
 
     def instantiate_checked(
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -93,11 +94,17 @@ def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None =
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
         if learn is not None and not is_plugin(config.hydra.sweeper, "BasicSweeper"):
             return learn(launcher, hydra_context, config)
-        return CheckedLauncher(launcher, check, watch, hydra_context, config)
+        made.append(CheckedLauncher(launcher, check, watch, hydra_context, config))
+        return made[-1]
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
     try:
         yield
+    except Exception:
+        for launcher in made:  # Hydra itself may refuse a job, once it has written its record
+            if not launcher.is_launched:
+                launcher.forget_record()
+        raise
     finally:
         Plugins.instantiate_launcher = instantiate  # type: ignore[method-assign]
 
@@ -119,6 +126,7 @@ class CheckedLauncher(Launcher):
         self.watch = watch
         self.hydra_context = hydra_context
         self.config = config
+        self.is_launched = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Do nothing: the launcher inside is set up already."""
@@ -126,16 +134,21 @@ class CheckedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Launch what is left to do. Raises UserError before anything starts, Failure at the end where jobs failed."""
         setup_globals()
+        self.is_launched = True
         try:
+            if not job_overrides:
+                raise UserError(
+                    "This sweep has no job: one of its lists or ranges holds no value. Give it one or more."
+                )
             job_overrides = self._with_arms(job_overrides)
             jobs = [Job(index, words) for index, words in enumerate(job_overrides, start=initial_job_idx)]
             to_do = [job for job in jobs if self._passes(job)]
             if not to_do:
-                self._forget_record()
+                self.forget_record()
             if self.watch is not None:
                 self.watch.begin()
         except Exception:  # whatever was refused: nothing starts, and nothing is left behind
-            self._forget_record()
+            self.forget_record()
             raise
         watch = self.watch
         onlooker = None if watch is None else watch.onlooker
@@ -150,11 +163,11 @@ class CheckedLauncher(Launcher):
         arms = self.config.get("arms")
         if arms is None:
             return jobs
-        if not isinstance(arms, ListConfig):
+        if not isinstance(arms, ListConfig) or not arms or not all(isinstance(arm, str) for arm in arms):
             raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
-    def _forget_record(self) -> None:
+    def forget_record(self) -> None:
         """Remove what Hydra has written of a sweep that does not start, and the folders that are empty without it."""
         folder = Path(self.config.hydra.sweep.dir)
         (folder / "multirun.yaml").unlink(missing_ok=True)

@@ -7,7 +7,7 @@ and event (C, H, W). Log-probabilities are in nats.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from torch.distributions import Laplace as LaplaceDistribution
 from torch.distributions import Normal as NormalDistribution
 
 from vae_cli import processes
-from vae_cli.check import Positive
+from vae_cli.check import Interval
 from vae_cli.part import Need
 from vae_cli.scale import LOG_SCALE_BOUND, LearnedScale
 from vae_cli.schedule import Number, Schedule, as_schedule
 
 GREY_VALUES = Need("dataset", "unit_interval", "its values are not between 0 and 1; type likelihood=gaussian")
 
-Scale = Positive | Schedule | Literal["learned", "optimal"]
+Scale = Annotated[float, Interval(1e-6, 1e6)] | Schedule | Literal["learned", "optimal"]
 
 
 class Likelihood(nn.Module):

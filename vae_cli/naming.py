@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vae_cli.errors import UserError
+
 # What does not change the result of a run, or (epochs) may change later without making it another run.
 NO_PART_OF_THE_NAME = frozenset(
     [
@@ -46,9 +48,22 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
 
 def run_folder(config: Mapping[str, Any], name: str) -> Path:
     """The folder of a run: runs_dir / dataset / name, or the name that was given by hand."""
+    for key in ("runs_dir", "run_name"):
+        refuse_no_path(key, config[key])
     if config["run_name"] is not None:
         return Path(config["runs_dir"]) / str(config["run_name"])
     return Path(config["runs_dir"]) / clean(config["choices"]["dataset"]) / name
+
+
+def refuse_no_path(key: str, value: Any) -> None:
+    """Raise UserError for a setting that cannot be the name of a folder."""
+    words = str("x" if value is None else value)
+    if not words.strip(" ./") and ".." not in words and words != "/" and (key == "run_name" or not words.strip()):
+        raise UserError(f"{key}='{words}' names nothing: give a name, or leave it out.")
+    if not words.isprintable():
+        raise UserError(f"{key}={words!r} holds characters that cannot be seen, such as a line break: leave them out.")
+    if any(len(part.encode(errors="replace")) > 255 for part in words.split("/")):
+        raise UserError(f"{key}={words[:40]}... is too long for a file system: a name has at most 255 bytes.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vae_cli.check import Count
+from vae_cli.check import Count, Interval
 from vae_cli.errors import UserError
 
 Shape = tuple[int, int, int]
+Blocks = Annotated[int, Interval(1, 100)]
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus"]
 OutputBias = Literal["mean", "zero"]
 
@@ -154,7 +155,7 @@ class ResNet(Network):
         self,
         width: Count = 32,
         max_width: Count = 256,
-        blocks: Count = 1,
+        blocks: Blocks = 1,
         activation: Activation = "silu",
         output_bias: OutputBias = "mean",
     ) -> None:

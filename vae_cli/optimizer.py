@@ -36,7 +36,7 @@ class ScheduledOptimizer:
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
         try:
             self.inner = kind(list(parameters), **{**arguments, **rates})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"{kind.__name__} refuses its arguments: {error}") from error
 
     @property

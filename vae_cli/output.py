@@ -20,8 +20,15 @@ LONGEST = 100  # letters of a file's name
 def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
     """The path, without an ending, under which a command writes: RUN/kind/name unless --out names a file or folder."""
     if out is None:
+        refuse_link(run, kind)
         return run / kind / name
     return out.with_suffix("") if out.suffix.lower() in (".png", ".npz", ".gif") else out / name
+
+
+def refuse_link(run: Path, kind: str) -> None:
+    """Raise UserError where a folder in a run's folder is a link that leads out of it."""
+    if not (run / kind).resolve().is_relative_to(run.resolve()):
+        raise UserError(f"{run / kind} is a link that leads out of the run's folder, and is not followed: remove it.")
 
 
 def named(kind: str, **differences: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_cli.build import build, build_model, find_device, fingerprint
+from vae_cli.build import build, build_model, check_stored, find_device, fingerprint
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.dataset import Dataset, Splits
+from vae_cli.dataset.pack import only_reading
 from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.evaluation import questioned
-from vae_cli.folder import RunDir, find_run
+from vae_cli.folder import ANEW, RunDir, find_run
 from vae_cli.model import VAE
 
 
@@ -35,6 +37,8 @@ class Run:
     ) -> None:
         self.folder = RunDir(Path(path))
         self.config = self.folder.config()
+        # A folder that a configuration names is read; written to is one that the user has named, or their own cache.
+        self._is_own_place = data_dir is not None or self.config["dataset"].get("data_dir") is None
         if data_dir is not None:
             self.config["data_dir"] = str(data_dir)
             if "data_dir" in self.config["dataset"]:
@@ -47,11 +51,16 @@ class Run:
         self.step: int = state["step"]
         self._images: str | None = state.get("images")
         self.shape: tuple[int, int, int] = tuple(state["shape"])
-        self.model: VAE = build_model(self.config, self.shape)
         try:
+            check_stored(
+                self.config, {name: tuple(tensor.shape) for name, tensor in state["model"].items()}, self.shape
+            )
+            self.model: VAE = build_model(self.config, self.shape)
             self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise Failure(f"{self.weights_file} does not fit {self.folder.config_file}: {first_line(error)}") from error
+        except (RuntimeError, ValueError) as error:
+            raise Failure(
+                f"{self.weights_file} does not fit {self.folder.config_file}: {first_line(error)}. {ANEW}"
+            ) from error
         self.model.to(self.device).eval()
 
     @property
@@ -61,7 +70,9 @@ class Run:
     @cached_property
     def splits(self) -> Splits:
         """The images, loaded when they are first asked for. Raises UserError or Failure as the data set does."""
-        splits: Splits = build(self.config["dataset"], "dataset", Dataset).load()
+        dataset = build(self.config["dataset"], "dataset", Dataset)
+        with nullcontext() if self._is_own_place else only_reading():
+            splits: Splits = dataset.load()
         if self._images not in (None, fingerprint(splits)):
             raise UserError(
                 f"The images of {self.path} have changed since it was trained: its test images may be among those that "

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vae_cli.assessment import METRICS, PROFILES, Profile, assess, assessment
+from vae_cli.build import find_device
 from vae_cli.comparison import (
     Arm,
     Comparison,
@@ -70,6 +71,7 @@ def main(
 ) -> None:
     """Evaluate what is not evaluated yet, print the table and write the report. Raises UserError or Failure."""
     console = Console()
+    find_device(device)  # what is wrong for all runs is said once, and before anything is measured
     members, notes = collect(runs, runs_dir)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)

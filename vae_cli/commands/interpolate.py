@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_cli.codes import Path as LatentPath
 from vae_cli.codes import between, decode, inferences
-from vae_cli.errors import UserError, nearest
+from vae_cli.errors import UserError, nearest, visible
 from vae_cli.evaluation import questioned
 from vae_cli.folder import find_run
 from vae_cli.image import grid, load_image
@@ -194,4 +194,4 @@ def _film(frames: list[Any]) -> list[Any]:
 
 def _write(stem: Path, picture: Any, arrays: dict[str, Tensor], frames: list[Any] | None) -> None:
     for path in write(stem, picture, {name: array.cpu().numpy() for name, array in arrays.items()}, frames):
-        print(path)
+        print(visible(str(path)))

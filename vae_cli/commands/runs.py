@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vae_cli.errors import Failure, UserError
+from vae_cli.errors import Failure, UserError, visible
 from vae_cli.folder import RunDir, find_runs
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -35,7 +35,7 @@ def show(runs: Sequence[Path], above: Path = Path()) -> None:
         table.add_column(name, justify="right")
     for path in runs:
         shown = path.relative_to(above) if path.is_relative_to(above) else path
-        table.add_row(*_row(RunDir(path), escape(shown.as_posix())))
+        table.add_row(*_row(RunDir(path), escape(visible(shown.as_posix()).replace("\n", "\\n"))))
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge at which to break a name
     console.print(table)
@@ -44,7 +44,7 @@ def show(runs: Sequence[Path], above: Path = Path()) -> None:
 def _row(run: RunDir, name: str) -> list[str]:
     try:
         summary, status = run.summary(), run.status()
-    except Failure:
+    except (Failure, OSError):  # one folder that cannot be read does not hide the others
         return [name, "[red]damaged[/red]", *[""] * 5]
     figures = summary.get("test", {})
     records = run.metrics()
@@ -52,6 +52,6 @@ def _row(run: RunDir, name: str) -> list[str]:
     numbers = [f"{figures[key]:.2f}" if key in figures else "" for key in ("distortion", "rate", "elbo")]
     seconds = summary.get("seconds", records[-1]["seconds"] if records else None)
     color = COLORS.get(status, "white")
-    total = summary.get("config", {}).get("epochs", "?")
+    total = escape(str(summary.get("config", {}).get("epochs", "?")))
     done = f"{epoch}" if status == "finished" else f"{epoch}/{total}"
     return [name, f"[{color}]{status}[/{color}]", done, *numbers, "" if seconds is None else f"{seconds:.1f}"]

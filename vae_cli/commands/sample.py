@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from vae_cli.codes import decode, draw_codes
+from vae_cli.errors import visible
 from vae_cli.evaluation import questioned
 from vae_cli.folder import find_run
 from vae_cli.image import grid
@@ -104,4 +105,4 @@ def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int,
 
 def _say(paths: list[Path]) -> None:
     for path in paths:
-        print(path)
+        print(visible(str(path)))

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 def main(overrides: Sequence[str], **flags: Any) -> None:
     """Train one run, or with multirun a sweep of them. Raises UserError or Failure."""
+    for word in overrides:
+        if word.strip().lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep.subdir")):
+            raise UserError(
+                f"'{word}' would put a run where vae does not look for it: type run_name=... or runs_dir=..."
+            )
     sweep, search = Sweep(), Search()
     with search, several(flags) as more, check_sweeps(sweep, sweep, search.around):
         hydra_front.run(task, [*overrides, *more], **flags)

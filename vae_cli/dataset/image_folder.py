@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections.abc import Generator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -27,11 +25,9 @@ from vae_cli.dataset.pack import (
 )
 from vae_cli.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.errors import UserError
-from vae_cli.image import to_pixels
+from vae_cli.image import UNREADABLE, to_pixels
 
 NAMED = 5  # files that a message names before it stops
-# What Pillow raises for a file that it cannot read, besides DecompressionBombError.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 # Formats that Pillow recognizes but reads only with a plug-in of the user's.
 STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -81,9 +82,27 @@ def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
 def alone(folder: Path) -> Iterator[None]:
     """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
     together download or pack once. The system ends the wait when a process dies."""
+    if _only_reads.get():
+        raise UserError(
+            f"The images are not in {folder}, which the run names and you have not: to have them put there, or to read "
+            "them elsewhere, type --data-dir FOLDER."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
         yield
+
+
+_only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Read what is there, and make no folder, download or pack in a place that somebody else may have named."""
+    token = _only_reads.set(True)
+    try:
+        yield
+    finally:
+        _only_reads.reset(token)
 
 
 def open_pack(folder: Path, fingerprint: str) -> Pack | None:
@@ -93,14 +112,17 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
         about = json.loads((home / "about.json").read_text(encoding="utf-8"))
         # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
         images = np.load(home / "images.npy", mmap_mode="c")
-        labels = torch.from_numpy(np.load(home / "labels.npy")) if about["labels"] else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):  # not there, or not whole
+        # Mapped too at first: what a header promises is there then, before memory is taken for it.
+        labels = torch.from_numpy(np.load(home / "labels.npy", mmap_mode="c")).clone() if about["labels"] else None
+        classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # not there
         return None
-    classes = about["classes"]
-    is_beyond = images.nbytes > BEYOND
-    mapped = Mapped(home / "images.npy", images.offset, images.shape) if is_beyond else None
-    tensor = torch.from_numpy(images) if mapped is None else mapped.images
-    return Pack(tensor, labels, None if classes is None else tuple(classes), mapped)
+    except (ValueError, EOFError, KeyError, TypeError, OverflowError, RecursionError):  # not whole
+        return None
+    if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and labels.shape != images.shape[:1]):
+        return None
+    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BEYOND else None
+    return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped)
 
 
 def write_pack(

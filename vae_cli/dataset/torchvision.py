@@ -163,8 +163,9 @@ class Torchvision(Dataset):
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
         unpacked = " (as downloaded or unpacked)" if any(name.endswith((".gz", ".zip")) for name in self.files) else ""
-        remains = data.is_dir() and any(
-            path.name != "packed" and not path.name.startswith(".") for path in data.iterdir()
+        remains = any(
+            path.is_file() and not path.name.startswith(".") and "packed" not in path.relative_to(data).parts
+            for path in data.rglob("*")
         )
         damaged = " Files of it that are there already are incomplete or damaged: remove them." if remains else ""
         by_hand = (

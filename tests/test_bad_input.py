@@ -1,0 +1,434 @@
+"""Wrong input to every subcommand: one message that says what is wrong and what to type, and nothing written."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Refused = Callable[..., str]
+
+# What is typed after `vae`, and what the message says; the exit code is 2 unless a 1 stands before it.
+ROWS = r"""
+trian | no subcommand 'trian'\. Did you mean 'train'\?
+sigma=fixed | Did you mean 'vae train sigma=fixed'\?
+'' | There is no subcommand ''\. .*Subcommands: train
+--versoin | Did you mean '--version'\?
+-x | There is no flag -x
+train latent=0 | latent=0 is not allowed: it has to be a whole number between 1 and 100000
+train latent=-1 | latent=-1 is not allowed
+train latent=nan | latent=nan is not allowed
+train latent=1e400 | latent=inf is not allowed
+train latent=true | latent=true is not allowed
+train latent=null | latent=null is not allowed
+train latent={a:1} | latent=\(several settings\) is not allowed
+train latent=[] | latent=\[\] is not allowed
+train 'latent=3 4' | latent=3 4 is not allowed
+train 'latent=a b c' | latent=a b c is not allowed
+train epochs=0 | epochs=0 is not allowed
+train epochs=1.5 | epochs=1.5 is not allowed
+train epochs=99999999999999999999999 | epochs=9+ is not allowed
+train batch_size=-5 | batch_size=-5 is not allowed
+train batch_size=99999999999999999999 | batch_size=9+ is not allowed
+train seed=-1 | seed=-1 is not allowed
+train seed=1.5 | seed=1.5 is not allowed
+train max_grad_norm=0 | max_grad_norm=0 is not allowed: it has to be a number above 0 or null
+train max_grad_norm=inf | max_grad_norm=inf is not allowed
+train precision=half | it has to be float32, tf32 or bfloat16
+train precision=tf32 device=cpu | type precision=float32
+train device=tpu | type device=auto, cpu
+train device=cpu:7 | not on this machine; type device=auto
+train device=cuda:-1 | device=cuda:-1 is not
+train device=meta | not on this machine; type device=auto
+train "device=''" | device= is not a device; type
+train threads=-1 | threads=-1 is not allowed
+train threads=1000000000 | between 1 and 1024 or auto
+train compile=maybe | compile=maybe is not allowed: it has to be true or false
+train log_every=0 | log_every=0 is not allowed
+train checkpoint_minutes=0 | checkpoint_minutes=0 is not allowed
+train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
+train objective=validation/elbow | Did you mean 'validation/elbo'\?
+train overwrite=1 | overwrite=1 is not allowed: it has to be true or false
+train data_dir=3 | data_dir=3 is not allowed
+train run_name=.. | not empty and no run .* type another run_name
+train run_name=. | run_name='\.' names nothing
+train "run_name=''" | run_name='' names nothing
+train "runs_dir=''" | runs_dir='' names nothing
+train run_name=/ | not empty and no run
+train run_name=/etc/passwd | is a file, not a folder; type another run_name
+train runs_dir=file.txt | file\.txt is a file, not a folder; type another
+train runs_dir=file.txt/x | file\.txt is a file, not a folder
+train run_name=digits | not empty and no run
+train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
+train arms=3 | type -m with it
+train -m arms=3 | arms takes a list of sweeps
+train -m arms=[] | arms takes a list of sweeps
+train -m arms=[3] | arms takes a list of sweeps
+train -m "arms=['sigma=fixd']" | Did you mean 'fixed'\?
+train choices.sigma=x | no group or setting 'choices'
+train +choices.sigma=x | choices is not a setting
+train sigma=Fixed | Did you mean 'fixed'\?
+train sigma=fixed.yaml | takes the name of a choice, not a file\. Did you mean 'fixed'\?
+train sigma=../sigma/fixed | takes the name of a choice, not a file
+train sigma=/etc/passwd | takes the name of a choice, not a file
+train 'sigma=a b' | no choice of sigma
+train sigma=3 | '3' is no choice of sigma
+train sigma=null | leave sigma out, or choose one of
+train sigma=[fixed] | type -m sigma=fixed
+train sigma=fixed,shared | give -m to sweep
+train sigma=fixed sigma.value=0 | type sigma=deterministic
+train sigma=fixed sigma.value=nan | sigma\.value=nan is not allowed
+train sigma=fixed sigma.value=1e-7 | between 1e-06 and 1e\+06
+train sigma=fixed sigma.value=[1] | sigma\.value=\[1\] is not allowed
+train sigma.value=1 | type sigma=fixed sigma\.value=1
+train sigma=shared sigma.latent=3 | Leave it out, or type latent=3
+train prior.latent=3 | Leave it out, or type latent=3
+train sigma._target_=os.system | add --trust os
+train sigma._target_=vae_cli.sigma.Sigma | what all choices of sigma have in common
+train sigma._target_=vae_cli.sigma.Lerned | Did you mean 'Learned'\?
+train sigma._target_=vae_cli.prior.StandardNormal | it is not a Sigma
+train sigma._target_=null | not the name of a class
+train sigma._target_=. | --trust
+train ~sigma._target_ | sigma=learned names no class: .*type another sigma=
+train +sigma._args_=[1] | sigma\._args_ is not a setting
+train +sigma._partial_=true | sigma\._partial_ is not a setting
+train sigma=fixed sigma.value={_target_:os.system} | add --trust os
+train prior=mixture | no choice of prior\. Choices: scaled_normal
+train likelihood.scale=0 | likelihood\.scale=0 is not allowed
+train likelihood.scale=1e300 | between 1e-06 and 1e\+06
+train likelihood.scale=learnd | learned or optimal
+train likelihood=bernoulli likelihood.scale=1 | type likelihood=gaussian likelihood\.scale=1
+train likelihood=bernoulli likelihood.binarize=yes | none, dynamic or threshold
+train regularizer.beta=-1 | regularizer\.beta=-1 is not allowed: it has to be a number 0 or more
+train regularizer.beta=1e400 | regularizer\.beta=inf is not allowed
+train regularizer=capacity regularizer.gamma=-1 | regularizer\.gamma=-1 is not allowed
+train regularizer=free_bits regularizer.floor=-1 | regularizer\.floor=-1 is not allowed
+train regularizer.beta.epochs=3 | type \+schedule@regularizer\.beta=linear
+train sigma=deterministic prior=scaled_normal | prior=scaled_normal cannot be combined with sigma=deterministic: .*type
+train sigma=deterministic regularizer=free_bits | regularizer=free_bits cannot be combined with sigma=deterministic
+train sigma=deterministic regularizer=capacity | regularizer=capacity cannot be combined with sigma=deterministic
+train regularizer=energy prior=scaled_normal | regularizer=energy cannot be combined with prior=scaled_normal
+train regularizer=none prior=scaled_normal | regularizer=none cannot be combined with prior=scaled_normal
+train dataset=linear_gaussian likelihood=bernoulli | type likelihood=gaussian
+train dataset=linear_gaussian likelihood=discretized_logistic | type likelihood=gaussian
+train dataset=linear_gaussian network=conv | 8 to 128 pixels a side, not 4x4; type network=mlp
+train optimizer=adm | Did you mean 'adam'\?
+train optimizer.lr=-1 | optimizer\.lr=-1 is not allowed
+train optimizer.betas=0.9 | optimizer\.betas=0\.9 is not allowed: it has to be a list
+train optimizer.betas=[0.9] | takes two, as \[0\.9,0\.999\]
+train optimizer.betas=[2,2] | Invalid beta
+train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it has to be a number
+train optimizer.fused=maybe | true or false or null
+train +optimizer.momentm=1 | no argument of Adam\..* Allowed are lr
+train optimizer._target_=torch.optim.LBFGS | no argument of LBFGS
+train optimizer._target_=torch.optim.Optimizer | what all choices of optimizer have in common
+train network.hidden=400 | network\.hidden=400 is not allowed: it has to be a list
+train network.hidden=[0] | each item a whole number
+train network.hidden=[100000000] | would take .* of memory, .*give smaller numbers
+train network.hidden=[999999999999999999999] | is not allowed
+train network.activation=sigmoid | relu, tanh
+train network=conv network.width=0 | network\.width=0 is not allowed
+train network=conv network.normalization=layer | none, batch or group
+train network=resnet network.blocks=100000000 | between 1 and 100
+train dataset=nowhere | no choice of dataset\. Choices: celeba
+train dataset.validation=-1 | dataset\.validation=-1 is not allowed
+train dataset.validation=1500 | a number between 0 and 1499
+train dataset.split_seed=abc | dataset\.split_seed=abc is not allowed
+train dataset=shapes dataset.side=7 | between 8 and 128
+train dataset=shapes dataset.images=999999999 | would take .* of memory
+train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 for each pixel
+train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
+train dataset=linear_gaussian dataset.test=5 | takes 17 images or more
+train dataset=image_folder | type dataset\.path=VALUE
+train dataset=image_folder dataset.path=nowhere | does not exist\. Give the folder
+train dataset=image_folder dataset.path=file.txt | is a file, not a folder
+train dataset=image_folder dataset.path=empty | holds no images: it is empty
+train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
+train dataset=image_folder dataset.path=photos | too few .*Give smaller numbers
+train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096
+train dataset=image_folder dataset.path=photos dataset.channels=2 | it has to be 1 or 3
+train dataset=image_folder dataset.path=photos dataset.background=pink | white or black
+train dataset=image_folder dataset.path=photos dataset.test=1.5 | dataset\.test=1\.5 is not allowed
+train dataset=image_folder dataset.path=photos data_dir=file.txt | is a file\. Name a folder
+train dataset=mnist dataset.shape=[1,28] | channels \(1 or 3\), height and width
+train dataset=mnist dataset.source=os | not one of torchvision\.datasets
+train dataset=mnist dataset.train=3 | several settings, as \{train: true\}
+train dataset=mnist dataset.crop=0 | dataset=mnist has no 'crop'; dataset=celeba has
+train +schedule@regularizer.beta=linear regularizer.beta.epochs=0 | regularizer\.beta\.epochs=0 is not allowed
+train +schedule@regularizer.beta=linear regularizer.beta.start=-1 | goes from -1 to 1
+train +schedule@regularizer.beta=cosine | type regularizer\.beta\.start=VALUE
+train +schedule@regularizer.beta=cyclic regularizer.beta.ramp=2 | between 0 and 1
+train +schedule@regularizer.beta=linr | Did you mean 'linear'\?
+train +schedule@sigma.value=linear sigma=fixed | say where the schedule starts
+train +schedule@sigma.value=linear | sigma=fixed has it
+train +schedule@latent=linear | latent=\(a schedule\) is not allowed
+train +schedule@nowhere=linear | nowhere is not a setting
+train +schedule@optimizer.lr=linear | say where it starts and stops
+train +schedule@optimizer.betas=linear | no schedule can take its place
+train schedule=linear | type \+schedule@regularizer\.beta=linear
+train latent | 'latent' gives no value\. Type latent=16
+train fixed | type sigma=fixed
+train '' | is no override
+train , | is no override
+train =3 | names nothing to set
+train latent==3 | one '=' too many
+train 'latent=[1' | a bracket is not closed
+train 'latent=(1' | a bracket is not closed
+train 'latent=`id`' | Quote it twice
+train 'latent=$(id)' | cannot be read as an override
+train 'latent=${nowhere}' | the configuration has no 'nowhere'
+train 'latent=${latent}' | Recursive interpolation
+train 'latent=${oc.env:NO_SUCH_VARIABLE}' | Environment variable 'NO_SUCH_VARIABLE' not found
+train 'latent=${foo:1}' | Unsupported interpolation type foo
+train 'latent=???' | type latent=VALUE
+train latent@x=3 | there is no group 'latent'
+train ~latent | which every run needs
+train ~nowhere | no 'nowhere' to remove
+train +latent=3 | Type latent=3
+train ++latent.x=3 | is not allowed
+train +nothing=3 | nothing is not a setting
+train sigma..value=3 | cannot be read
+train sigma@prior=fixed | Type sigma=fixed
+train 'latent=range(1,3)' | give -m to sweep
+train 'latent=interval(1,3)' | hydra/sweeper=optuna
+train hydra.run.dir=x latent=0 | type run_name=
+train hydra.nowhere=1 | Hydra's own configuration has no
+train hydra/launcher=nowhere | no choice of hydra/launcher\. Choices: basic
+train hydra=nowhere | such as hydra/launcher=joblib
+train experiment=nowhere | no choice of experiment\. Choices
+train -m latent=2,0 | The job latent=0 cannot run, so none was started
+train -m sigma=fixed,fixd | Did you mean 'fixed'
+train -m latent=2,2 | two jobs of this sweep would be the same run
+train -m epochs=1,2 | two jobs of this sweep would be the same run
+train -m sigma=learned,deterministic prior=scaled_normal | none was started: prior=scaled_normal cannot be combined
+train -m 'latent=range(3,3)' | has no job: .*holds no value
+train --cfg jib | not one of 'job'
+train --cfg job -m | cannot be given together
+train --cfg job -p nowhere | has no such part
+train --resolve | together with --cfg job
+train --info nowhere | not one of 'all'
+train --config-dir nowhere | there is no such folder
+train --config-dir file.txt | there is no such folder
+train --config-name nowhere | neither the bundled
+train --mltirun | Did you mean '--multirun'\?
+train --epochs=3 | type epochs=VALUE
+train --config-path x | with --config-dir
+train -- --foo | flags stand before any '--'
+train --trust | requires an argument
+sample | Missing argument
+sample nowhere | There is no run 'nowhere' below runs.* It has:
+sample '' | holds 2 runs; name one of them
+sample digits | runs; name one of them|could be 2 runs
+sample runs | holds 2 runs; name one of them
+sample empty | empty is not a run: it holds no config.yaml
+sample file.txt | There is no run 'file.txt'
+sample -- -a | There is no run '-a'
+sample 'a b' | There is no run 'a b'
+sample ünïcode | There is no run
+sample a --count 0 | --count 0: has to be greater than or equal to 1
+sample a --count many | --count many: .*integer
+sample a --count 999999999999 | would take .* of memory
+sample a --from poserior | Did you mean 'posterior'\?
+sample a --draws 3 | --draws would change nothing
+sample a --images 1 | --images would change nothing
+sample a --components 3 | --components would change nothing
+sample a --from mixture --components 0 | greater than or equal to 1
+sample a --from mixture --components 99999 | too many for .* type a smaller number
+sample a --from posterior --count 3 | --count would change nothing
+sample a --from posterior --images 297 | there are 297 test images, numbered 0 to 296
+sample a --from posterior --images x | type numbers such as 0,5,9
+sample a --from posterior --images -1 | type numbers such as 0,5,9
+sample a --from posterior --draws 0 | --draws 0
+sample a --temperature -1 | --temperature -1
+sample a --temperature nan | --temperature nan
+sample a --temperature inf | --temperature inf
+sample a --seed x | --seed x
+sample a --weights worst | not one of 'best', 'last'
+sample a --device tpu | type device=auto
+sample a --runs-dir nowhere | There is no run below nowhere
+sample a --runs-dir file.txt | There is no run below file.txt
+sample a --out file.txt/x | 1 | Type --out FOLDER
+sample a b | unexpected extra argument
+sample a --cout 3 | Did you mean '--count'\?
+interpolate | Missing argument
+interpolate nowhere | There is no run 'nowhere'
+interpolate a --pair 0 | names 1 test images and takes 2
+interpolate a --pair 0,999 | there are 297 test images
+interpolate a --pair a,b | type numbers such as 0,5,9
+interpolate a --pair 0,1 --classes 3,8 | do not go together
+interpolate a --pair 0,1 --count 3 | --count would change nothing with --pair
+interpolate a --classes 3 | names 1 classes and takes 2
+interpolate a --classes 3,eleven | there is no class 'eleven'
+interpolate a --file one.png | takes two images for each pair
+interpolate a --file one.png --file nowhere.png | There is no file 'nowhere.png'
+interpolate a --file one.png --file text.png | 'text.png' is not an image
+interpolate a --file one.png --file empty | 'empty' is not an image
+interpolate a --grid 0,1 | names 2 test images and takes 4
+interpolate a --steps 1 | --steps 1
+interpolate a --steps 100000 | --steps 100000
+interpolate a --span 2 | --span would change nothing without --traverse
+interpolate a --traverse --span -1 | --span -1
+interpolate a --traverse --span nan | --span nan
+interpolate a --traverse --path slerp | --path would change nothing
+interpolate a --path sideways | not one of 'linear'
+interpolate a --seed 99999999999999999999999 | --seed 9+
+interpolate a --pair 0,1 --device tpu | type device=auto
+evaluate | Missing argument
+evaluate nowhere | There is no run 'nowhere'
+evaluate a --quick --full | do not go together
+evaluate a --metrics nowhere | there is no such metric\. .*Metrics: rate
+evaluate a --metrics '' | there is no such metric
+evaluate a --metrics os.system | add --trust os
+evaluate a --samples 0 | --samples 0
+evaluate a --samples 99999999 | --samples 99999999
+evaluate a --seed x | --seed x
+evaluate a --seed -1 | --seed -1
+evaluate a --weights worst | not one of 'best', 'last'
+evaluate a --device tpu | type device=auto
+evaluate a --out x | There is no flag --out
+runs nowhere | There is no folder nowhere
+runs file.txt | There is no folder file.txt
+runs empty | There is no run below empty\. Train one first
+runs a b | unexpected extra argument
+runs --all | There is no flag --all
+compare nowhere | There is no run 'nowhere'
+compare empty | holds no run\. Train one first
+compare a | the only finished run here, and a comparison takes two
+compare a a | the only finished run here
+compare file.txt a | There is no run 'file.txt'
+compare --profile fast | not one of 'quick'
+compare --jobs 0 | --jobs 0
+compare --jobs 1 --reference nowhere | nowhere
+compare --jobs 1 --out file.txt | is a file; name a folder
+compare --jobs 1 --out file.txt/x | is a file; name a folder
+compare --runs-dir empty | holds no run
+compare --jobs 1 --device tpu | type device=auto
+"""  # fmt: skip
+
+
+class Row:
+    def __init__(self, line: str) -> None:
+        words, *code, self.said = re.split(r" \| ", line)
+        self.words = shlex.split(words)
+        self.code = int(code[0]) if code else 2
+
+
+TABLE = [Row(line) for line in ROWS.strip().splitlines()]
+
+
+@pytest.mark.usefixtures("place")
+def test_wrong_words(refused: Refused, is_long: bool, record_property: Callable[[str, object], None]) -> None:
+    wrong = []
+    rows = TABLE if is_long else random.Random(0).sample(TABLE, 160)
+    for row in rows:
+        try:
+            said = refused(*row.words, code=row.code)
+            assert re.search(row.said, said), said
+        except (AssertionError, pytest.fail.Exception) as error:
+            wrong.append(f"{shlex.join(row.words)}: {error}"[:1200])
+    record_property("wrong inputs refused", f"{len(rows) - len(wrong)} of {len(rows)}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["train", "sigma=fixd"], 2, "Did you mean 'fixed'?"),
+        (["train", "threads=1000000000"], 2, "between 1 and 1024"),
+        (["sample", "nowhere"], 2, "There is no run 'nowhere'"),
+        (["compare", "a"], 2, "the only finished run"),
+        (["sample", "a", "--out", "file.txt/x"], 1, "Type --out FOLDER"),
+    ],
+)
+def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code: int, said: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vae_cli", *words]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith("vae: ")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_names_that_cannot_be_typed_by_mistake(refused: Refused, place: Path) -> None:
+    assert "cannot be seen" in refused("train", "run_name='a\nb'")
+    assert "cannot be seen" in refused("train", "run_name='a\x1b[31mb'")
+    assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
+    assert "thousand digits" in refused("train", f"seed={'9' * 5000}")
+    assert "is not allowed" in refused("train", f"regularizer.beta={'9' * 400}")
+    assert "no file system" in refused("sample", "a" * 5000)
+    assert r"\x1b[31m" in refused("sample", "\x1b[31mred")
+    assert "There is no run" in refused("sample", "line\nbreak")
+
+
+CHOICES = {
+    "list.yaml": ("- a\n", "sigma=list names no class"),
+    "word.yaml": ("hello\n", "sigma=word names no class"),
+    "none.yaml": ("value: 3\n", "sigma=none names no class"),
+    "evil.yaml": ("_target_: os.system\ncommand: touch pwned\n", "--trust os"),
+    "tag.yaml": ("!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML|tag"),
+    "bad.yaml": ("a: [1\nb: {", "not valid YAML"),
+    "latin.yaml": ("_target_: vae_cli.sigma.Fixed\nvalue: \udcff\n", "cannot be read: it is not UTF-8"),
+    "deep.yaml": ("a: " + "[" * 3000 + "]" * 3000, "cannot be read: lists lie in lists"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_wrong_files_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+    (place / "own/sigma/folder.yaml").mkdir(parents=True)
+    text, said = CHOICES[name]
+    (place / "own/sigma" / name).write_bytes(text.encode(errors="surrogateescape"))
+    message = refused("train", "--config-dir", "own", f"sigma={name[:-5]}")
+    assert re.search(said, message), message
+    assert not (place / "pwned").exists()
+
+
+EXPERIMENTS = {
+    "choice": (
+        "defaults:\n  - override /sigma: fixd\n",
+        r"experiment=choice: 'fixd' is no choice of sigma\. Did you mean",
+    ),
+    "key": ("latnt: 3\n", "latnt"),
+    "value": ("latent: many\n", "latent=many is not allowed"),
+    "group": ("defaults:\n  - override /sgma: fixed\n", "sgma"),
+    "beta": ("regularizer:\n  beta: -3\n", r"regularizer\.beta=-3 is not allowed"),
+    "reference": ("latent: ${nowhere}\n", "nowhere"),
+    "sigma": ("sigma:\n  value: 3\n", "value"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_wrong_experiments_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+    (place / "own/experiment").mkdir(parents=True)
+    text, said = EXPERIMENTS[name]
+    (place / f"own/experiment/{name}.yaml").write_text(f"# @package _global_\n{text}")
+    message = refused("train", "--config-dir", "own", f"experiment={name}")
+    assert re.search(said, message), message
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may write everywhere")
+def test_a_folder_that_may_not_be_written(refused: Refused, place: Path) -> None:
+    (place / "locked").mkdir(mode=0o500)
+    assert "Permission denied" in refused("train", "runs_dir=locked", code=1)
+
+
+def test_runs_dir_that_the_system_refuses(refused: Refused, place: Path) -> None:
+    if Path("/proc").is_dir():
+        assert "/proc/nowhere" in refused("train", "runs_dir=/proc/nowhere", code=1)
+
+
+def test_what_fails_inside_our_own_code_is_not_the_users_mistake(
+    place: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "digits.csv.gz")
+
+    monkeypatch.setattr("vae_cli.dataset.digits._read", fail)
+    assert "digits.csv.gz: Permission denied" in refused("train", code=1)
