@@ -94,8 +94,8 @@ def test_state_survives_saving_and_loading(compose: Compose, overrides: list[str
     one_step(experiment)
     experiment.optimizer.step()
     file = tmp_path / "checkpoint.pt"
-    save_checkpoint(file, {"step": 1, "shape": [1], "model": experiment.model.state_dict()})
     shape = tuple(experiment.splits.train.images.shape[1:])
+    save_checkpoint(file, {"step": 1, "shape": list(shape), "model": experiment.model.state_dict()})
     again = build_model(experiment.config, shape)  # type: ignore[arg-type]
     again.load_state_dict(load_checkpoint(file)["model"])
     x = experiment.splits.test.batch(torch.arange(8))

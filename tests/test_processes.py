@@ -86,7 +86,7 @@ def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
     run = here / "runs/two"
     assert RunDir(run).summary()["processes"] == 2
     names = sorted(path.name for path in run.iterdir())
-    assert len([name for name in names if name.startswith("events.")]) == 3  # its start, its curves and its end
+    assert len([name for name in names if name.startswith("events.")]) == 4  # start, curves, final figures and end
     assert not [name for name in names if name.endswith(".part")]
     assert [path.name for path in here.iterdir()] == ["runs"]
     assert RunDir(run).log_file.read_text().count("starting at step 0") == 1

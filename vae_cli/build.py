@@ -197,7 +197,8 @@ def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: 
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
     """The model of a run, with weights that are still to be loaded."""
-    return assemble(build_parts(config), config, shape, torch.zeros(shape), 1.0)
+    # On the CPU also where the model is to be on `meta`, on which a mean imports what takes longer than all the rest.
+    return assemble(build_parts(config), config, shape, torch.zeros(shape, device="cpu"), 1.0)
 
 
 def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, int], mean: Tensor, spread: float) -> VAE:

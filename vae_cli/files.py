@@ -86,10 +86,11 @@ def plain(value: object, depth: int = 20) -> bool:
     """Whether what a file has held can be shown as it is: no text in it steers a terminal, and no part of it lies
     deeper than a screen could show."""
     if isinstance(value, str):
-        return all(letter.isprintable() or letter in "\n\t" for letter in value)
-    if isinstance(value, Mapping):
-        return depth > 0 and all(plain(k, depth) and plain(v, depth - 1) for k, v in value.items())
-    return depth > 0 and all(plain(item, depth - 1) for item in value) if isinstance(value, list) else True
+        return value.isprintable() or value.replace("\n", "").replace("\t", "").isprintable()
+    if isinstance(value, dict | list):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and all(plain(part, depth - 1) for part in parts)
+    return True
 
 
 @contextmanager

@@ -207,10 +207,11 @@ def head(inputs: int, latent: int, raw_size: int) -> nn.Linear:
     The first block, the locations, thus begins with the same weights whatever the sigma mode asks for beside it.
     """
     blocks = [nn.Linear(inputs, latent) for _ in range(raw_size)]
-    merged = nn.utils.skip_init(nn.Linear, inputs, latent * raw_size, device=blocks[0].weight.device)
+    merged = nn.Linear(inputs, latent * raw_size)
     with torch.no_grad():
-        merged.weight.copy_(torch.cat([block.weight for block in blocks]))
-        merged.bias.copy_(torch.cat([block.bias for block in blocks]))
+        for number, block in enumerate(blocks):
+            rows = slice(number * latent, (number + 1) * latent)
+            merged.weight[rows], merged.bias[rows] = block.weight, block.bias
     return merged
 
 

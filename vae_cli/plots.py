@@ -191,8 +191,9 @@ class Plots:
                     if arm.label in curves:
                         x, values = curves[arm.label]
                         self._band(axes, arm, x, np.array(values))
-                axes.set_yscale("log")
-                _log_ticks(axes.yaxis)
+                if any((np.array(values) > 0).any() for _, values in curves.values()):  # else all codes were equal
+                    axes.set_yscale("log")
+                    _log_ticks(axes.yaxis)
                 line, word = (0.1, "a tenth") if curves is noise else (1.0, "1 nat")
                 axes.axhline(line, color=INK, linewidth=0.9, linestyle=":")
                 axes.annotate(word, (1, line), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)

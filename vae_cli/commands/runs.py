@@ -43,7 +43,8 @@ def show(runs: Sequence[Path], above: Path = Path()) -> None:
 
 def _row(run: RunDir, name: str) -> list[str]:
     try:
-        summary, status = run.summary(), run.status()
+        summary = run.summary()
+        status = run.status(summary)
     except (Failure, OSError):  # one folder that cannot be read does not hide the others
         return [name, "[red]damaged[/red]", *[""] * 5]
     figures = summary.get("test", {})
