@@ -83,10 +83,10 @@ class Bench:
         """Run a command of ours in a process of its own."""
         return run([sys.executable, "-m", "vae_cli", subcommand, *words], self.folder)
 
-    def train(self, network: str, *words: str) -> dict[str, Any]:
+    def train(self, network: str, *words: str, name: str | None = None) -> dict[str, Any]:
         """Train as a user does, and return the summary."""
         self._count += 1
-        name = f"run{self._count}"
+        name = name or f"run{self._count}"
         done = self.vae(
             *(*MNIST, *NETWORKS[network], f"data_dir={self.data[network]}", f"epochs={self.epochs}"),
             *(f"threads={self.threads}", f"run_name={name}", *words),
@@ -226,7 +226,7 @@ def whole(bench: Bench) -> None:
 
 def questions(bench: Bench) -> None:
     """Seconds of vae sample, vae evaluate and of packing an image folder."""
-    bench.train("mlp", "run_name=asked")
+    bench.train("mlp", name="asked")
     sample = bench.add(Row("questions", "vae sample --count 10000", "s", more_is_better=False))
     evaluate = bench.add(Row("questions", "vae evaluate --quick", "s", more_is_better=False))
     pack = bench.add(Row("questions", "pack a folder of 2000 images of 64x64, and train one epoch", "s"))
@@ -276,7 +276,7 @@ def growth(bench: Bench) -> None:
     """How cost grows: with the latent size, with the image's side, with the images, with the runs in a folder."""
     sizes: dict[str, list[tuple[str, list[str]]]] = {
         "latent": [(f"latent={size}", [f"latent={size}"]) for size in (2, 20, 200, 2000)],
-        "side": [(f"sprites of {side}x{side}", [f"dataset.size={side}"]) for side in (16, 32, 64)],
+        "side": [(f"sprites of {side}x{side}", [f"dataset.side={side}"]) for side in (16, 32, 64)],
         "images": [(f"{count} sprites", [f"dataset.images={count}"]) for count in (2000, 8000, 32000)],
     }
     for axis, cases in sizes.items():
