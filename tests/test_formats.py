@@ -55,9 +55,8 @@ def test_every_command_still_reads_it(path: Path, here: Path, ask: Callable) -> 
         found = ask(*words)
         assert found.code == 0, (words, found.err)
     # The run goes on, and a repetition of it comes to the same weights on any machine, but for the last bits.
-    config = RunDir(here / run).config()
-    words = [f"{axis}={config['choices'][axis]}" for axis in ("sigma",)]
-    found = ask("train", f"run_name={path}", "epochs=3", "network.hidden=[4]", "latent=2", *words)
+    sigma = RunDir(here / run).config()["choices"]["sigma"]
+    found = ask("train", f"run_name={path}", "epochs=3", "network.hidden=[4]", "latent=2", f"sigma={sigma}")
     assert found.code == 0, found.err
     assert "Going on at step" in found.err
     assert RunDir(here / run).summary()["epoch"] == 3
