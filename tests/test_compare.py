@@ -33,6 +33,7 @@ from vae_cli.findings import _verdict, amount, answers, gap, number
 from vae_cli.folder import RunDir
 from vae_cli.html_report import Pictures, as_plain, render
 from vae_cli.naming import clean
+from vae_cli.plots import Plots
 
 BASE = {"dataset": "digits", "likelihood": "gaussian", "prior": "standard_normal", "regularizer": "kl"}
 BASE |= {"network": "mlp", "optimizer": "adam", "latent": "8"}
@@ -376,8 +377,8 @@ def test_one_seed_is_never_a_difference() -> None:
     assert "one seed" in found["price"].verdict
     assert all(d.is_real is None for d in alone.differences)
     assert alone.comparisons == 0
-    assert 'class="differs"' not in render(alone, Pictures(), "one seed")
-    assert "have no interval" in render(alone, Pictures(), "one seed")
+    assert 'class="differs"' not in render(Plots(alone), Pictures(), "one seed")
+    assert "have no interval" in render(Plots(alone), Pictures(), "one seed")
 
 
 def test_numbers_read_well() -> None:
@@ -423,7 +424,7 @@ def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
     members[0].summary["git_commit"] = evil
     members[0].evaluation["figures"]["distortion"]["note"] = evil
     members[2].evaluation["left_out"]["rate"]["reason"] = evil
-    page = render(Comparison(members), Pictures(reason=evil), evil, [evil])
+    page = render(Plots(Comparison(members)), Pictures(reason=evil), evil, [evil])
     parsed = Parsed(page)
     assert parsed.open == []
     assert "script" not in parsed.tags
@@ -436,7 +437,7 @@ def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
 
 def test_what_is_left_out_is_never_a_number() -> None:
     comparison = study(constant=28.0, refit=1.4)
-    html = render(comparison, Pictures(), "title")
+    html = render(Plots(comparison), Pictures(), "title")
     row = re.search(r"deterministic</th>((?:<td[^>]*>.*?</td>)+)", html[html.index("1. The noise limits the") :])
     assert row is not None
     assert row[1].startswith("<td>-<sup>a</sup></td>")
@@ -460,7 +461,7 @@ def test_any_figure_may_be_missing(gone: int) -> None:
         for name in [name for count, name in enumerate(list(figures)) if (count + place * (gone % 2)) % gone == 0]:
             del figures[name]
     rebuilt = Comparison(comparison.members)
-    render(rebuilt, Pictures(), "title")
+    render(Plots(rebuilt), Pictures(), "title")
     as_plain(rebuilt)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vae_cli import catalog
-from vae_cli.assessment import METRICS, find_metrics, word
+from vae_cli.assessment import METRICS, assessment, find_metrics, word
 from vae_cli.cli import _explain
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.errors import UserError
+from vae_cli.folder import RunDir
 from vae_cli.metric.base import CLAIMS, Figure, Metric, mean_figure
 
 MODES = list(catalog.groups()["sigma"].choices)
@@ -80,6 +82,17 @@ def test_every_figure_says_what_it_is_and_what_it_is_a_mean_over(runs: Path, sig
     for entry in evaluation["left_out"].values():
         assert entry["reason"]
     assert not evaluation["figures"].keys() & evaluation["left_out"].keys()
+
+
+def test_figures_are_of_the_weights_that_were_measured_and_of_no_others(vae: Vae, tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "runs/learned")
+    assert assessment(folder) == found(tmp_path, "learned")
+    weights = folder.best_file.read_bytes()
+    folder.best_file.write_bytes(weights)  # the same at another time, as in a copy
+    os.utime(folder.best_file, ns=(1, 1))
+    assert assessment(folder) == found(tmp_path, "learned")
+    folder.best_file.write_bytes(weights[:-1] + b"!")
+    assert assessment(folder) is None
 
 
 @pytest.mark.parametrize("sigma", MODES)

@@ -91,28 +91,27 @@ def assessment(folder: RunDir) -> dict[str, Any] | None:
     ):
         raise Failure(f"{file} is damaged. {again}")
     current = folder.weights_file(found["weights"])
-    return found if current.exists() and _digest(current) == found["weights_digest"] else None
+    if not current.exists():
+        return None
+    is_same = found.get("weights_stamp") == _stamp(current) or _digest(current) == found["weights_digest"]
+    return found if is_same else None
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
     """Whether what was measured has the form of it."""
     if found["profile"] not in PROFILES or not isinstance(found["budget"].get("samples"), int) or not plain(found):
         return False
-    entries = [*found["figures"].values(), *found["left_out"].values()]
-    if not all(isinstance(entry, dict) and _is_entry(entry) for entry in entries):
+    figures, left_out = found["figures"].values(), found["left_out"].values()
+    entries = [*figures, *left_out]
+    if not all(isinstance(entry, dict) for entry in entries):
         return False
-    values = [entry.get("value") for entry in found["figures"].values()]
+    words = [entry.get(key, "") for entry in entries for key in ("unit", "note", "reason")]
+    words += [entry.get(key) for entry in entries for key in ("metric", "claim")]
+    words += [entry.get("reason") for entry in left_out]
+    values = [entry.get("value") for entry in figures] + [entry.get("error", 0) for entry in entries]
     numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
-    reasons = [entry.get("reason") for entry in found["left_out"].values()]
-    return all(map(is_finite, numbers)) and all(isinstance(reason, str) for reason in reasons)
-
-
-def _is_entry(entry: Mapping[str, Any]) -> bool:
-    words = [entry.get(key, "") for key in ("unit", "note", "reason")]
-    error = entry.get("error", 0)
-    numbers = [entry.get("count", 0), *(error if isinstance(error, list) else [error])]
-    needed = [entry.get("metric"), entry.get("claim")]
-    return all(isinstance(word, str) for word in (*words, *needed)) and all(map(is_finite, numbers))
+    numbers += [entry.get("count", 0) for entry in entries]
+    return all(isinstance(word, str) for word in words) and all(map(is_finite, numbers))
 
 
 def assess(
@@ -151,6 +150,7 @@ def assess(
         "seed": seed,
         "weights": weights,
         "weights_digest": _digest(run.weights_file),
+        "weights_stamp": _stamp(run.weights_file),
         "step": run.step,
         "images": fingerprint(run.splits),
     }
@@ -187,6 +187,12 @@ def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of writing: a file that has kept both need not be read to know that it is the same."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _digest(file: Path) -> str:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 def is_finite(value: object) -> bool:
     """Whether a value is a number that a float can hold: a truth value is none, nor is a whole number of 400 digits."""
+    if type(value) is float:
+        return isfinite(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:

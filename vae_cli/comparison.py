@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from os.path import commonpath
 from pathlib import Path
@@ -54,14 +54,15 @@ class Member:
         return value if isinstance(value, list) and value else None
 
 
-def read_member(folder: RunDir) -> Member:
-    """A finished run as it lies on the disk. Raises UserError or Failure where a file is missing or damaged."""
+def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member:
+    """A finished run as it lies on the disk; its summary need not be read again. Raises UserError or Failure where a
+    file is missing or damaged."""
     config = folder.config()
     settings: dict[str, Any] = {**hparams(config), "epochs": config.get("epochs")}
     # An axis that is told the number of dimensions repeats it.
     repeated = [k for k, v in settings.items() if k.endswith(".latent") and v == settings.get("latent")]
     kept = {k: v for k, v in settings.items() if k not in NO_SETTING and k not in repeated and v is not None}
-    return Member(folder, kept, int(config.get("seed", 0)), folder.summary())
+    return Member(folder, kept, int(config.get("seed", 0)), folder.summary() if summary is None else summary)
 
 
 def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Member, Member]]]:
@@ -176,10 +177,11 @@ def statistic(values: Sequence[float]) -> Statistic:
     return Statistic(mean, sd, n, (mean - half, mean + half))
 
 
+@cache
 def _quantile(degrees: float) -> float:
-    from scipy.stats import t  # type: ignore[import-untyped]  # takes half a second
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # what scipy.stats asks, without its half second
 
-    return float(t.ppf((1 + LEVEL) / 2, degrees))
+    return float(stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 @dataclass(frozen=True)
@@ -246,15 +248,26 @@ class Arm:
     def seeds(self) -> list[int]:
         return [member.seed for member in self.members]
 
-    def by_seed(self, name: str) -> dict[int, float]:
+    @cached_property
+    def _scalars(self) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for member in self.members:
+            for name in member.figures:
+                if (value := member.scalar(name)) is not None:
+                    found.setdefault(name, {})[member.seed] = value
+        return found
+
+    @cached_property
+    def _stats(self) -> dict[str, Statistic]:
+        return {name: statistic(list(values.values())) for name, values in self._scalars.items()}
+
+    def by_seed(self, name: str) -> Mapping[int, float]:
         """The values of a scalar figure by seed; runs that do not have it are not in it."""
-        values = {member.seed: member.scalar(name) for member in self.members}
-        return {seed: value for seed, value in values.items() if value is not None}
+        return self._scalars.get(name, {})
 
     def stat(self, name: str) -> Statistic | None:
         """A scalar figure over seeds, or None where no run has it."""
-        values = list(self.by_seed(name).values())
-        return statistic(values) if values else None
+        return self._stats.get(name)
 
     def curves(self, name: str) -> list[list[float]]:
         """A figure that is a list, of each run that has it, all of one length."""

@@ -85,12 +85,20 @@ def read_text(path: Path, most: int = 64_000_000) -> str:
 def plain(value: object, depth: int = 20) -> bool:
     """Whether what a file has held can be shown as it is: no text in it steers a terminal, and no part of it lies
     deeper than a screen could show."""
-    if isinstance(value, str):
-        return value.isprintable() or value.replace("\n", "").replace("\t", "").isprintable()
-    if isinstance(value, dict | list):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return depth > 0 and all(plain(part, depth - 1) for part in parts)
-    return True
+    texts, level = [], [value]
+    for _ in range(depth + 1):
+        inside: list[object] = []
+        for part in level:
+            if isinstance(part, str):
+                texts.append(part)
+            elif isinstance(part, dict):
+                inside += part  # its keys
+                inside += part.values()
+            elif isinstance(part, list):
+                inside += part
+        level = inside
+    text = "".join(texts)
+    return not level and (text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable())
 
 
 @contextmanager

@@ -106,9 +106,9 @@ class Pictures:
     reason: str = ""
 
 
-def render(comparison: Comparison, pictures: Pictures, title: str, notes: Sequence[str] = ()) -> str:
+def render(plots: Plots, pictures: Pictures, title: str, notes: Sequence[str] = ()) -> str:
     """The whole report. `notes` are sentences about what was left out of the comparison."""
-    page = _Page(comparison, pictures)
+    page = _Page(plots, pictures)
     body = [
         page.head(title, notes),
         page.summary(),
@@ -127,11 +127,11 @@ def render(comparison: Comparison, pictures: Pictures, title: str, notes: Sequen
 
 
 class _Page:
-    def __init__(self, comparison: Comparison, pictures: Pictures) -> None:
-        self.comparison = comparison
+    def __init__(self, plots: Plots, pictures: Pictures) -> None:
+        self.comparison = plots.comparison
         self.pictures = pictures
-        self.plots = Plots(comparison)
-        self.answers = findings.answers(comparison)
+        self.plots = plots
+        self.answers = findings.answers(self.comparison)
 
     # The parts of the page, from top to bottom.
 
@@ -227,18 +227,18 @@ class _Page:
     def _bits(self) -> list[str]:
         return [
             self.figure(
-                self.plots.plane(),
+                self.plots.plane,
                 "The rate-distortion plane: one curve per family of weights, the usual weight filled, bars ± one "
                 "standard deviation over seeds. Nearer to the lower left is better; on a grey line all "
                 "ELBOs are equal.",
             ),
             self.figure(
-                self.plots.probes(),
+                self.plots.probes,
                 "Two measurements that are defined with and without noise. Left: what is lost when noise is added to "
                 "the mean code, where 0 is the image's own distortion and 1 that at the code of another image; right: "
                 "when each active dimension is kept to a few bits. Bands: ± one standard deviation over seeds.",
             ),
-            self.figure(self.plots.spectrum(), "The rate of each latent dimension, sorted in each run."),
+            self.figure(self.plots.spectrum, "The rate of each latent dimension, sorted in each run."),
         ]
 
     def _neighbours(self) -> list[str]:
@@ -289,9 +289,9 @@ class _Page:
 
     def _scale(self) -> list[str]:
         return [
-            self.figure(self.plots.histograms(), "How often a scale occurs, over test images, dimensions and seeds."),
+            self.figure(self.plots.histograms, "How often a scale occurs, over test images, dimensions and seeds."),
             self.figure(
-                self.plots.training(),
+                self.plots.training,
                 "The part of the rate that the scale costs, and the mean scale, while the models trained. Dots: a "
                 "scale of 1.",
             ),
@@ -318,7 +318,7 @@ class _Page:
                 "to the right is what another prior alone would gain for the trained model.",
             ),
             self.figure(
-                self.plots.importance(),
+                self.plots.importance,
                 "The importance-weighted bound over the number of samples K: it rises from the ELBO towards log p(x).",
             ),
             self.figure(

@@ -6,13 +6,13 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -109,12 +109,13 @@ class Panel(NamedTuple):
 
 
 class Plots:
-    """Draws the figures of one comparison. Every method returns a figure, or None where no arm has the numbers."""
+    """Draws the figures of one comparison, each once. What has no numbers in any arm is None."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
         self.looks = looks(comparison)
 
+    @cached_property
     def plane(self) -> Figure | None:
         """Distortion over rate: one curve per family of weights, points with bars over seeds, and lines of equal
         ELBO."""
@@ -162,6 +163,7 @@ class Plots:
         axes.plot(*zip(*drawn, strict=True), color=look.color, linestyle=look.line, marker=look.marker, label=label)
         return points
 
+    @cached_property
     def probes(self) -> Figure | None:
         """What a code tolerates: how much of the way to a stranger's distortion noise on it costs, and what it costs to
         keep it to a few bits."""
@@ -214,6 +216,7 @@ class Plots:
             _legend(figure, panels[0], len(self.comparison.shown))
             return figure
 
+    @cached_property
     def spectrum(self) -> Figure | None:
         """The rate of each dimension, the costliest first."""
         arms = [arm for arm in self.comparison.shown if arm.curves("rate_per_dimension")]
@@ -234,6 +237,7 @@ class Plots:
             _legend(figure, axes, len(arms))
             return figure
 
+    @cached_property
     def training(self) -> Figure | None:
         """rate_scale and the mean scale over the epochs."""
         names = {"training_rate_scale": "rate_scale (nats per image)", "training_scale_mean": "mean scale"}
@@ -256,6 +260,7 @@ class Plots:
             _legend(figure, panels[0], len(self.comparison.shown))
             return figure
 
+    @cached_property
     def importance(self) -> Figure | None:
         """The importance-weighted bound over the number of samples K."""
         if not any(arm.curves("iw_curve") for arm in self.comparison.shown):
@@ -271,6 +276,7 @@ class Plots:
             _legend(figure, axes, len(self.comparison.shown))
             return figure
 
+    @cached_property
     def histograms(self) -> Figure | None:
         """Over images and dimensions, how often a scale occurs, in active and in idle dimensions."""
         arms = [arm for arm in self.comparison.shown if arm.curves("scale_histogram_edges")]
@@ -447,7 +453,7 @@ class Plots:
 
 def save_all(plots: Plots, folder: Path) -> list[Path]:
     """Write every plot that has numbers as PNG into a folder, and give their paths. Raises OSError."""
-    kinds = {
+    figures = {
         "rate_distortion": plots.plane,
         "noise_and_bits": plots.probes,
         "rate_per_dimension": plots.spectrum,
@@ -457,9 +463,9 @@ def save_all(plots: Plots, folder: Path) -> list[Path]:
     }
     paths = []
     folder.mkdir(parents=True, exist_ok=True)
-    for name, kind in kinds.items():
+    for name, figure in figures.items():
         path = folder / f"{name}.png"
-        if (figure := kind()) is None:
+        if figure is None:
             path.unlink(missing_ok=True)  # of other figures than there are now
         else:
             save_png(figure, path)
@@ -478,16 +484,21 @@ SOURCES = {
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure in this report's style."""
+    """A figure in this report's style, laid out when it is done: once, however many files show it."""
     with rc_context(STYLE):
-        yield Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        yield figure
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def as_svg(figure: Figure) -> bytes:
     """A figure as SVG, the same bytes for the same numbers."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        FigureCanvasSVG(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
@@ -495,7 +506,6 @@ def as_svg(figure: Figure) -> bytes:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG: the file is there whole or not at all. Raises OSError where it cannot be."""
     with rc_context(STYLE):
-        FigureCanvasAgg(figure)
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 

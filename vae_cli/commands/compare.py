@@ -111,9 +111,10 @@ def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[st
     for path in _paths(names, runs_dir):
         folder = RunDir(path)
         try:
-            status = folder.status()
+            summary = folder.summary()
+            status = folder.status(summary)
             if status == "finished":
-                members.append(read_member(folder))
+                members.append(read_member(folder, summary))
                 continue
             done = max((record["epoch"] for record in folder.metrics()), default=0)
             notes.append(f"Left out: {path} is {status}, after {done} epochs; the command that trained it finishes it.")
@@ -368,7 +369,7 @@ def write_all(
     from vae_cli.html_report import as_plain, as_rows, render
     from vae_cli.plots import Plots, save_all
 
-    pictures = take_pictures(comparison, device, data_dir)
+    plots, pictures = Plots(comparison), take_pictures(comparison, device, data_dir)
     title = f"Comparison of {len(comparison.members)} runs on {comparison.equal.get('dataset', 'one dataset')}"
     table = io.StringIO(newline="")
     rows = as_rows(comparison)
@@ -380,8 +381,8 @@ def write_all(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(paths[0], table.getvalue())
         write_json(paths[1], as_plain(comparison))
-        write_text(paths[2], render(comparison, pictures, title, notes))
-        save_all(Plots(comparison), folder / "figures")
+        write_text(paths[2], render(plots, pictures, title, notes))
+        save_all(plots, folder / "figures")
         if tensorboard:
             paths.append(write_curves(comparison, folder / "tensorboard"))
     except OSError as error:
