@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -246,10 +247,13 @@ def test_places_that_a_stranger_names_are_not_written_to(place: Path, refused: R
     )
     (RUN / "best.pt").write_bytes(changed(lambda state: state.update(images=None)))
     assert "type --data-dir FOLDER" in refused("sample", str(RUN), "--from", "posterior", "--images", "0")
+    assert "data_dir=FOLDER" in refused("train", "--repeat", str(RUN))
     assert not there.exists()
 
 
-def test_the_runs_own_folder_for_data_is_used_when_it_is_named(place: Path, ask: Ask, tmp_path: Path) -> None:
+def test_the_runs_own_folder_for_data_is_used_when_it_is_named(
+    place: Path, ask: Ask, accepted: type[BaseException], tmp_path: Path
+) -> None:
     there = tmp_path / "elsewhere"
     words = [
         "_target_: vae_cli.dataset.Digits\n  validation: 200",
@@ -262,6 +266,10 @@ def test_the_runs_own_folder_for_data_is_used_when_it_is_named(place: Path, ask:
     assert ask(*question).code == 0
     assert (there / "packed").is_dir()
     assert ask(*question[:-2]).code == 0  # what is there is read
+    shutil.rmtree(there)
+    with pytest.raises(accepted):
+        ask("train", "--repeat", str(RUN), f"data_dir={there}")
+    assert (there / "packed").is_dir()
 
 
 FIELDS: list[Any] = [None, [], {}, "x", "\x1b[31m", True, 10**4000, -1, [[[]]], {"a": {"b": None}}, 1e308, ["<b>"]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,17 @@ from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.evaluation import questioned
 from vae_cli.folder import ANEW, RunDir, find_run
 from vae_cli.model import VAE
+
+
+def loading(config: dict[str, Any], data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:
+    """Have the images of a stored configuration taken from a folder that the user names, if any; and give what to load
+    them in. A folder that only the configuration names is read; written to is the user's own, or their cache."""
+    dataset = config["dataset"]
+    if data_dir is not None:
+        config["data_dir"] = str(data_dir)
+        if "data_dir" in dataset:
+            dataset["data_dir"] = str(data_dir)
+    return nullcontext if data_dir is not None or dataset.get("data_dir") is None else only_reading
 
 
 class Run:
@@ -37,12 +49,7 @@ class Run:
     ) -> None:
         self.folder = RunDir(Path(path))
         self.config = self.folder.config()
-        # A folder that a configuration names is read; written to is one that the user has named, or their own cache.
-        self._is_own_place = data_dir is not None or self.config["dataset"].get("data_dir") is None
-        if data_dir is not None:
-            self.config["data_dir"] = str(data_dir)
-            if "data_dir" in self.config["dataset"]:
-                self.config["dataset"]["data_dir"] = str(data_dir)
+        self._loading = loading(self.config, data_dir)
         self.device = find_device(device)
         self.weights_file = self.folder.weights_file(weights)
         if weights == "best" and self.weights_file != self.folder.best_file and self.folder.summary().get("validation"):
@@ -71,7 +78,7 @@ class Run:
     def splits(self) -> Splits:
         """The images, loaded when they are first asked for. Raises UserError or Failure as the data set does."""
         dataset = build(self.config["dataset"], "dataset", Dataset)
-        with nullcontext() if self._is_own_place else only_reading():
+        with self._loading():
             splits: Splits = dataset.load()
         if self._images not in (None, fingerprint(splits)):
             raise UserError(

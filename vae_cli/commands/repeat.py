@@ -18,6 +18,7 @@ from vae_cli.experiment import look_at, run_experiment
 from vae_cli.folder import RunDir, find_run
 from vae_cli.launch import refuse_several
 from vae_cli.naming import flatten
+from vae_cli.run import loading
 
 MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # none of which makes another run
 KEPT = ("versions", "git_commit", "device", "threads", "processes", "determinism")
@@ -37,11 +38,15 @@ def main(run: str, overrides: Sequence[str], **flags: Any) -> None:
     if first.status() != "finished":
         raise UserError(f"{first.path} is not finished. Type the command that started it again, and then repeat it.")
     second = RunDir(first.path.with_name(f"{first.path.name}_repeat"))
-    config |= {"run_name": second.path.name, "overwrite": False, **_settings(overrides)}
-    if "data_dir" in config["dataset"]:
-        config["dataset"]["data_dir"] = config["data_dir"]
+    settings = _settings(overrides)
+    config |= {"run_name": second.path.name, "overwrite": False, **settings}
+    if "data_dir" in settings and settings["data_dir"] is None:  # the usual place
+        config["dataset"].pop("data_dir", None)
+    place = loading(config, settings.get("data_dir"))
     if look_at(second, config) != "finished":
-        run_experiment(build_experiment(config), second, Console(stderr=True))
+        with place():
+            experiment = build_experiment(config)
+        run_experiment(experiment, second, Console(stderr=True))
     print(f"{first.path} was repeated as {second.path}")
     report(first, second, there, second.summary())
 

@@ -85,7 +85,7 @@ def alone(folder: Path) -> Iterator[None]:
     if _only_reads.get():
         raise UserError(
             f"The images are not in {folder}, which the run names and you have not: to have them put there, or to read "
-            "them elsewhere, type --data-dir FOLDER."
+            "them elsewhere, type --data-dir FOLDER (behind vae train --repeat, data_dir=FOLDER)."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
