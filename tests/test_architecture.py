@@ -34,6 +34,7 @@ LAYERS = [
     ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric", "metric.terms"],
     ["dataset.mapped", "dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
+    ["target", "settings", "device"],
     ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
     ["jobs", "overview", "search"],

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from vae_cli import catalog
-from vae_cli.build import Experiment, build, build_experiment, build_model, check_config
+from vae_cli.build import Experiment, build_experiment, build_model, check_config
 from vae_cli.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.dataset import Dataset
 from vae_cli.delta import Delta
@@ -23,6 +23,7 @@ from vae_cli.inference import Inference
 from vae_cli.likelihood import Coins, Likelihood
 from vae_cli.prior import Prior
 from vae_cli.scale import Factors, Standard
+from vae_cli.target import build
 
 Compose = Callable[..., dict[str, Any]]
 

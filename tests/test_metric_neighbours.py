@@ -17,7 +17,6 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.func import jacrev
 
 from vae_cli import catalog, load_run
-from vae_cli.build import build
 from vae_cli.commands import train as command
 from vae_cli.dataset import Split, Splits
 from vae_cli.folder import RunDir
@@ -30,6 +29,7 @@ from vae_cli.model import VAE
 from vae_cli.network import MLP, Conv, Network
 from vae_cli.prior import StandardNormal
 from vae_cli.sigma import Deterministic, Fixed, Learned
+from vae_cli.target import build
 
 METRICS: list[type[Metric]] = [
     *(Jacobian, Interpolation, ClassChange, NeighbourLabels),

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vae_cli import Run, load_run
-from vae_cli.build import build
 from vae_cli.checkpoint import save_checkpoint
 from vae_cli.codes import fit_mixture
 from vae_cli.commands import train as command
@@ -30,6 +29,7 @@ from vae_cli.metric.base import Budget, Figure, Metric, Subject, as_plain, measu
 from vae_cli.metric.features import FeatureNet, feature_net
 from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
 from vae_cli.metric.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
+from vae_cli.target import build
 
 LATENT = 6
 BUDGET = Budget(images=1000, train_images=4000, samples=64, iw_images=100, draws=50, points=4, pairs=10, pictures=60)

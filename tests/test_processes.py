@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli import build, processes
+from vae_cli import build, device, processes
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.errors import UserError
@@ -195,18 +195,18 @@ def test_each_process_has_a_device_of_its_own(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if " " in found:
         with pytest.raises(UserError, match=found):
-            build.find_device(name)
+            device.find_device(name)
     else:
-        assert build.find_device(name) == torch.device(found)
+        assert device.find_device(name) == torch.device(found)
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, compose: Any, second_of_two: None) -> None:
-    monkeypatch.setattr(build, "cores", lambda: 8)
+    monkeypatch.setattr(device, "cores", lambda: 8)
     experiment = build.build_experiment(compose("network=conv"))
     monkeypatch.setattr(processes, "count", lambda: 2)
-    assert build.find_threads(experiment.config, experiment.model) == 4
+    assert device.find_threads(experiment.config, experiment.model) == 4
     small = build.build_experiment(compose("network.hidden=[8]", "device=cpu"))
-    assert build.find_threads(small.config, small.model) == 1
+    assert device.find_threads(small.config, small.model) == 1
     with pytest.raises(UserError, match=r"type network\.normalization=group"):
         build.build_experiment(compose("network=conv", "network.normalization=batch", "device=cpu"))
 

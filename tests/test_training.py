@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from vae_cli import load_run
-from vae_cli.build import SETTINGS, build_experiment
+from vae_cli.build import build_experiment
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
@@ -30,6 +30,7 @@ from vae_cli.experiment import Finished, likely_cause, run_experiment
 from vae_cli.files import locked
 from vae_cli.folder import RunDir
 from vae_cli.meter import Meter, NotFinite
+from vae_cli.settings import SETTINGS
 
 COSINE = ["+schedule@optimizer.lr=cosine", "optimizer.lr.start=1e-2", "optimizer.lr.stop=0", "optimizer.lr.epochs=5"]
 QUICK = ["epochs=2", "network.hidden=[32]", "log_every=5"]

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from vae_cli.build import find_class, find_threads, fingerprint
+from vae_cli.build import fingerprint
 from vae_cli.check import is_finite
+from vae_cli.device import find_threads
 from vae_cli.errors import Failure, UserError, first_line, nearest
 from vae_cli.events import add_scalars
 from vae_cli.files import plain, read_text, write_json
@@ -28,6 +29,7 @@ from vae_cli.metric.scales import PullOverTraining, ScaleDistribution
 from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentification
 from vae_cli.output import refuse_link
 from vae_cli.run import Run
+from vae_cli.target import find_class
 
 FORMAT = 1
 KEPT_IF_SAME = ("profile", "seed", "weights", "weights_digest", "images")

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from vae_cli import processes
-from vae_cli.build import Config, Experiment, build_experiment, fingerprint, stream
+from vae_cli.build import Experiment, build_experiment, fingerprint, stream
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.errors import Failure, UserError, is_failure
 from vae_cli.evaluation import questioned
@@ -34,6 +34,7 @@ from vae_cli.meter import NotFinite
 from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
 from vae_cli.objective import POSTERIOR
 from vae_cli.progress import Progress
+from vae_cli.settings import Config
 from vae_cli.training import SLOWER, State, measure, restore, train
 
 log = logging.getLogger(__name__)

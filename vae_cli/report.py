@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vae_cli.build import trusted
 from vae_cli.folder import RunDir
+from vae_cli.target import trusted
 
 ROWS = {
     "distortion": "-log p(x|z)",

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_cli.build import build, build_model, check_stored, find_device, fingerprint
+from vae_cli.build import build_model, check_stored, fingerprint
 from vae_cli.checkpoint import load_checkpoint
 from vae_cli.dataset import Dataset, Splits
 from vae_cli.dataset.pack import only_reading
+from vae_cli.device import find_device
 from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.evaluation import questioned
 from vae_cli.folder import ANEW, RunDir, find_run
 from vae_cli.model import VAE
+from vae_cli.target import build
 
 
 def loading(config: dict[str, Any], data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:

@@ -122,8 +122,9 @@ class Search:
             seen[path] = corner
 
     def _check_defined(self, config: DictConfig, plain: dict[str, Any]) -> None:
-        from vae_cli.build import build, check_config
+        from vae_cli.build import check_config
         from vae_cli.dataset import Dataset
+        from vae_cli.target import build
 
         check_objective(plain["objective"])
         model = check_config(plain)

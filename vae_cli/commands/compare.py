@@ -21,7 +21,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vae_cli.assessment import METRICS, PROFILES, Profile, assess, assessment
-from vae_cli.build import find_device
 from vae_cli.comparison import (
     Arm,
     Comparison,
@@ -34,6 +33,7 @@ from vae_cli.comparison import (
     refuse_incomparable,
     statistic,
 )
+from vae_cli.device import find_device
 from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.events import EventWriter
 from vae_cli.files import write_json, write_text
