@@ -80,12 +80,12 @@ class Process:
         self.returncode: int | None = None
 
     @property
-    def out(self) -> str:
+    def stdout(self) -> str:
         """What it has said on its standard output."""
         return self._files["out"].read_text()
 
     @property
-    def err(self) -> str:
+    def stderr(self) -> str:
         """What it has said on its standard error."""
         return self._files["err"].read_text()
 
@@ -98,7 +98,7 @@ class Process:
     def wait(self, seconds: float = 300) -> int:
         end = time.monotonic() + seconds
         while self.poll() is None:
-            assert time.monotonic() < end, f"it has not ended: {self.err}"
+            assert time.monotonic() < end, f"it has not ended: {self.stderr}"
             time.sleep(0.002)
         assert self.returncode is not None
         return self.returncode
@@ -150,7 +150,7 @@ class Commands:
     @property
     def err(self) -> str:
         """What the last command has said on its standard error."""
-        return self._last.err
+        return self._last.stderr
 
     def run(self, *argv: str, cwd: Path, **more: Any) -> Process:
         """Carry out a command to its end."""
