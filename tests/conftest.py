@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from copy import deepcopy
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,20 +214,23 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
         yield start
 
 
-@pytest.fixture
-def compose() -> Callable[..., dict[str, Any]]:
-    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+@cache
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration of these overrides, which is the same in every test; do not change it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     from vae_cli.catalog import configs_dir
     from vae_cli.composition import to_plain
 
-    def plain(*overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
 
-    return plain
+
+@pytest.fixture
+def compose() -> Callable[..., dict[str, Any]]:
+    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+    return lambda *overrides: deepcopy(composed(*overrides))
 
 
 class Answer(NamedTuple):
