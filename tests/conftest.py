@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from copy import deepcopy
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +74,106 @@ def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+class Process:
+    """A command of vae in a process of its own."""
+
+    def __init__(self, ask: Get, pid: int, files: dict[str, Path]) -> None:
+        self._ask, self.pid, self._files = ask, pid, files
+        self.returncode: int | None = None
+
+    @property
+    def stdout(self) -> str:
+        """What it has said on its standard output."""
+        return self._files["out"].read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it has said on its standard error."""
+        return self._files["err"].read_text()
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the signal that killed it, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._ask(poll=self.pid)
+        return self.returncode
+
+    def wait(self, seconds: float = 300) -> int:
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < end, f"it has not ended: {self.stderr}"
+            time.sleep(0.002)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send(self, number: int, to_all: bool = False) -> None:
+        """Send a signal to it, or to all processes of its group, unless it has ended."""
+        if self.poll() is None or to_all:
+            with suppress(ProcessLookupError):
+                (os.killpg if to_all else os.kill)(self.pid, number)
+
+
+class Commands:
+    """Carries out commands of vae in processes that need not import anything first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count, self._last = folder, 0, Process(self._ask, 0, {})
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "commands.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+        self._is_ready = False
+
+    def _ask(self, **asked: Any) -> Any:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        if not self._is_ready:
+            assert self._server.stdout.readline() == b"ready\n"
+            self._is_ready = True
+        self._server.stdin.write(json.dumps(asked).encode() + b"\n")
+        return json.loads(self._server.stdout.readline())
+
+    def start(
+        self,
+        *argv: str,
+        cwd: Path,
+        fault: dict[str, Any] | None = None,
+        before: str = "",
+        group: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Process:
+        """Start a command. Its fault, if any, is one of commands.py; `before` is Python that is carried out first."""
+        self._count += 1
+        files = {name: self._folder / f"{self._count}.{name}" for name in ("out", "err")}
+        more = {"fault": fault, "before": before, "group": group, "environment": environment or dict(os.environ)}
+        pid = self._ask(argv=argv, cwd=str(cwd), **{name: str(file) for name, file in files.items()}, **more)
+        self._last = Process(self._ask, pid, files)
+        return self._last
+
+    @property
+    def err(self) -> str:
+        """What the last command has said on its standard error."""
+        return self._last.stderr
+
+    def run(self, *argv: str, cwd: Path, **more: Any) -> Process:
+        """Carry out a command to its end."""
+        process = self.start(*argv, cwd=cwd, **more)
+        process.wait()
+        return process
+
+    def close(self) -> None:
+        with self._server as server:
+            assert server.stdin is not None
+            server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory, no_cache_of_the_users: None) -> Iterator[Commands]:
+    """Carry out a command in a process of its own: `commands.run("train", cwd=tmp_path).returncode`."""
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
 @pytest.fixture
 def tensorboard() -> Iterator[Callable[..., Get]]:
     """Start TensorBoard over a folder of runs: `get = tensorboard(logdir)`.
@@ -112,20 +214,23 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
         yield start
 
 
-@pytest.fixture
-def compose() -> Callable[..., dict[str, Any]]:
-    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+@cache
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration of these overrides, which is the same in every test; do not change it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     from vae_cli.catalog import configs_dir
     from vae_cli.composition import to_plain
 
-    def plain(*overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
 
-    return plain
+
+@pytest.fixture
+def compose() -> Callable[..., dict[str, Any]]:
+    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+    return lambda *overrides: deepcopy(composed(*overrides))
 
 
 class Answer(NamedTuple):

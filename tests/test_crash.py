@@ -6,13 +6,10 @@ import errno
 import json
 import os
 import random
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,66 +26,15 @@ SMALL = ["network.hidden=[8]", "latent=2"]
 OFTEN = [*SMALL, "epochs=12", "batch_size=32", "log_every=5", "checkpoint_minutes=1e-6"]
 SELDOM = OFTEN[:-1]  # a checkpoint after each epoch
 
-Fault = dict[str, Any]
-
-
-class Commands:
-    """Carries out commands of vae in processes that need not import anything first."""
-
-    def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "faults.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-        )  # fmt: skip
-        self._read()
-
-    def _read(self) -> str:
-        assert self._server.stdout is not None
-        return self._server.stdout.readline().decode().strip()
-
-    def start(self, *argv: str, cwd: Path, fault: Fault | None = None) -> int:
-        """Start a command and give its process id; its fault, if any, is one of faults.py."""
-        self._said = {name: str(cwd / f".{name}") for name in ("out", "err")}
-        asked = {"argv": argv, "cwd": str(cwd), "fault": fault, **self._said}
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(asked).encode() + b"\n")
-        return int(self._read())
-
-    def has_ended(self) -> bool:
-        assert self._server.stdout is not None
-        return bool(select.select([self._server.stdout], [], [], 0)[0])
-
-    def end(self) -> int:
-        """Wait for the command, and give its exit code, or minus the signal that killed it."""
-        return int(self._read())
-
-    def run(self, *argv: str, cwd: Path, fault: Fault | None = None) -> int:
-        self.start(*argv, cwd=cwd, fault=fault)
-        return self.end()
-
-    @property
-    def err(self) -> str:
-        """What the last command has said on its standard error."""
-        return Path(self._said["err"]).read_text()
-
-    def close(self) -> None:
-        with self._server as server:
-            assert server.stdin is not None
-            server.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    commands = Commands()
-    yield commands
-    commands.close()
+Fault = dict[str, Any]  # see commands.py
+Commands = Any
 
 
 @pytest.fixture(scope="module")
 def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    assert commands.run("train", *OFTEN, "run_name=a", cwd=folder) == 0, commands.err
+    assert commands.run("train", *OFTEN, "run_name=a", cwd=folder).returncode == 0, commands.err
     return folder / "runs/a"
 
 
@@ -150,14 +96,13 @@ def kill(commands: Commands, cwd: Path, *argv: str, since: Callable[[], object],
     """Start a command, kill it so many seconds after something changes, and give its exit code."""
     before = since()
     process = commands.start(*argv, cwd=cwd)
-    while not commands.has_ended() and since() == before:
+    while process.poll() is None and since() == before:
         time.sleep(0.002)
     time.sleep(seconds)
-    with suppress(ProcessLookupError):  # it has come to its end
-        os.kill(process, signal.SIGKILL)
-    ended = commands.end()
+    process.send(signal.SIGKILL)
+    ended = process.wait()
     assert ended in (0, -signal.SIGKILL), commands.err
-    return ended
+    return int(ended)
 
 
 def written(folder: Path, pattern: str) -> dict[Path, int]:
@@ -188,7 +133,7 @@ def test_killed_at_any_moment(
                 since = lambda run=run: written(run, "checkpoint.pt")  # noqa: E731
                 ended = kill(commands, tmp_path, *argv, since=since, seconds=chance.uniform(0, 0.2))
             else:
-                ended = commands.run(*argv, cwd=tmp_path)
+                ended = commands.run(*argv, cwd=tmp_path).returncode
                 assert ended == 0, commands.err
             kills += ended != 0
             check_survived(run)
@@ -244,11 +189,11 @@ def test_killed_in_every_write(
     run = tmp_path / "runs/a"
     for points in (BEFORE_THE_FIRST_CHECKPOINT, UNDER_WAY, AT_THE_END):
         for fault in (points[0], *chance.sample(points[1:], len(points) - 1 if is_long else 1)):
-            ended = commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path, fault=fault)
+            ended = commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path, fault=fault).returncode
             assert ended == -signal.SIGKILL, (fault, commands.err)
             kills += 1
             check_survived(run)
-    assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path) == 0, commands.err
+    assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path).returncode == 0, commands.err
     check_finished(run, whole)
     record_property("kills survived", str(kills))
 
@@ -302,11 +247,11 @@ def test_a_fault_is_said_in_words_and_loses_nothing(
     for group, moved in ((FAULTS, [None, *appends("/metrics.jsonl", 2)]), (FAULTS_AT_THE_END, [None])):
         for kill_first in moved:  # once in a new run, and once in one that goes on
             if kill_first is not None:
-                assert commands.run(*words, cwd=tmp_path, fault=kill_first) == -signal.SIGKILL
+                assert commands.run(*words, cwd=tmp_path, fault=kill_first).returncode == -signal.SIGKILL
             all_of_them = [(name, fault) for name in group for fault in group[name]]
             for name, fault in chance.sample(all_of_them, len(all_of_them) if is_long else 2):
                 before = load_checkpoint(run / "checkpoint.pt") if (run / "checkpoint.pt").exists() else None
-                assert commands.run(*words, cwd=tmp_path, fault=fault) == 1, (fault, commands.err)
+                assert commands.run(*words, cwd=tmp_path, fault=fault).returncode == 1, (fault, commands.err)
                 faults += 1
                 *_, said = commands.err.splitlines()
                 assert commands.err.count("vae: ") == 1, (fault, commands.err)
@@ -318,7 +263,7 @@ def test_a_fault_is_said_in_words_and_loses_nothing(
                 check_survived(run)
                 if before is not None:
                     assert load_checkpoint(run / "checkpoint.pt")["step"] >= before["step"]
-    assert commands.run(*words, cwd=tmp_path) == 0, commands.err
+    assert commands.run(*words, cwd=tmp_path).returncode == 0, commands.err
     check_finished(run, whole)
     record_property("faults survived", str(faults))
 
@@ -334,14 +279,14 @@ def test_a_full_disk_is_said_in_words_and_loses_nothing(
     ]
     full += [{"at": "size", "number": size} for size in (900, 2000, 5000, 12_000, 20_000)]
     for fault in chance.sample(full, len(full) if is_long else 3):
-        assert commands.run(*words, cwd=tmp_path, fault=fault) == 1, (fault, commands.err)
+        assert commands.run(*words, cwd=tmp_path, fault=fault).returncode == 1, (fault, commands.err)
         faults += 1
         assert commands.err.count("vae: ") == 1, (fault, commands.err)
         assert os.strerror(errno.EFBIG if fault["at"] == "size" else errno.ENOSPC) in commands.err
         assert "Traceback" not in commands.err
         assert "rror in" not in commands.err
         check_survived(run)
-    assert commands.run(*words, cwd=tmp_path) == 0, commands.err
+    assert commands.run(*words, cwd=tmp_path).returncode == 0, commands.err
     check_finished(run, whole)
     record_property("faults survived", str(faults))
 
@@ -356,12 +301,12 @@ def test_a_fault_while_it_packs_is_said_in_words(
     faults = [fault for fault in faults if not fault.get("after")]
     faults = random.Random(8).sample(faults, len(faults) if is_long else 3)
     for fault in faults:
-        assert commands.run("train", *words, cwd=tmp_path, fault=fault) == 1, (fault, commands.err)
+        assert commands.run("train", *words, cwd=tmp_path, fault=fault).returncode == 1, (fault, commands.err)
         assert commands.err.startswith(f"vae: Cannot write to {tmp_path}/data/packed/photos-")
         assert os.strerror(fault["error"]) in commands.err
         assert "Traceback" not in commands.err
         assert list(packed(tmp_path)) == [f"{next((tmp_path / 'data/packed').iterdir()).name}/.lock"]
-    assert commands.run("train", *words, cwd=tmp_path) == 0, commands.err
+    assert commands.run("train", *words, cwd=tmp_path).returncode == 0, commands.err
     record_property("faults survived", str(len(faults)))
 
 
@@ -370,7 +315,7 @@ def halfway(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run that was killed in its fifth epoch, after four checkpoints."""
     folder = tmp_path_factory.mktemp("halfway")
     words = ["train", *SELDOM, "run_name=a"]
-    assert commands.run(*words, cwd=folder, fault=appends("/metrics.jsonl", 5)[0]) == -signal.SIGKILL
+    assert commands.run(*words, cwd=folder, fault=appends("/metrics.jsonl", 5)[0]).returncode == -signal.SIGKILL
     return folder / "runs/a"
 
 
@@ -386,7 +331,7 @@ def test_a_file_that_was_cut_is_refused_in_words(
         good = file.read_bytes()
         file.write_bytes(good[: chance.randrange(len(good) - 2)])
         before = {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
-        code = commands.run(*words, cwd=tmp_path)
+        code = commands.run(*words, cwd=tmp_path).returncode
         assert code in (1, 2)  # of a config.yaml some of the keys may be left, and be others
         assert commands.err.startswith("vae: ")
         assert commands.err.count("\n") == 1
@@ -396,10 +341,10 @@ def test_a_file_that_was_cut_is_refused_in_words(
         if name == "summary.json":
             assert "Remove the file" in commands.err
             file.unlink()
-            assert commands.run(*words, cwd=tmp_path) == 0, commands.err
+            assert commands.run(*words, cwd=tmp_path).returncode == 0, commands.err
             assert "Going on at step" in commands.err
         else:
-            assert commands.run(*words, "overwrite=true", cwd=tmp_path) == 0, commands.err
+            assert commands.run(*words, "overwrite=true", cwd=tmp_path).returncode == 0, commands.err
             RunDir(file.parent).config()
         check_finished(file.parent, whole)
         shutil.rmtree(file.parent)
@@ -428,7 +373,7 @@ def test_what_a_kill_can_cut_is_healed(
         content = events.read_bytes()
         points = {tag: dict(found) for tag, found in curves(run).items()}
         events.write_bytes(content[: chance.randrange(1, len(content))])
-        assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path) == 0, commands.err
+        assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path).returncode == 0, commands.err
         assert records(run) == records(whole)
         for tag, expected in curves(whole).items():  # what was cut off is gone, and all else is there, once
             found = curves(run)[tag]
@@ -474,20 +419,23 @@ def test_killed_while_it_packs(
 ) -> None:
     chance = random.Random(2)
     words = photos(tmp_path)
-    assert commands.run("train", *words, cwd=tmp_path) == 0, commands.err
+    assert commands.run("train", *words, cwd=tmp_path).returncode == 0, commands.err
     good = packed(tmp_path)
     assert len(good) == 4  # with the lock
     kills = 0
     for fault in chance.sample(PACKING, len(PACKING) if is_long else 2):
         shutil.rmtree(tmp_path / "data")
         shutil.rmtree(tmp_path / "runs")
-        assert commands.run("train", *words, cwd=tmp_path, fault=fault) == -signal.SIGKILL, (fault, commands.err)
+        assert commands.run("train", *words, cwd=tmp_path, fault=fault).returncode == -signal.SIGKILL, (
+            fault,
+            commands.err,
+        )
         kills += 1
         for _ in range(3 if is_long else 1):
             since = lambda: set((tmp_path / "data").rglob("*"))  # noqa: E731
             kills += kill(commands, tmp_path, "train", *words, since=since, seconds=chance.uniform(0, 0.02)) != 0
         if not (tmp_path / "runs/a/summary.json").exists() or RunDir(tmp_path / "runs/a").status() != "finished":
-            assert commands.run("train", *words, cwd=tmp_path) == 0, commands.err
+            assert commands.run("train", *words, cwd=tmp_path).returncode == 0, commands.err
         assert packed(tmp_path) == good
         assert not [path for path in tmp_path.rglob(".*") if "part" in path.name]
         assert RunDir(tmp_path / "runs/a").status() == "finished"
@@ -502,7 +450,7 @@ def test_a_pack_that_was_cut_is_packed_again(
 
     chance = random.Random(3)
     words = photos(tmp_path)
-    assert commands.run("train", *words, cwd=tmp_path) == 0, commands.err
+    assert commands.run("train", *words, cwd=tmp_path).returncode == 0, commands.err
     good = packed(tmp_path)
     (pack,) = (tmp_path / "data/packed").rglob(file)
     whole = pack.read_bytes()
@@ -511,7 +459,7 @@ def test_a_pack_that_was_cut_is_packed_again(
         assert open_pack(pack.parent.parent, pack.parent.name) is None, length
     for length in (0, chance.randrange(len(whole))):
         pack.write_bytes(whole[:length])
-        assert commands.run("train", *words, "overwrite=true", cwd=tmp_path) == 0, commands.err
+        assert commands.run("train", *words, "overwrite=true", cwd=tmp_path).returncode == 0, commands.err
         assert packed(tmp_path) == good
 
 
@@ -520,7 +468,7 @@ def test_a_sweep_killed_in_its_middle(
 ) -> None:
     chance, kills = random.Random(4), 0
     words = ["train", "-m", *SELDOM, "seed=0,1,2"]
-    assert commands.run(*words, "runs_dir=whole", cwd=tmp_path) == 0, commands.err
+    assert commands.run(*words, "runs_dir=whole", cwd=tmp_path).returncode == 0, commands.err
     for number in range(4 if is_long else 1):
         ended, argv, folder = -signal.SIGKILL, [*words, f"runs_dir=runs{number}"], tmp_path / f"runs{number}/digits"
         for _ in range(3 if is_long else 2):
@@ -530,7 +478,7 @@ def test_a_sweep_killed_in_its_middle(
             for run in folder.iterdir():
                 check_survived(run)
         if ended:
-            assert commands.run(*argv, cwd=tmp_path) == 0, commands.err
+            assert commands.run(*argv, cwd=tmp_path).returncode == 0, commands.err
         runs = sorted(path.name for path in folder.iterdir())
         assert len(runs) == 3
         for run in runs:
@@ -545,16 +493,15 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
     for _ in range(12 if is_long else 2):
         before = written(run, "checkpoint.pt")
         process = commands.start("train", *OFTEN, "run_name=a", cwd=tmp_path)
-        while not commands.has_ended() and written(run, "checkpoint.pt") == before:
+        while process.poll() is None and written(run, "checkpoint.pt") == before:
             time.sleep(0.002)
         for _ in range(2):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGINT)
+            process.send(signal.SIGINT)
             time.sleep(chance.uniform(0.0005, 0.006))
-        assert commands.end() == 130
+        assert process.wait() == 130
         assert "stopping after this step (Ctrl-C again stops at once)" in commands.err
         assert "Traceback" not in commands.err
         assert RunDir(run).status() == "interrupted"
         check_survived(run)
-    assert commands.run("train", *OFTEN, "run_name=a", cwd=tmp_path) == 0, commands.err
+    assert commands.run("train", *OFTEN, "run_name=a", cwd=tmp_path).returncode == 0, commands.err
     check_finished(run, whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +45,19 @@ def together(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
+def forked(commands: Any, *words: str) -> list[Any]:
+    """Two processes that were forked, with what torchrun sets in the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        whole = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    whole |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environments = [{**os.environ, **whole, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    both = [commands.start("train", *WORDS, *words, cwd=Path.cwd(), environment=each) for each in environments]
+    for process in both:
+        assert process.wait() == 0, process.stderr
+    return both
+
+
 def alone(*words: str, **flags: Any) -> None:
     command.main([*WORDS, *words], **flags)
 
@@ -68,13 +82,12 @@ def test_a_divided_step_is_the_step_of_one_process() -> None:
 
 
 @pytest.mark.slow
-def test_begun_with_one_process_and_resumed_with_two(here: Path) -> None:
+def test_begun_with_one_process_and_resumed_with_two(commands: Any, here: Path) -> None:
     alone("sigma=fixed", "run_name=one", "epochs=5")
     alone("sigma=fixed", "run_name=two")
-    ended = together("-m", "vae_cli", "train", *WORDS, "sigma=fixed", "run_name=two", "epochs=5")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("written: runs/two") == 1
-    assert ended.stderr.count("Going on at step 12 ") == 1
+    both = forked(commands, "sigma=fixed", "run_name=two", "epochs=5")
+    assert "".join(process.stdout for process in both).count("written: runs/two") == 1
+    assert "".join(process.stderr for process in both).count("Going on at step 12 ") == 1
     assert_equal(here / "runs/one", here / "runs/two")
 
 
@@ -98,7 +111,7 @@ def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_processes_behind_one_checkpoint(here: Path) -> None:
+def test_a_signal_stops_all_processes_behind_one_checkpoint(commands: Any, here: Path) -> None:
     run = RunDir(here / "runs/two")
     with start("-m", "vae_cli", "train", *WORDS, "run_name=two", "epochs=100000") as process:
         deadline = time.monotonic() + 120
@@ -109,8 +122,7 @@ def test_a_signal_stops_all_processes_behind_one_checkpoint(here: Path) -> None:
     assert err.count("type the same command again to go on") == 1, err
     assert run.summary()["status"] == "interrupted"
     epochs = f"epochs={len(run.metrics()) + 2}"
-    ended = together("-m", "vae_cli", "train", *WORDS, "run_name=two", epochs)
-    assert ended.returncode == 0, ended.stderr
+    forked(commands, "run_name=two", epochs)
     alone("run_name=one", epochs)
     assert_equal(here / "runs/one", here / "runs/two", rel=1e-3)
 

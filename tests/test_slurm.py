@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +58,13 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_of_slurm_end_like_those_of_the_basic_launcher(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_jobs_of_slurm_end_like_those_of_the_basic_launcher(
+    slurm: dict[str, str], commands: Any, tmp_path: Path
+) -> None:
     words = ["-m", "sigma=learned,fixed,deterministic", *QUICK]
     for launcher in ("basic", "submitit_slurm"):
-        done = train(tmp_path, *words, f"hydra/launcher={launcher}", f"runs_dir={launcher}", env=slurm)
+        launched = [*words, f"hydra/launcher={launcher}", f"runs_dir={launcher}"]
+        done = commands.run("train", *launched, cwd=tmp_path, environment=slurm)
         assert done.returncode == 0, done.stderr
         assert "3 jobs: 3 to run" in done.stdout
     runs = sorted((tmp_path / "basic/digits").iterdir())
@@ -70,9 +75,10 @@ def test_jobs_of_slurm_end_like_those_of_the_basic_launcher(slurm: dict[str, str
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_stops_no_other(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_that_fails_stops_no_other(slurm: dict[str, str], commands: Any, tmp_path: Path) -> None:
     words = ["optimizer=sgd", "likelihood=gaussian_fixed", "likelihood.scale=1", "optimizer.lr=1e-5,1e30,1e-6"]
-    done = train(tmp_path, "-m", "hydra/launcher=submitit_slurm", *words, *QUICK, env=slurm)
+    words = ["train", "-m", "hydra/launcher=submitit_slurm", *words, *QUICK]
+    done = commands.run(*words, cwd=tmp_path, environment=slurm)
     assert done.returncode == 1
     assert "1 of 3 jobs failed:" in done.stderr
     assert "optimizer.lr=1e+30" in done.stderr
@@ -119,20 +125,22 @@ def test_a_job_longer_than_its_time_goes_on_in_place(slurm: dict[str, str], tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(slurm: dict[str, str], tmp_path: Path) -> None:
-    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "network.hidden=[32]"]
-    command = [sys.executable, "-m", "vae_cli", "train", *words, "seed=0,1", "epochs=100000"]
-    with subprocess.Popen(command, cwd=tmp_path, env=slurm, stderr=subprocess.PIPE, text=True) as sweep:
-        try:
-            end = time.monotonic() + 120
-            while len([file for file in tmp_path.rglob("metrics.jsonl") if file.stat().st_size]) < 1:
-                assert time.monotonic() < end
-                time.sleep(0.2)
-            subprocess.run(["scancel", "--me"], env=slurm, check=True)
-            _, said = sweep.communicate(timeout=300)
-        finally:
-            sweep.kill()
+def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(
+    slurm: dict[str, str], commands: Any, tmp_path: Path
+) -> None:
+    words = ["train", "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "network.hidden=[32]"]
+    sweep = commands.start(*words, "seed=0,1", "epochs=100000", cwd=tmp_path, environment=slurm)
+    try:
+        end = time.monotonic() + 120
+        while len([file for file in tmp_path.rglob("metrics.jsonl") if file.stat().st_size]) < 1:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        subprocess.run(["scancel", "--me"], env=slurm, check=True)
+        sweep.wait()
+    finally:
+        sweep.send(signal.SIGKILL)
     assert sweep.returncode == 1
+    said = sweep.stderr
     assert "2 of 2 jobs failed" in said
     assert "goes on with it" in said
     assert "Traceback" not in said

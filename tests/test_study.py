@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,15 +54,9 @@ def test_the_sigma_study_has_every_mode_and_seeds_and_a_ladder() -> None:
     assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 3
 
 
-def vae(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "vae_cli", "train", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings(tmp_path: Path) -> None:
+def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings(commands: Any, tmp_path: Path) -> None:
     words = ["experiment=sigma_study", "epochs=1", "sigma=fixed", "sigma.value=0.5", "seed=0", "network.hidden=[8]"]
-    done = vae(*words, cwd=tmp_path)
+    done = commands.run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs" / "digits").iterdir())
     assert len(runs) == 2
@@ -72,7 +64,7 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
         config = yaml.safe_load((run / "config.yaml").read_text())
         assert "arms" not in config
         assert config["sigma"]["value"] == 0.5
-    again = vae(*words, cwd=tmp_path)
+    again = commands.run("train", *words, cwd=tmp_path)
     assert again.returncode == 0
     assert again.stdout.startswith("2 jobs: 2 finished, and left alone\n")
     assert "next:\n  vae compare runs/digits" in again.stdout
@@ -89,8 +81,8 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
         (["-m", 'arms=["sigma"]'], "sigma"),
     ],
 )
-def test_a_study_that_cannot_be_is_refused_in_words(words: list[str], said: str, tmp_path: Path) -> None:
-    done = vae(*words, cwd=tmp_path)
+def test_a_study_that_cannot_be_is_refused_in_words(words: list[str], said: str, commands: Any, tmp_path: Path) -> None:
+    done = commands.run("train", *words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("vae: ")
     assert said in done.stderr

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,9 @@ from vae_cli.naming import time_left
 from vae_cli.overview import Overview
 from vae_cli.slurm import states_of
 
+Commands = Any
 SMALL = ["network.hidden=[16]", "latent=2", "epochs=2"]
+THREE = ["sigma=learned,fixed,deterministic"]
 LAUNCHERS = {
     "joblib": ("hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
     "submitit_local": ("hydra_submitit_launcher", []),
@@ -33,21 +33,16 @@ LAUNCHERS = {
 }
 
 
-def vae(*words: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=300, **more)
-
-
-def command(*words: str) -> list[str]:
+def start(commands: Commands, *words: str, cwd: Path, **more: Any) -> Any:
     given = {word.partition("=")[0] for word in words}
-    return [
-        sys.executable,
-        "-m",
-        "vae_cli",
-        "train",
-        "-m",
-        *words,
-        *[word for word in SMALL if word.partition("=")[0] not in given],
-    ]
+    small = [word for word in SMALL if word.partition("=")[0] not in given]
+    return commands.start("train", "-m", *words, *small, cwd=cwd, **more)
+
+
+def vae(commands: Commands, *words: str, cwd: Path) -> Any:
+    ended = start(commands, *words, cwd=cwd)
+    ended.wait()
+    return ended
 
 
 def needs(launcher: str) -> list[str]:
@@ -66,27 +61,29 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def wait_for(what: Any, seconds: float = 120) -> None:
+def wait_for(what: Any, seconds: float = 120, each: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.1)
+        time.sleep(each)
 
 
 @pytest.fixture(scope="module")
-def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_by_one(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("basic")
-    ended = vae("sigma=learned,fixed", "seed=0,1", cwd=folder)
+    ended = vae(commands, *THREE, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_every_launcher_gives_the_same_figures(launcher: str, one_by_one: Path, tmp_path: Path) -> None:
-    ended = vae("sigma=learned,fixed", "seed=0,1", *needs(launcher), cwd=tmp_path)
+def test_every_launcher_gives_the_same_figures(
+    launcher: str, commands: Commands, one_by_one: Path, tmp_path: Path
+) -> None:
+    ended = vae(commands, *THREE, *needs(launcher), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "4 jobs: 4 to run" in ended.stdout
-    assert "4 of 4: distortion" in ended.stdout
+    assert "3 jobs: 3 to run" in ended.stdout
+    assert "3 of 3: distortion" in ended.stdout
     assert ended.stderr == ""
     assert figures(tmp_path / "runs") == figures(one_by_one / "runs")
     for file in sorted((one_by_one / "runs").rglob("checkpoint.pt")):
@@ -95,8 +92,8 @@ def test_every_launcher_gives_the_same_figures(launcher: str, one_by_one: Path, 
         assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
-def test_one_that_fails_beside_others_is_named_and_leaves_its_traceback(tmp_path: Path) -> None:
-    ended = vae("optimizer.lr=1e-3,1e30", *needs("joblib"), cwd=tmp_path)
+def test_one_that_fails_beside_others_is_named_and_leaves_its_traceback(commands: Commands, tmp_path: Path) -> None:
+    ended = vae(commands, "optimizer.lr=1e-3,1e30", *needs("joblib"), cwd=tmp_path)
     assert ended.returncode == 1
     assert "1 of 2 jobs failed:\n  optimizer.lr=1e+30" in ended.stderr
     assert "diverged" in ended.stderr
@@ -114,22 +111,15 @@ def figures_of_finished(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_what_has_no_data_says_so_in_its_own_log(launcher: str, tmp_path: Path) -> None:
+def test_what_has_no_data_says_so_in_its_own_log(launcher: str, commands: Commands, tmp_path: Path) -> None:
     words = [] if launcher == "basic" else needs(launcher)
-    ended = vae("dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
+    ended = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
     assert ended.returncode == 1
     assert "1 of 2 jobs failed:\n  dataset=cifar10" in ended.stderr
     failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
     assert "Traceback" in (failed / "train.log").read_text()
-    again = vae("dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
+    again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", cwd=tmp_path)
     assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # a failed build is no run to go on with
-
-
-def long_sweep(words: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*command("seed=0,1,2,3", "epochs=4000", *words), "checkpoint_minutes=1000"],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
 
 
 def under_way(folder: Path) -> list[Path]:
@@ -137,16 +127,17 @@ def under_way(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.rglob("metrics.jsonl") if file.stat().st_size)
 
 
-def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_starts_no_other(tmp_path: Path) -> None:
-    with long_sweep(needs("joblib"), tmp_path) as sweep:
-        try:
-            wait_for(lambda: len(under_way(tmp_path)) == 2)
-            os.killpg(sweep.pid, signal.SIGINT)  # as the terminal does: to every process of the command
-            _, said = sweep.communicate(timeout=100)
-        finally:
-            sweep.kill()
+def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_starts_no_other(commands: Commands, tmp_path: Path) -> None:
+    words = ["seed=0,1,2,3", "epochs=4000", "checkpoint_minutes=1000", *needs("joblib")]
+    sweep = start(commands, *words, cwd=tmp_path, group=True)
+    try:
+        wait_for(lambda: len(under_way(tmp_path)) == 2)
+        sweep.send(signal.SIGINT, to_all=True)  # as the terminal does: to every process of the command
+        sweep.wait(100)
+    finally:
+        sweep.send(signal.SIGKILL, to_all=True)
     assert sweep.returncode == 130
-    assert "Traceback" not in said
+    assert "Traceback" not in sweep.stderr
     runs = sorted(file.parent for file in tmp_path.rglob("summary.json"))
     assert len(runs) == 2
     for run in runs:
@@ -154,41 +145,51 @@ def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_starts_no_other(tmp_path: P
         assert (run / "checkpoint.pt").exists()
 
 
+LONGER = ["seed=0,1,2", "epochs=30"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The figures of the sweep that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = vae(commands, *LONGER, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return figures(folder / "runs")
+
+
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(launcher: str, tmp_path: Path) -> None:
+def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(
+    launcher: str, commands: Commands, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     words = [] if launcher == "basic" else needs(launcher)
-    words = [*words, "seed=0,1,2"]
-    with subprocess.Popen(
-        command(*words, "epochs=60"), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as sweep:
-        try:
-            done = lambda: [run for run, test in figures_of_finished(tmp_path).items() if test]  # noqa: E731
-            begun = lambda: len(list((tmp_path / "runs").rglob("checkpoint.pt")))  # noqa: E731
-            wait_for(lambda: done() and begun() > len(done()))
-        finally:
-            os.killpg(sweep.pid, signal.SIGKILL)
+    sweep = start(commands, *words, *LONGER, cwd=tmp_path, group=True)
+    done = lambda: [run for run, test in figures_of_finished(tmp_path).items() if test]  # noqa: E731
+    begun = lambda: len(list((tmp_path / "runs").rglob("checkpoint.pt")))  # noqa: E731
+    try:
+        wait_for(lambda: done() and begun() > len(done()), each=0.01)
+    finally:
+        sweep.send(signal.SIGKILL, to_all=True)
+    assert sweep.wait() == -signal.SIGKILL
     finished = done()
     assert 0 < len(finished) < 3
     before = {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
-    again = vae(*words, "epochs=60", cwd=tmp_path)
+    again = vae(commands, *words, *LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"3 jobs: {len(finished)} finished, and left alone" in again.stdout
     assert " to resume" in again.stdout
     assert before == {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
     assert all(figures_of_finished(tmp_path).values())
     for run in (tmp_path / "runs").rglob("metrics.jsonl"):
-        assert [json.loads(line)["epoch"] for line in run.read_text().splitlines()] == list(range(1, 61))
-    whole = vae(*words, "epochs=60", "runs_dir=whole", cwd=tmp_path)
-    assert whole.returncode == 0
-    assert figures(tmp_path / "runs") == figures(tmp_path / "whole")
+        assert [json.loads(line)["epoch"] for line in run.read_text().splitlines()] == list(range(1, 31))
+    assert figures(tmp_path / "runs") == undisturbed
 
 
-def test_what_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
-    first = vae("seed=0", cwd=tmp_path)
+def test_what_another_process_trains_is_left_to_it(commands: Commands, tmp_path: Path) -> None:
+    first = vae(commands, "seed=0", cwd=tmp_path)
     assert first.returncode == 0
     folder = tmp_path / "runs/digits/latent-2_network.hidden-16"
     with locked(folder / ".lock"):
-        ended = vae("seed=0,1", "epochs=3", cwd=tmp_path)
+        ended = vae(commands, "seed=0,1", "epochs=3", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "2 jobs: 1 under way in another process, and left to it, 1 to run" in ended.stdout
     assert json.loads((folder / "summary.json").read_text())["epoch"] == 2
@@ -388,8 +389,8 @@ def test_an_unknown_plugin_is_said_to_be_missing() -> None:
 def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
     sweep = next((one_by_one / "runs/.sweeps").iterdir())
     assert [path.relative_to(one_by_one).as_posix() for path in find_runs(sweep)] == [
-        f"runs/digits/latent-2_network.hidden-16{more}" for more in ("", "_seed-1")
-    ] + [f"runs/digits/latent-2_network.hidden-16_sigma-fixed{more}" for more in ("", "_seed-1")]
+        f"runs/digits/latent-2_network.hidden-16{more}" for more in ("", "_sigma-fixed", "_sigma-deterministic")
+    ]
     (sweep / "sweep.json").write_text(
         json.dumps({"runs": ["../../../elsewhere", "../../digits/gone", "../../../runs"]})
     )

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -57,16 +56,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    """A run in a process of its own."""
-    words = [sys.executable, "-m", "vae_cli", "train", *overrides]
-    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_epochs(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_epochs(run: Path, count: int, process: Any) -> None:
     deadline = time.monotonic() + 120
     while len(RunDir(run).metrics()) < count:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, process.stderr
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -186,22 +179,20 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("extra", [[], ["checkpoint_minutes=0.0005"]], ids=["by epoch", "within epochs"])
-def test_killed_and_typed_again(here: Path, extra: list[str]) -> None:
-    words = ["sigma=learned", "epochs=25", "network.hidden=[32]", "log_every=7", "batch_size=16", *extra]
-    whole = start(*words, "run_name=whole", cwd=here)
-    whole.communicate()
-    assert whole.returncode == 0
-    killed = start(*words, "run_name=killed", cwd=here)
+def test_killed_and_typed_again(commands: Any, here: Path, extra: list[str]) -> None:
+    words = ["train", "epochs=12", "network.hidden=[32]", "log_every=7", "batch_size=16", *extra]
+    whole = commands.run(*words, "run_name=whole", cwd=here)
+    assert whole.returncode == 0, whole.stderr
+    killed = commands.start(*words, "run_name=killed", cwd=here)
     run = here / "runs/killed"
     wait_for_epochs(run, 4, killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.send(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
     assert RunDir(run).status() == "interrupted"
-    assert len(RunDir(run).metrics()) < 25
-    again = start(*words, "run_name=killed", cwd=here)
-    _, said = again.communicate()
-    assert again.returncode == 0, said
-    assert "Going on at step" in said
+    assert len(RunDir(run).metrics()) < 12
+    again = commands.run(*words, "run_name=killed", cwd=here)
+    assert again.returncode == 0, again.stderr
+    assert "Going on at step" in again.stderr
     assert same(weights(run), weights(here / "runs/whole"))
     assert same(weights(run, "best.pt"), weights(here / "runs/whole", "best.pt"))
     for tag in ("train/loss", "train/rate_scale", "validation/elbo", "test/loss"):
@@ -215,14 +206,12 @@ def test_killed_and_typed_again(here: Path, extra: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_stops(here: Path, number: signal.Signals, code: int) -> None:
-    words = ["epochs=200", "network.hidden=[32]", "run_name=a"]
-    process = start(*words, cwd=here)
+def test_a_signal_saves_and_stops(commands: Any, here: Path, number: signal.Signals, code: int) -> None:
+    process = commands.start("train", "epochs=200", "network.hidden=[32]", "run_name=a", cwd=here)
     wait_for_epochs(here / "runs/a", 3, process)
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+    process.send(number)
+    assert process.wait() == code, process.stderr
+    assert "Traceback" not in process.stderr
     run = RunDir(here / "runs/a")
     assert run.status() == "interrupted"
     assert load_checkpoint(run.checkpoint_file)["step"] >= 3 * 21
@@ -236,8 +225,6 @@ def warned(number, frame):
     {ending}
 signal.signal(signal.SIGTERM, lambda number, frame: None)
 signal.signal(signal.SIGUSR2, warned)
-from vae_cli.cli import main
-sys.exit(main())
 """
 
 
@@ -250,30 +237,27 @@ sys.exit(main())
     ],
 )
 def test_the_handler_of_a_launcher_is_called_when_the_run_is_saved(
-    here: Path, ending: str, code: int, message: str
+    commands: Any, here: Path, ending: str, code: int, message: str
 ) -> None:
-    words = ["train", "epochs=60", "network.hidden=[32]", "run_name=a"]
-    command = [sys.executable, "-c", LAUNCHER.format(ending=ending), *words]
-    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", "epochs=30", "network.hidden=[32]", "run_name=a"]
+    process = commands.start(*words, cwd=here, before=LAUNCHER.format(ending=ending))
     run = RunDir(here / "runs/a")
     for epochs in (3, 6):
         wait_for_epochs(run.path, epochs, process)
-        process.send_signal(signal.SIGUSR2)
-        process.send_signal(signal.SIGTERM)  # one that comes while the step ends
+        process.send(signal.SIGUSR2)
+        process.send(signal.SIGTERM)  # one that comes while the step ends
         if ending != "return":
             break
-    out, said = process.communicate()
-    assert process.returncode == code, said
-    assert re.search(message, said)
-    assert out.count("warned") == (2 if ending == "return" else 1)
-    assert "Traceback" not in said
+    assert process.wait() == code, process.stderr
+    assert re.search(message, process.stderr)
+    assert process.stdout.count("warned") == (2 if ending == "return" else 1)
+    assert "Traceback" not in process.stderr
     assert run.status() == ("finished" if ending == "return" else "interrupted")
     if code == 255:
         step = load_checkpoint(run.checkpoint_file)["step"]
         assert step >= 3 * 21
-        again = start(*words[1:], cwd=here)
-        _, said = again.communicate()
-        assert f"Going on at step {step} " in said
+        again = commands.run(*words, cwd=here)
+        assert f"Going on at step {step} " in again.stderr
 
 
 def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

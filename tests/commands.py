@@ -1,23 +1,29 @@
 """Run commands in processes that are forked from this one, which has imported everything, and let them meet a fault.
 
-Reads one JSON object a line: argv, cwd, out and err (files), and fault (see Fault) or null. Writes the process id of
-the command in one line, and its exit code, or minus the signal that ended it, in the next.
+Reads one JSON object a line, and answers in one line. To argv, environment, cwd, out and err (files), a group (whether
+it is to lead a group of processes), before (Python that is carried out first), and fault (see Fault) or null, with the
+process id of the command, which is started; to poll (a process id), with its exit code, or minus the signal that ended
+it, or null while it runs.
 """
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import gc
 import importlib
 import io
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 
@@ -108,60 +114,73 @@ class Struck:
         return self._fault.strike()
 
 
-def carry_out(asked: dict[str, Any], then: Callable[[], object] = lambda: None) -> None:
+def carry_out(asked: dict[str, Any]) -> None:
     """Be the command, in a process of its own."""
+    if asked["group"]:
+        os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
     sys.argv = ["vae", *asked["argv"]]
     from vae_cli.cli import main
     from vae_cli.dataset import pack
 
     pack.IMAGES_A_STEP = 16  # more writes to be killed in
-    if asked["fault"] is not None:
-        Fault(**asked["fault"]).install()
     code: object = 1
     try:
+        exec(asked["before"], {})
+        if asked["fault"] is not None:
+            Fault(**asked["fault"]).install()
         main()
     except SystemExit as stop:
         code = stop.code
-    finally:
+    except BaseException:
+        traceback.print_exc()
+    finally:  # what Python does at its end, but for taking apart all that was imported
+        threading._shutdown()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        then()
-        os._exit(code if isinstance(code, int) else 1)
+        os._exit(code if isinstance(code, int) else code is not None)
 
 
 def import_everything() -> None:
-    """Import what a run imports, once for all commands. A first run tells what that is."""
-    with tempfile.TemporaryDirectory() as folder:
-        said = {name: f"{folder}/{name}" for name in ("out", "err")}
-        words = ["train", "epochs=1", "network.hidden=[4]"]
-        process = os.fork()
-        if not process:
-            modules = Path(folder, "modules")
-            carry_out(
-                {"argv": words, "cwd": folder, "fault": None, **said},
-                lambda: modules.write_text("\n".join(sys.modules)),
-            )
-        _, status = os.waitpid(process, 0)
-        assert status == 0, Path(said["err"]).read_text()
-        for name in Path(folder, "modules").read_text().splitlines():
-            with suppress(Exception):
-                importlib.import_module(name)
+    """Import what a run imports, once for all commands: our modules, and what torch and PIL import when first used."""
+    import torch
+    from PIL import Image
+
+    import vae_cli
+
+    for module in pkgutil.walk_packages(vae_cli.__path__, "vae_cli."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    Image.init()
+    for name in ("tensorboard.summary", "hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher"):
+        with suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that collecting garbage does not copy what the processes share
+
+
+def answer(asked: dict[str, Any]) -> int | None:
+    """Start a command, or look after one."""
+    if "poll" in asked:
+        process, status = os.waitpid(asked["poll"], os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if process else None
+    if not (process := os.fork()):
+        carry_out(asked)
+    return process
 
 
 def main() -> None:
     import_everything()
     print("ready", flush=True)
     while line := sys.stdin.readline():
-        process = os.fork()
-        if not process:
-            carry_out(json.loads(line))
-        print(process, flush=True)
-        _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
