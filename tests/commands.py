@@ -139,7 +139,8 @@ def carry_out(asked: dict[str, Any]) -> None:
         code = stop.code
     except BaseException:
         traceback.print_exc()
-    finally:  # what Python does at its end, but for taking apart all that was imported
+    finally:  # what Python does at its end, but for taking apart all that was imported; no Ctrl-C comes into it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
