@@ -543,6 +543,8 @@ def main() -> None:
         code = _run()
     except BrokenPipeError:
         code = _leave_pipe()
+    except KeyboardInterrupt:  # another one, while the first was answered
+        code = 130
     sys.exit(code)
 
 
