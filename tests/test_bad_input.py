@@ -326,7 +326,7 @@ TABLE = [Row(line) for line in ROWS.strip().splitlines()]
 @pytest.mark.usefixtures("place")
 def test_wrong_words(refused: Refused, is_long: bool, record_property: Callable[[str, object], None]) -> None:
     wrong = []
-    rows = TABLE if is_long else random.Random(0).sample(TABLE, 150)
+    rows = TABLE if is_long else random.Random(0).sample(TABLE, 160)
     for row in rows:
         try:
             said = refused(*row.words, code=row.code)

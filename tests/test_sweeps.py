@@ -25,7 +25,7 @@ from vae_cli.slurm import states_of
 
 Commands = Any
 SMALL = ["network.hidden=[16]", "latent=2", "epochs=2"]
-THREE = ["sigma=learned,fixed,deterministic"]
+SIX = ["sigma=learned,fixed,deterministic", "seed=0,1"]
 LAUNCHERS = {
     "joblib": ("hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
     "submitit_local": ("hydra_submitit_launcher", []),
@@ -71,7 +71,7 @@ def wait_for(what: Any, seconds: float = 120, each: float = 0.1) -> None:
 @pytest.fixture(scope="module")
 def one_by_one(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("basic")
-    ended = vae(commands, *THREE, cwd=folder)
+    ended = vae(commands, *SIX, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -80,10 +80,10 @@ def one_by_one(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_every_launcher_gives_the_same_figures(
     launcher: str, commands: Commands, one_by_one: Path, tmp_path: Path
 ) -> None:
-    ended = vae(commands, *THREE, *needs(launcher), cwd=tmp_path)
+    ended = vae(commands, *SIX, *needs(launcher), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "3 jobs: 3 to run" in ended.stdout
-    assert "3 of 3: distortion" in ended.stdout
+    assert "6 jobs: 6 to run" in ended.stdout
+    assert "6 of 6: distortion" in ended.stdout
     assert ended.stderr == ""
     assert figures(tmp_path / "runs") == figures(one_by_one / "runs")
     for file in sorted((one_by_one / "runs").rglob("checkpoint.pt")):
@@ -118,7 +118,7 @@ def test_what_has_no_data_says_so_in_its_own_log(launcher: str, commands: Comman
     assert "1 of 2 jobs failed:\n  dataset=cifar10" in ended.stderr
     failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
     assert "Traceback" in (failed / "train.log").read_text()
-    again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", cwd=tmp_path)
+    again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
     assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # a failed build is no run to go on with
 
 
@@ -389,7 +389,9 @@ def test_an_unknown_plugin_is_said_to_be_missing() -> None:
 def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
     sweep = next((one_by_one / "runs/.sweeps").iterdir())
     assert [path.relative_to(one_by_one).as_posix() for path in find_runs(sweep)] == [
-        f"runs/digits/latent-2_network.hidden-16{more}" for more in ("", "_sigma-fixed", "_sigma-deterministic")
+        f"runs/digits/latent-2_network.hidden-16{sigma}{seed}"
+        for sigma in ("", "_sigma-fixed", "_sigma-deterministic")
+        for seed in ("", "_seed-1")
     ]
     (sweep / "sweep.json").write_text(
         json.dumps({"runs": ["../../../elsewhere", "../../digits/gone", "../../../runs"]})

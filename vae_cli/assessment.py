@@ -151,8 +151,8 @@ def assess(
         "budget": asdict(budget),
         "seed": seed,
         "weights": weights,
+        "weights_stamp": _stamp(run.weights_file),  # before the digest: a file replaced in between is read again
         "weights_digest": _digest(run.weights_file),
-        "weights_stamp": _stamp(run.weights_file),
         "step": run.step,
         "images": fingerprint(run.splits),
     }

@@ -34,11 +34,11 @@ def show(runs: Sequence[Path], above: Path = Path()) -> None:
         rows.append(_row(RunDir(path), _line(shown.as_posix())))
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     table = Text()
-    for number, (name, status, *figures) in enumerate(rows):
-        table.append(set_cell_size(name, widths[0]) + "  ", "bold" if number == 0 else "")
-        table.append(status.ljust(widths[1]), "bold" if number == 0 else COLORS.get(status, ""))
+    for name, status, *figures in rows:
+        table.append(set_cell_size(name, widths[0]) + "  ").append(status.ljust(widths[1]), COLORS.get(status, ""))
         cells = (figure.rjust(width) for figure, width in zip(figures, widths[2:], strict=True))
-        table.append("".join(f"  {cell}" for cell in cells) + "\n", "bold" if number == 0 else "")
+        table.append("".join(f"  {cell}" for cell in cells) + "\n")
+    table.stylize("bold", 0, table.plain.index("\n"))
     Console().print(table, soft_wrap=True, end="")
 
 
