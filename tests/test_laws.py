@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.func import functional_call, jvp
 
-from vae_cli import catalog
+from vae_cli import catalog, dense
 from vae_cli.build import Experiment, build_experiment, build_model, check_config
 from vae_cli.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.dataset import Dataset
 from vae_cli.delta import Delta
+from vae_cli.dense import Dense
 from vae_cli.errors import Failure, UserError
 from vae_cli.evaluation import evaluate
 from vae_cli.inference import Inference
-from vae_cli.likelihood import Coins, Likelihood
+from vae_cli.likelihood import Coins, CrossEntropy, Likelihood
 from vae_cli.prior import Prior
 from vae_cli.scale import Factors, Standard
 from vae_cli.target import build
@@ -372,3 +375,84 @@ def test_coins_are_torchs_bernoulli() -> None:
     assert torch.equal(Coins(logits).mean, theirs.mean)
     several = value.expand(3, 2, -1, -1, -1, -1)
     torch.testing.assert_close(Coins(logits).log_prob(several), theirs.log_prob(several))
+
+
+def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
+    value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(CrossEntropy.apply, (logits, value))
+    assert torch.autograd.gradgradcheck(CrossEntropy.apply, (logits, value))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 10.0, 1e2, 1e4])
+def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> None:
+    logits = size * torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for value in (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)), (logits > 0).float()):
+        exact = F.binary_cross_entropy_with_logits(logits.double(), value.double(), reduction="none").sum((1, 2, 3))
+        torch.testing.assert_close(-Coins(logits).log_prob(value).double(), exact, rtol=3e-7, atol=784 * 6e-8)
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], tuple[Dense, nn.Linear]]:
+    """A layer whose products oneDNN has, whatever the processor, and torch's with the same parameters."""
+    if not dense._has_onednn():
+        pytest.skip("this torch has no such product")
+    monkeypatch.setattr(dense, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(dense, "WORTHWHILE", 0)
+
+    def pair(inputs: int, outputs: int) -> tuple[Dense, nn.Linear]:
+        ours, theirs = Dense(inputs, outputs), nn.Linear(inputs, outputs)
+        theirs.load_state_dict(ours.state_dict())
+        return ours, theirs
+
+    return pair
+
+
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(1, 1, 1), (3, 784, 5), (128, 20, 400), (7, 33, 65)])
+def test_a_dense_layer_is_torchs_linear(onednn: Any, batch: int, inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    ours, theirs = onednn(inputs, outputs)
+    x, gradient = torch.randn(batch, inputs), torch.randn(batch, outputs)
+    results = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        y.backward(gradient)
+        results.append([y.detach(), leaf.grad, layer.weight.grad, layer.bias.grad])
+    assert "Product" in str(ours(x).grad_fn)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_layer_has_every_kind_of_derivative(onednn: Any) -> None:
+    torch.manual_seed(0)
+    x, direction = torch.randn(6, 30), torch.randn(6, 30)
+    results = []
+    for layer in onednn(30, 20):
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(layer(leaf).tanh().sum(), leaf, create_graph=True)
+        slope.square().sum().backward()  # what a penalty on the slope asks for
+
+        def function(weight: torch.Tensor, bias: torch.Tensor, layer: nn.Module = layer) -> torch.Tensor:
+            return functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+        parameters = (layer.weight.detach(), layer.bias.detach())
+        along = jvp(function, parameters, (parameters[0].square(), parameters[1].square()))[1]
+        results.append([layer.weight.grad, leaf.grad, jvp(layer, (x,), (direction,))[1], along])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_layer_leaves_to_torch_what_is_not_for_it(onednn: Any) -> None:
+    layer, theirs = onednn(30, 20)
+    x = torch.randn(6, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), theirs(x))
+    for other in (x[0], x.expand(2, -1, -1), x.double()):
+        assert "Product" not in str(layer.to(other.dtype)(other).grad_fn)
+    assert layer.to("meta")(x.to("meta")).shape == (6, 20)
+
+
+def test_a_slow_mkl_is_found_where_nothing_is_computed() -> None:
+    expected = dense.mkl_is_slow.__wrapped__()
+    with torch.device("meta"):
+        assert dense.mkl_is_slow.__wrapped__() == expected

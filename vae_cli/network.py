@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_cli.check import Count, Interval
+from vae_cli.dense import Dense
 from vae_cli.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -76,7 +77,7 @@ class MLP(Network):
     def _layers(self, inputs: int, hidden: list[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), self.activation()]
+            layers += [Dense(inputs, width), self.activation()]
             inputs = width
         return layers
 
@@ -127,14 +128,14 @@ class Conv(Network):
             layers += [nn.Conv2d(channels, width, 4, 2, 1), *self._after(width)]
             channels = width
         flat = channels * math.prod(sizes[-1])
-        layers += [nn.Flatten(), nn.Linear(flat, self.hidden), self.activation(), head(self.hidden, latent, raw_size)]
+        layers += [nn.Flatten(), Dense(flat, self.hidden), self.activation(), head(self.hidden, latent, raw_size)]
         return nn.Sequential(*layers)
 
     def decoder(self, latent: int, start: Tensor) -> nn.Module:
         sizes = halvings(tuple(start.shape[1:]), "conv")
         widths = [start.shape[0], *doublings(self.width, self.max_width, len(sizes) - 1)]
         flat = widths[-1] * math.prod(sizes[-1])
-        layers: list[nn.Module] = [nn.Linear(latent, self.hidden), self.activation(), nn.Linear(self.hidden, flat)]
+        layers: list[nn.Module] = [Dense(latent, self.hidden), self.activation(), Dense(self.hidden, flat)]
         layers += [self.activation(), nn.Unflatten(1, (widths[-1], *sizes[-1]))]
         for level in range(len(sizes) - 1, 0, -1):
             # An odd side loses a pixel on the way down and gets it back here.
@@ -178,7 +179,7 @@ class ResNet(Network):
     def decoder(self, latent: int, start: Tensor) -> nn.Module:
         sizes = halvings(tuple(start.shape[1:]), "resnet")
         widths = doublings(self.width, self.max_width, len(sizes))
-        layers: list[nn.Module] = [nn.Linear(latent, widths[-1] * math.prod(sizes[-1]))]
+        layers: list[nn.Module] = [Dense(latent, widths[-1] * math.prod(sizes[-1]))]
         layers += [nn.Unflatten(1, (widths[-1], *sizes[-1])), *self._blocks(widths[-1])]
         for level in range(len(sizes) - 1, 0, -1):
             layers += [nn.Upsample(sizes[level - 1]), nn.Conv2d(widths[level], widths[level - 1], 3, padding=1)]
@@ -201,13 +202,13 @@ class ResidualBlock(nn.Module):
         return x + self.residual(x)
 
 
-def head(inputs: int, latent: int, raw_size: int) -> nn.Linear:
+def head(inputs: int, latent: int, raw_size: int) -> Dense:
     """The encoder's last layer: raw_size blocks of latent outputs, each initialized as a layer of its own.
 
     The first block, the locations, thus begins with the same weights whatever the sigma mode asks for beside it.
     """
-    blocks = [nn.Linear(inputs, latent) for _ in range(raw_size)]
-    merged = nn.Linear(inputs, latent * raw_size)
+    blocks = [Dense(inputs, latent) for _ in range(raw_size)]
+    merged = Dense(inputs, latent * raw_size)
     with torch.no_grad():
         for number, block in enumerate(blocks):
             rows = slice(number * latent, (number + 1) * latent)
@@ -215,9 +216,9 @@ def head(inputs: int, latent: int, raw_size: int) -> nn.Linear:
     return merged
 
 
-def output_linear(inputs: int, start: Tensor) -> nn.Linear:
+def output_linear(inputs: int, start: Tensor) -> Dense:
     """The decoder's last layer, one output per number of start, which is its bias."""
-    layer = nn.Linear(inputs, start.numel())
+    layer = Dense(inputs, start.numel())
     with torch.no_grad():
         layer.bias.copy_(start.flatten())
     return layer
