@@ -31,16 +31,28 @@ LAYERS = [
         "memory",
         "catalog",
     ],
-    ["sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "metric", "metric.terms"],
+    ["sigma", "prior", "likelihood", "regularizer", "dense", "network", "optimizer", "metric", "metric.terms"],
     ["dataset.mapped", "dataset.split", "dataset.pack", "dataset.digits", "dataset.linear_gaussian", "dataset.shapes"],
     ["dataset.image_folder", "dataset.torchvision", "dataset"],
     ["target", "settings", "device"],
-    ["model", "build", "folder", "checkpoint", "events", "meter", "interruption", "composition", "output", "study"],
+    [
+        "model",
+        "build",
+        "folder",
+        "checkpoint",
+        "events",
+        "meter",
+        "interruption",
+        "composition",
+        "output",
+        "study",
+        "measured",
+    ],
     ["evaluation", "progress", "training", "experiment", "run", "codes", "report", "hydra_front"],
     ["jobs", "overview", "search"],
     ["metric.base", "metric.features", "metric.bits", "metric.scales", "metric.neighbours", "metric.shortcuts"],
     ["metric.price", "metric.quality", "assessment"],
-    ["comparison", "findings", "plots", "gallery", "html_report"],
+    ["comparison", "evaluations", "kept", "findings", "plots", "gallery", "html_report"],
     [
         "commands.runs",
         "commands.train",
@@ -91,5 +103,5 @@ def test_imports_go_down_only() -> None:
 
 
 def test_model_imports_no_axis() -> None:
-    axes = {"sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "dataset"}
+    axes = {"sigma", "prior", "likelihood", "regularizer", "dense", "network", "optimizer", "dataset"}
     assert not imports(PACKAGE / "model.py") & axes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
@@ -495,8 +497,10 @@ def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, assess: Callable[..., dict[str, Any]]) -> None:
     """Put a quick evaluation in the place of the real one."""
-    for name, value in {"assess": assess, "assessment": read_evaluation, "METRICS": (Terms,)}.items():
-        monkeypatch.setattr(f"vae_cli.commands.compare.{name}", value)
+    monkeypatch.setattr("vae_cli.measured.MODULES", {"terms": ("Terms",)})
+    monkeypatch.setattr("vae_cli.assessment.METRICS", (Terms,))
+    monkeypatch.setattr("vae_cli.assessment.assess", assess)
+    monkeypatch.setattr("vae_cli.evaluations.assessment", read_evaluation)
 
 
 @pytest.fixture
@@ -620,6 +624,121 @@ def test_a_run_that_was_measured_in_another_way_is_named(
         file.write_text(whole)
     assert f"vae evaluate runs/digits/{run.name} --quick --seed 0 --weights best" in capsys.readouterr().err
     assert len(assessed) == count
+
+
+@pytest.fixture
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put files without content in the place of a report."""
+
+    def write(_: object, folder: Path, *__: object) -> bool:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for name in ("compare.csv", "compare.json", "report.html", "figures/plane.png"):
+            (folder / name).write_text(name)
+        return True
+
+    monkeypatch.setattr("vae_cli.commands.compare.write_all", write)
+
+
+@pytest.fixture
+def compared(
+    vae: Vae, trained: Path, assessed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[Callable[..., str], Path, Path]:
+    """Compares copies of the runs and gives what was said; the folder of the copies, and that of the report."""
+    runs = tmp_path / "copies"
+    for run in (trained / "runs/digits").glob("*latent*"):
+        shutil.copytree(run, runs / run.name)
+    assert vae("compare", str(runs), "--jobs", "1") == 0
+    capsys.readouterr()
+
+    def compare(*words: str) -> str:
+        assert vae("compare", str(runs), "--jobs", "1", *words) == 0
+        return capsys.readouterr().out
+
+    return compare, runs, runs / "compare"
+
+
+UNCHANGED = "Nothing has changed since this report was written:\n"
+
+
+def test_an_answer_is_kept_as_long_as_nothing_changes(
+    compared: tuple[Callable[..., str], Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, _, folder = compared
+    said = compare()  # the one before has evaluated
+    assert UNCHANGED not in said
+
+    def write(*_: object) -> None:
+        raise AssertionError("there is nothing to write")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vae_cli.commands.compare.write_all", write)
+        patched.setattr("vae_cli.commands.compare.collect", write)
+        again = compare()
+    assert again.replace(UNCHANGED, "") == said
+    assert UNCHANGED in again
+    with_curves = compare("--tensorboard")
+    assert UNCHANGED not in with_curves
+    assert compare("--tensorboard") == with_curves.replace(
+        str(folder / "compare.csv"), UNCHANGED + str(folder / "compare.csv")
+    )
+
+
+CHANGES: dict[str, Callable[[Path, Path], object]] = {
+    "other figures": lambda run, _: (run / "evaluation/metrics.json").write_text(
+        (run / "evaluation/metrics.json").read_text().replace('"value": ', '"value":  ')
+    ),
+    "other weights": lambda run, _: (run / "best.pt").write_bytes((run / "best.pt").read_bytes()),
+    "another summary": lambda run, _: os.utime(run / "summary.json", ns=(1, 1)),
+    "other settings": lambda run, _: os.utime(run / "config.yaml", ns=(1, 1)),
+    "a run less": lambda run, _: shutil.rmtree(run),
+    "a run more": lambda run, _: shutil.copytree(run, run.parent / "another"),
+    "no report": lambda _, folder: (folder / "report.html").unlink(),
+    "no figure": lambda _, folder: next((folder / "figures").iterdir()).unlink(),
+    "another figure": lambda _, folder: next((folder / "figures").iterdir()).write_bytes(b""),
+    "a changed answer": lambda _, folder: (folder / ".kept.json").write_text("{}"),
+}
+
+
+@pytest.mark.usefixtures("quick_report")
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_answer_is_given_anew_where_something_has_changed(
+    compared: tuple[Callable[..., str], Path, Path], change: str
+) -> None:
+    compare, runs, folder = compared
+    compare()
+    CHANGES[change](sorted(runs.glob("*latent*"))[0], folder)
+    assert UNCHANGED not in compare()
+    assert UNCHANGED in compare()
+
+
+@pytest.mark.usefixtures("quick_report")
+def test_an_answer_is_not_kept_where_it_may_change_by_itself(compared: tuple[Callable[..., str], Path, Path]) -> None:
+    compare, runs, _ = compared
+    last = sorted(runs.glob("*latent*"))[-1]
+    summary = json.loads((last / "summary.json").read_text())
+    (last / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    for _ in range(2):
+        assert "is interrupted" in compare()
+    assert UNCHANGED not in compare()
+
+
+@pytest.mark.usefixtures("quick_report")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"notes": ["\x1b[2J"]}, {"notes": 1}, {"sheet": {}}, {"sheet": {"title": 1}}, {"format": 2},
+        {"sheet": {"title": "", "arms": ["a"], "counts": [], "columns": {}, "below": ""}},
+        {"sheet": {"title": "", "arms": ["a"], "counts": [[]], "columns": {}, "below": ""}},
+    ],
+)  # fmt: skip
+def test_a_kept_answer_that_is_none_is_not_given(
+    compared: tuple[Callable[..., str], Path, Path], change: dict[str, Any]
+) -> None:
+    compare, _, folder = compared
+    said = compare()
+    file = folder / ".kept.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert compare() == said
 
 
 def test_curves_over_seeds(

@@ -15,12 +15,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vae_cli import catalog
-from vae_cli.assessment import METRICS, assessment, find_metrics, word
+from vae_cli.assessment import METRICS, find_metrics, word
 from vae_cli.cli import _explain
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.errors import UserError
 from vae_cli.folder import RunDir
+from vae_cli.measured import assessment
 from vae_cli.metric.base import CLAIMS, Figure, Metric, mean_figure
 
 MODES = list(catalog.groups()["sigma"].choices)

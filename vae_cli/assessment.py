@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from vae_cli.build import fingerprint
-from vae_cli.check import is_finite
 from vae_cli.device import find_threads
-from vae_cli.errors import Failure, UserError, first_line, nearest
+from vae_cli.errors import UserError, nearest
 from vae_cli.events import add_scalars
-from vae_cli.files import plain, read_text, write_json
+from vae_cli.files import write_json
 from vae_cli.folder import RunDir
+from vae_cli.measured import FORMAT, MODULES, Profile, digest, metrics_file, stamp
 from vae_cli.metric.base import BUDGETS, Figure, Metric, Subject, as_plain, measure, undefined
-from vae_cli.metric.bits import MutualInformation, NoiseProbe, Quantization, Rate, SignalToNoise
-from vae_cli.metric.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
-from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior
-from vae_cli.metric.quality import Quality
-from vae_cli.metric.scales import PullOverTraining, ScaleDistribution
-from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentification
 from vae_cli.output import refuse_link
 from vae_cli.run import Run
 from vae_cli.target import find_class
 
-FORMAT = 1
 KEPT_IF_SAME = ("profile", "seed", "weights", "weights_digest", "images")
-Profile = Literal["quick", "default", "full"]
-PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each looks at more than the one before
 
-# To add a metric: its class, and its name here.
-METRICS: tuple[type[Metric], ...] = (
-    *(Rate, SignalToNoise, MutualInformation, NoiseProbe, Quantization),
-    *(Jacobian, Interpolation, ClassChange, NeighbourLabels),
-    *(Collapse, Reidentification, Generalization, Probes),
-    *(ScaleDistribution, PullOverTraining),
-    *(Bound, AggregateFit, RefittedPrior, Quality),
+METRICS: tuple[type[Metric], ...] = tuple(
+    getattr(import_module(f"vae_cli.metric.{module}"), name) for module, names in MODULES.items() for name in names
 )
 
 
@@ -65,55 +50,6 @@ def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
                 f"--metrics {name}: there is no such metric.{nearest(name, known)} Metrics: {', '.join(known)}."
             )
     return found
-
-
-def metrics_file(folder: RunDir) -> Path:
-    return folder.path / "evaluation" / "metrics.json"
-
-
-def assessment(folder: RunDir) -> dict[str, Any] | None:
-    """What was measured of the run's weights as they are now; None where nothing was. Raises Failure where the file is
-    damaged or was written by a newer version."""
-    file = metrics_file(folder)
-    again = f"To measure anew type vae evaluate {folder.path} --overwrite"
-    try:
-        found = json.loads(read_text(file))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
-    kinds = {"format": int, "profile": str, "seed": int, "weights": str, "weights_digest": str}
-    kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
-    if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
-        raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
-    if (
-        not isinstance(found, dict)
-        or not all(isinstance(found.get(key), kind) for key, kind in kinds.items())
-        or not _is_evaluation(found)
-    ):
-        raise Failure(f"{file} is damaged. {again}")
-    current = folder.weights_file(found["weights"])
-    if not current.exists():
-        return None
-    is_same = found.get("weights_stamp") == _stamp(current) or _digest(current) == found["weights_digest"]
-    return found if is_same else None
-
-
-def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Whether what was measured has the form of it."""
-    if found["profile"] not in PROFILES or not isinstance(found["budget"].get("samples"), int) or not plain(found):
-        return False
-    figures, left_out = found["figures"].values(), found["left_out"].values()
-    entries = [*figures, *left_out]
-    if not all(isinstance(entry, dict) for entry in entries):
-        return False
-    words = [entry.get(key, "") for entry in entries for key in ("unit", "note", "reason")]
-    words += [entry.get(key) for entry in entries for key in ("metric", "claim")]
-    words += [entry.get("reason") for entry in left_out]
-    values = [entry.get("value") for entry in figures] + [entry.get("error", 0) for entry in entries]
-    numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
-    numbers += [entry.get("count", 0) for entry in entries]
-    return all(isinstance(word, str) for word in words) and all(map(is_finite, numbers))
 
 
 def assess(
@@ -151,8 +87,8 @@ def assess(
         "budget": asdict(budget),
         "seed": seed,
         "weights": weights,
-        "weights_stamp": _stamp(run.weights_file),  # before the digest: a file replaced in between is read again
-        "weights_digest": _digest(run.weights_file),
+        "weights_stamp": stamp(run.weights_file),  # before the digest: a file replaced in between is read again
+        "weights_digest": digest(run.weights_file),
         "step": run.step,
         "images": fingerprint(run.splits),
     }
@@ -189,14 +125,3 @@ def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
-
-
-def _stamp(file: Path) -> list[int]:
-    """Size and time of writing: a file that has kept both need not be read to know that it is the same."""
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as weights:
-        return hashlib.file_digest(weights, "blake2b").hexdigest()[:32]

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from vae_cli import catalog
 from vae_cli.errors import UserError, nearest
-from vae_cli.experiment import hparams
 from vae_cli.folder import RunDir, last_written
-from vae_cli.naming import AXES, show
+from vae_cli.naming import AXES, hparams, show
 
 BETA = "regularizer.beta"
 LEVEL = 0.95

@@ -31,7 +31,7 @@ from vae_cli.files import is_locked, locked
 from vae_cli.folder import ANEW, Follower, RunDir
 from vae_cli.launch import this_process
 from vae_cli.meter import NotFinite
-from vae_cli.naming import NO_PART_OF_THE_NAME, flatten, show
+from vae_cli.naming import hparams, show, what_matters
 from vae_cli.objective import POSTERIOR
 from vae_cli.progress import Progress
 from vae_cli.settings import Config
@@ -122,7 +122,7 @@ def under_way(folder: RunDir) -> str:
 
 def refuse_other(folder: RunDir, config: Config) -> None:
     """Raise UserError, naming the keys, where a folder holds a run whose configuration differs in what matters."""
-    there, here = (_what_matters(c) for c in (folder.config(), config))
+    there, here = (what_matters(c) for c in (folder.config(), config))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
         named = ", ".join(
@@ -131,14 +131,6 @@ def refuse_other(folder: RunDir, config: Config) -> None:
         raise UserError(
             f"{folder.path} holds another run: {named}. Type another run_name=..., or overwrite=true to start anew."
         )
-
-
-def _what_matters(config: Config) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not {key.partition(".")[0], key.rpartition(".")[2]} & NO_PART_OF_THE_NAME or key.endswith(".epochs")
-    }
 
 
 def build_together(config: Config) -> Experiment:
@@ -284,15 +276,6 @@ def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
         labels = [classes[n] if classes else str(n) for n in test.batch_labels(positions).tolist()]
     images = inference.x if inference.x.shape[1] in (1, 3) else None
     events.embedding(inference.loc, labels, images, step)
-
-
-def hparams(config: Config) -> dict[str, bool | int | float | str]:
-    """The row of a run in TensorBoard's HPARAMS tab: the choice of each axis and every setting that matters."""
-    row: dict[str, bool | int | float | str] = dict(config["choices"])
-    for key, value in _what_matters({k: v for k, v in config.items() if k != "choices"}).items():
-        if not key.endswith("_target_") and value is not None:
-            row[key] = value if isinstance(value, int | float | str) else show(value)
-    return row
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:

@@ -73,11 +73,12 @@ class RunDir:
         try:
             text = read_text(self.config_file, CONFIG_BYTES)
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it was built
-            depth = 0
-            for event in yaml.parse(text, loader):
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can stand for billions
-                    raise ValueError("it refers to itself, or lists lie in lists without end")
+            if not _is_shallow(text):
+                depth = 0
+                for event in yaml.parse(text, loader):
+                    depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                    if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can stand for billions
+                        raise ValueError("it refers to itself, or lists lie in lists without end")
             config = yaml.load(text, loader)
         except FileNotFoundError as error:
             raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error
@@ -159,6 +160,14 @@ class Follower(RunDir):
 
     def forget_metrics_after(self, step: int) -> None:
         pass
+
+
+def _is_shallow(text: str) -> bool:
+    """Whether it is seen at once that a YAML text has no aliases and no more than CONFIG_DEPTH levels: a level takes a
+    bracket, a dash, a question mark or a column of indentation."""
+    signs = sum(map(text.count, "[{-?"))
+    indented = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
+    return "*" not in text and "&" not in text and signs + indented + 1 <= CONFIG_DEPTH
 
 
 def _is_config(config: object) -> bool:

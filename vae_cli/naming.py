@@ -77,6 +77,24 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that its result depends on, on one level."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not {key.partition(".")[0], key.rpartition(".")[2]} & NO_PART_OF_THE_NAME or key.endswith(".epochs")
+    }
+
+
+def hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The row of a run in TensorBoard's HPARAMS tab: the choice of each axis and every setting that matters."""
+    row: dict[str, bool | int | float | str] = dict(config["choices"])
+    for key, value in what_matters({k: v for k, v in config.items() if k != "choices"}).items():
+        if not key.endswith("_target_") and value is not None:
+            row[key] = value if isinstance(value, int | float | str) else show(value)
+    return row
+
+
 def show(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, (list, tuple)):

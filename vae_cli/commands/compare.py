@@ -6,21 +6,17 @@ import csv
 import io
 import os
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import replace
-from multiprocessing import active_children, get_context
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vae_cli.assessment import METRICS, PROFILES, Profile, assess, assessment
+from vae_cli import kept
 from vae_cli.comparison import (
     Arm,
     Comparison,
@@ -33,12 +29,13 @@ from vae_cli.comparison import (
     refuse_incomparable,
     statistic,
 )
-from vae_cli.device import find_device
-from vae_cli.errors import Failure, UserError, first_line
-from vae_cli.events import EventWriter
+from vae_cli.errors import Failure, UserError
+from vae_cli.evaluations import evaluate
 from vae_cli.files import write_json, write_text
 from vae_cli.findings import amount, digits_for
 from vae_cli.folder import RunDir, find_run, find_runs
+from vae_cli.kept import Kept, Sheet
+from vae_cli.measured import rank
 from vae_cli.naming import clean
 
 # Columns of the table on the terminal, the most telling first: as many are shown as fit.
@@ -53,8 +50,19 @@ COLUMNS = {
     "frechet_prior": "Fréchet, prior",
     "frechet_mixture": "Fréchet, mixture",
 }
-JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
-INSIDE = 4  # runs that a message names
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a comparison, beside the runs; are_named says that these were named, and no folder of them."""
+
+    profile: str | None
+    reference: str | None
+    tensorboard: bool
+    device: str
+    data_dir: str | Path | None
+    out: Path | None
+    are_named: bool
 
 
 def main(
@@ -71,44 +79,77 @@ def main(
 ) -> None:
     """Evaluate what is not evaluated yet, print the table and write the report. Raises UserError or Failure."""
     console = Console()
-    find_device(device)  # what is wrong for all runs is said once, and before anything is measured
-    members, notes = collect(runs, runs_dir)
-    for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
-    refuse_incomparable(members)
-    if reference is not None:
-        Comparison(members, reference)  # a name that is none is refused before anything is evaluated
+    if device != "auto":
+        from vae_cli.device import find_device
+
+        find_device(device)  # what is wrong for all runs is said once, and before anything is measured
     if out is not None:
         _refuse_place(out)
-    members = evaluate(members, profile, jobs, device, data_dir, console)
+    paths = _paths(runs, runs_dir)
+    are_named = bool(runs) and all((Path(name) / "config.yaml").exists() for name in runs)
+    asked = Asked(profile, reference, tensorboard, device, data_dir, out, are_named)
+    stamped = kept.stamp(paths, asdict(asked))  # before anything is read: what changes while it is read has changed
+    answer = kept.find(paths, stamped, out)
+    if answer is None:
+        answer = _make(paths, asked, jobs, stamped, console)
+    else:
+        for note in answer.notes:
+            _say(console, note)
+        show_sheet(console, answer.sheet)
+        _say(console, "Nothing has changed since this report was written:")
+    names = [*kept.FILES, *(["tensorboard"] if tensorboard else []), "figures"]
+    for name in names:
+        _say(console, str(answer.folder / name))
+
+
+def _make(paths: Sequence[Path], asked: Asked, jobs: int | None, stamped: str, console: Console) -> Kept:
+    """Compare, say what there is to say but for the files, and write these."""
+    found = collect(paths, asked.are_named)
+    members, notes = found.members, found.notes
+    for note in notes:
+        _say(console, note)
+    refuse_incomparable(members)
+    if asked.reference is not None:
+        Comparison(members, asked.reference)  # a name that is none is refused before anything is evaluated
+    members = evaluate(members, asked.profile, jobs, asked.device, asked.data_dir, console)
     refuse_incomparable(members)
     profiles = sorted({str(member.evaluation.get("profile")) for member in members})
     if len(profiles) > 1:
         notes.append(
             f"The runs were evaluated with different profiles ({', '.join(profiles)}), on more or fewer images; "
-            f"type --profile {max(profiles, key=_rank)} to evaluate all alike."
+            f"type --profile {max(profiles, key=rank)} to evaluate all alike."
         )
-        console.print(notes[-1], soft_wrap=True, highlight=False, markup=False)
-    comparison = Comparison(members, reference)
-    folder = out or common_folder([member.folder.path for member in members]) / "compare"
-    show_table(console, comparison)
-    with console.status("writing the report") if console.is_terminal else _quiet():
-        paths = write_all(comparison, folder, notes, device, data_dir, tensorboard)
+        _say(console, notes[-1])
+    comparison = Comparison(members, asked.reference)
+    folder = asked.out or common_folder([member.folder.path for member in members]) / "compare"
+    answer = Kept(folder, notes, sheet(comparison))
+    show_sheet(console, answer.sheet)
+    with console.status("writing the report") if console.is_terminal else nullcontext():
+        has_pictures = write_all(comparison, folder, notes, asked.device, asked.data_dir, asked.tensorboard)
+    if has_pictures and not found.is_moving:
+        kept.keep(answer, stamped)
+    return answer
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@dataclass
+class Collected:
+    """The finished runs, a sentence for each that is left out, and whether one of these may end at any time."""
+
+    members: list[Member] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    is_moving: bool = False
+
+
+def collect(paths: Sequence[Path], are_named: bool) -> Collected:
+    """The finished ones of some runs; unless they were named, those of them that can be compared with the newest.
+    Raises UserError where fewer than two are left."""
+    found = Collected()
+    members, notes = found.members, found.notes
     for path in paths:
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-
-
-class _quiet:  # noqa: N801 (stands where a status would)
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[str]]:
-    """The finished runs among those that are named, and a sentence for each that is left out. Of the runs in a folder
-    those are meant that can be compared with its newest. Raises UserError where fewer than two are left."""
-    members, notes = [], []
-    for path in _paths(names, runs_dir):
         folder = RunDir(path)
         try:
             summary = folder.summary()
@@ -116,23 +157,24 @@ def collect(names: Sequence[str], runs_dir: Path) -> tuple[list[Member], list[st
             if status == "finished":
                 members.append(read_member(folder, summary))
                 continue
+            found.is_moving |= summary.get("status") == "running"
             done = max((record["epoch"] for record in folder.metrics()), default=0)
             notes.append(f"Left out: {path} is {status}, after {done} epochs; the command that trained it finishes it.")
         except Failure as error:
             notes.append(f"Left out: {error}")
-    if members and not (names and all((Path(name) / "config.yaml").exists() for name in names)):
+    if members and not are_named:
         members, left_out = like_the_newest(members)
         notes += [left_out] if left_out else []
     members, twins = drop_twins(members)
     notes += [f"Left out: {a.folder.path} has the settings and the seed of {b.folder.path}." for a, b in twins]
     if len(members) < 2:
-        found = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
+        one = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
         others = "".join(f"\n{note}" for note in notes)
         raise UserError(
-            f"{found} here, and a comparison takes two. Train more (vae train -m sigma=learned,fixed seed=0,1,2), or "
+            f"{one} here, and a comparison takes two. Train more (vae train -m sigma=learned,fixed seed=0,1,2), or "
             f"name other runs: vae compare FOLDER{others}"
         )
-    return members, notes
+    return Collected(members, notes, found.is_moving)
 
 
 def _paths(names: Sequence[str], runs_dir: Path) -> list[Path]:
@@ -151,51 +193,6 @@ def _paths(names: Sequence[str], runs_dir: Path) -> list[Path]:
     return list(found.values())
 
 
-# Evaluations.
-
-
-def evaluate(
-    members: Sequence[Member],
-    profile: str | None,
-    jobs: int | None,
-    device: str,
-    data_dir: str | Path | None,
-    console: Console,
-) -> list[Member]:
-    """The members with their evaluations, made where there is none of these weights that is as thorough as the
-    profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot be."""
-    recorded = [_recorded(member) for member in members]
-    _refuse_odd(members, recorded)
-    if profile is None:
-        profiles = Counter(str(found.get("profile")) for found in recorded if found)
-        usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
-        profile = usual if usual in PROFILES and 2 * count > len(members) else "quick"
-    todo = [
-        member
-        for member, found in zip(members, recorded, strict=True)
-        if _rank(found.get("profile", "")) < _rank(profile) or _missing(found)
-    ]
-    made = _evaluate(todo, profile, jobs, device, data_dir, console)
-    evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
-    return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
-
-
-def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError where some runs were evaluated with another seed, or with other weights, than most."""
-    how = [(found["seed"], found["weights"]) if found else None for found in recorded]
-    usual = Counter(one for one in how if one is not None).most_common(1)
-    odd = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
-    if odd:
-        seed, weights = usual[0][0]
-        commands = "".join(
-            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:INSIDE]
-        )
-        raise UserError(
-            f"{len(odd)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
-            f"{weights}). Evaluate them alike:{commands}"
-        )
-
-
 def _refuse_place(folder: Path) -> None:
     """Raise UserError where nothing can be written, before anything is measured."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -203,152 +200,46 @@ def _refuse_place(folder: Path) -> None:
         raise UserError(f"--out {folder}: {there} is {'read-only' if there.is_dir() else 'a file'}; name a folder.")
 
 
-def _rank(profile: str) -> int:
-    return PROFILES.index(profile) if profile in PROFILES else -1
-
-
-def _recorded(member: Member) -> dict[str, Any]:
-    """The evaluation of a run's weights as they are now, or nothing. Raises Failure where it is damaged."""
-    return assessment(member.folder) or {}
-
-
-def _missing(found: Mapping[str, Any]) -> list[Any]:
-    """The metrics that an evaluation does not hold yet."""
-    entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
-    present = {entry.get("metric") for entry in entries}
-    return [kind for kind in METRICS if kind.__name__ not in present]
-
-
-def _evaluate(
-    todo: Sequence[Member],
-    profile: str,
-    jobs: int | None,
-    device: str,
-    data_dir: str | Path | None,
-    console: Console,
-) -> dict[Path, dict[str, Any]]:
-    if not todo:
-        return {}
-    paths = [member.folder.path for member in todo]
-    jobs = min(len(paths), jobs or min(JOBS, _cores()))
-    work = ((path, profile, device, data_dir) for path in paths)
-    made: dict[Path, dict[str, Any]] = {}
-    failed: dict[Path, str] = {}
-    bar = Progress(
-        TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-        console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=len(paths))
-        for path, found in _here(work) if jobs == 1 else _in_processes(work, jobs):
-            if isinstance(found, dict):
-                made[path] = found
-            else:
-                failed[path] = found
-            bar.advance(task)
-            if not console.is_terminal:
-                done = len(made) + len(failed)
-                console.print(
-                    f"evaluated {done} of {len(paths)}: {path}", soft_wrap=True, highlight=False, markup=False
-                )
-    if failed:
-        named = "\n".join(f"  {path}: {reason}" for path, reason in list(failed.items())[:INSIDE])
-        more = f"\n  ... and {len(failed) - INSIDE} more" if len(failed) > INSIDE else ""
-        raise Failure(f"{len(failed)} of {len(paths)} runs could not be evaluated:\n{named}{more}")
-    return made
-
-
-Work = tuple[Path, str, str, "str | Path | None"]
-Result = tuple[Path, "dict[str, Any] | str"]
-
-
-def _here(work: Iterable[Work]) -> Iterable[Result]:
-    for one in work:
-        yield one[0], _assess(one)
-
-
-def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
-    """One thread in each process: many small operations gain nothing from more, and lose where cores are few."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a process starts
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
-    try:
-        pending = {pool.submit(_assess, one): one[0] for one in work}
-        while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                error = future.exception()
-                path = pending.pop(future)
-                yield path, future.result() if error is None else f"{type(error).__name__}: {first_line(error)}"
-    except (KeyboardInterrupt, GeneratorExit):
-        for child in active_children():
-            child.terminate()
-        print("stopped; what has been evaluated is kept, and the same command goes on", file=sys.stderr)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _assess(work: Work) -> dict[str, Any] | str:
-    """The evaluation of a run, or what was wrong."""
-    path, profile, device, data_dir = work
-    folder = RunDir(path)
-    try:
-        found = assessment(folder)
-        if found is not None and _rank(found["profile"]) >= _rank(profile):  # only a part of it is missing
-            about = {key: found[key] for key in ("profile", "weights", "seed")} | {
-                "samples": found["budget"]["samples"]
-            }
-            return assess(folder, kinds=_missing(found), before=found, device=device, data_dir=data_dir, **about)
-        return assess(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
-    except UserError as error:
-        return str(error)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # What is written.
 
 
-def show_table(console: Console, comparison: Comparison) -> None:
-    """Print arms and their main figures, as many of them as there is room for."""
-    names = [name for name in COLUMNS if any(arm.stat(name) for arm in comparison.shown)]
-    cells = {name: _column(comparison.shown, name) for name in names}
+def sheet(comparison: Comparison) -> Sheet:
+    """The arms and their main figures."""
+    arms = comparison.shown
+    columns = {head: _column(arms, name) for name, head in COLUMNS.items() if any(arm.stat(name) for arm in arms)}
+    seeds, hidden = len(comparison.seeds), len(comparison.arms) - len(arms)
+    return Sheet(
+        f"{len(comparison.members)} runs, {seeds} seed{'s' if seeds != 1 else ''}; mean ± standard deviation, nats per "
+        "image",
+        [arm.label for arm in arms],
+        [str(len(arm.members)) for arm in arms],
+        columns,
+        f"and {hidden} arms of other weights, in the report" if hidden else "",
+    )
+
+
+def show_sheet(console: Console, sheet: Sheet) -> None:
+    """Print a table, as many of its columns as there is room for."""
+    heads = list(sheet.columns)
     room = console.width if console.is_terminal else 10_000
-    widths = {name: max(len(COLUMNS[name]), *(len(cell) for cell in cells[name])) + 3 for name in names}
-    room -= max(len(arm.label) for arm in comparison.shown) + 12
-    while len(names) > 3 and sum(widths[name] for name in names) > room:
-        names.pop()
-    seeds = len(comparison.seeds)
-    about = f"{len(comparison.members)} runs, {seeds} seed{'s' if seeds != 1 else ''}"
+    widths = {head: max(len(head), *map(len, sheet.columns[head])) + 3 for head in heads}
+    room -= max(map(len, sheet.arms)) + 12
+    while len(heads) > 3 and sum(widths[head] for head in heads) > room:
+        heads.pop()
     table = Table(
-        box=Table().box if console.is_terminal else None, title=f"{about}; mean ± standard deviation, nats per image",
-        title_justify="left",
+        box=Table().box if console.is_terminal else None, title=escape(sheet.title), title_justify="left",
     )  # fmt: skip
     table.add_column("arm")
     table.add_column("n", justify="right")
-    for name in names:
-        table.add_column(COLUMNS[name], justify="right")
-    for row, arm in enumerate(comparison.shown):
-        table.add_row(escape(arm.label), str(len(arm.members)), *(cells[name][row] for name in names))
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row, (arm, count) in enumerate(zip(sheet.arms, sheet.counts, strict=True)):
+        table.add_row(escape(arm), count, *(escape(sheet.columns[head][row]) for head in heads))
     if not console.is_terminal:
         console.width = 10_000  # a pipe has no edge at which to break a name
     console.print(table)
-    hidden = len(comparison.arms) - len(comparison.shown)
-    if hidden:
-        console.print(f"and {hidden} arms of other weights, in the report", highlight=False)
+    if sheet.below:
+        _say(console, sheet.below)
 
 
 def _column(arms: Sequence[Arm], name: str) -> list[str]:
@@ -364,9 +255,9 @@ def write_all(
     device: str,
     data_dir: str | Path | None,
     tensorboard: bool,
-) -> list[Path]:
-    """Write the files of a comparison and give their paths. Raises Failure where they cannot be."""
-    from vae_cli.html_report import as_plain, as_rows, render
+) -> bool:
+    """Write the files of a comparison, and say whether there are pictures of the arms among them. Raises Failure."""
+    from vae_cli.html_report import as_plain, as_rows, render  # which import torch and matplotlib
     from vae_cli.plots import Plots, save_all
 
     plots, pictures = Plots(comparison), take_pictures(comparison, device, data_dir)
@@ -376,18 +267,19 @@ def write_all(
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    paths = [folder / name for name in ("compare.csv", "compare.json", "report.html")]
+    paths = [folder / name for name in kept.FILES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        kept.forget(folder)
         write_text(paths[0], table.getvalue())
         write_json(paths[1], as_plain(comparison))
         write_text(paths[2], render(plots, pictures, title, notes))
         save_all(plots, folder / "figures")
         if tensorboard:
-            paths.append(write_curves(comparison, folder / "tensorboard"))
+            write_curves(comparison, folder / "tensorboard")
     except OSError as error:
         raise Failure(f"{folder} cannot be written to: {error.strerror}. Type --out FOLDER.") from error
-    return [*paths, folder / "figures"]
+    return not pictures.reason
 
 
 def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | None) -> Any:
@@ -410,9 +302,11 @@ def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | No
         return Pictures(reason=f"There are no pictures: {error}")
 
 
-def write_curves(comparison: Comparison, folder: Path) -> Path:
+def write_curves(comparison: Comparison, folder: Path) -> None:
     """Write the mean and standard deviation over seeds of every scalar of each arm as TensorBoard runs `ARM/mean` and
     `ARM/sd`, over the epochs that all of its seeds have."""
+    from vae_cli.events import EventWriter
+
     for arm in comparison.arms:
         records = [{record["epoch"]: record for record in member.folder.metrics()} for member in arm.members]
         epochs = sorted(set(records[0]).intersection(*records[1:]))
@@ -429,4 +323,3 @@ def write_curves(comparison: Comparison, folder: Path) -> Path:
                     stats = {name: statistic([row[name] for row in rows]) for name in names}
                     values = {n: s.mean if kind == "mean" else s.sd for n, s in stats.items()}
                     events.scalars({n: v for n, v in values.items() if v is not None}, rows[0]["step"])
-    return folder

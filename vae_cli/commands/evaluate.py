@@ -9,10 +9,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from vae_cli.assessment import METRICS, PROFILES, Profile, assess, assessment, find_metrics, metrics_file
+from vae_cli.assessment import METRICS, assess, find_metrics
 from vae_cli.comparison import Comparison, read_member
 from vae_cli.errors import UserError
 from vae_cli.folder import RunDir, find_run
+from vae_cli.measured import PROFILES, Profile, assessment, metrics_file
 from vae_cli.metric.base import CLAIMS
 from vae_cli.plots import Plots, save_all
 
