@@ -376,6 +376,7 @@ def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tu
     run = trained("sigma=fixed")
     monkeypatch.setitem(run.config, "data_dir", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("VAE_DATA_DIR", raising=False)
     return Subject(run, SMALL), trainings
 
 
