@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jvp, vmap
+from torch.optim import Adam
 
 from vae_cli import catalog, dense
 from vae_cli.build import Experiment, build_experiment, build_model, check_config
@@ -24,8 +26,10 @@ from vae_cli.errors import Failure, UserError
 from vae_cli.evaluation import evaluate
 from vae_cli.inference import Inference
 from vae_cli.likelihood import Coins, CrossEntropy, Likelihood
+from vae_cli.optimizer import ScheduledOptimizer
 from vae_cli.prior import Prior
 from vae_cli.scale import Factors, Standard
+from vae_cli.schedule import Linear
 from vae_cli.target import build
 
 Compose = Callable[..., dict[str, Any]]
@@ -381,7 +385,7 @@ def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(CrossEntropy.apply, (logits, value))
+    assert torch.autograd.gradcheck(CrossEntropy.apply, (logits, value), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(CrossEntropy.apply, (logits, value))
 
 
@@ -432,13 +436,15 @@ def test_a_dense_layer_has_every_kind_of_derivative(onednn: Any) -> None:
         leaf = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(layer(leaf).tanh().sum(), leaf, create_graph=True)
         slope.square().sum().backward()  # what a penalty on the slope asks for
-
-        def function(weight: torch.Tensor, bias: torch.Tensor, layer: nn.Module = layer) -> torch.Tensor:
-            return functional_call(layer, {"weight": weight, "bias": bias}, x)
-
-        parameters = (layer.weight.detach(), layer.bias.detach())
-        along = jvp(function, parameters, (parameters[0].square(), parameters[1].square()))[1]
-        results.append([layer.weight.grad, leaf.grad, jvp(layer, (x,), (direction,))[1], along])
+        found = [layer.weight.grad, leaf.grad, jvp(layer, (x,), (direction,))[1], vmap(layer)(x.expand(2, -1, -1))]
+        with forward_ad.dual_level():
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            along = {"weight": (weight, weight.square()), "bias": (bias, bias.square())}
+            duals = {name: forward_ad.make_dual(*pair) for name, pair in along.items()}
+            for given in ({}, {"bias": duals["bias"]}, {"weight": duals["weight"]}, duals):
+                y = functional_call(layer, given, forward_ad.make_dual(x, direction) if len(given) != 1 else x)
+                found.append(forward_ad.unpack_dual(y).tangent)
+        results.append(found)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -456,3 +462,43 @@ def test_a_slow_mkl_is_found_where_nothing_is_computed() -> None:
     expected = dense.mkl_is_slow.__wrapped__()
     with torch.device("meta"):
         assert dense.mkl_is_slow.__wrapped__() == expected
+
+
+ADAMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decay": {"weight_decay": 0.1, "betas": [0.5, 0.9], "eps": 1e-3},
+    "up": {"maximize": True},
+    "amsgrad": {"amsgrad": True},
+    "several kernels": {"fused": False},
+    "schedule": {"lr": Linear(1e-3, 1e-1, 6)},
+}
+
+
+@pytest.mark.parametrize("arguments", ADAMS.values(), ids=ADAMS)
+@pytest.mark.parametrize("idle", [(), (0,), (3,), range(9)], ids=["all learn", "late", "a pause", "never"])
+def test_a_step_of_adam_is_torchs_to_the_last_bit(arguments: dict[str, Any], idle: Sequence[int]) -> None:
+    """One parameter has no gradient in the idle steps; the optimizer is saved and loaded on its way."""
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(2))] for _ in range(2))
+    arguments = {"lr": 1e-2, "fused": True, **arguments}
+    scheduled = ScheduledOptimizer(Adam, ours, arguments)
+    plain = Adam(theirs, **{**arguments, "lr": 1e-2})
+    for step in range(9):
+        if step == 5:
+            scheduled.load_state_dict(copy.deepcopy(scheduled.state_dict()))
+        if step == 7:
+            state = copy.deepcopy(scheduled.state_dict())
+            scheduled = ScheduledOptimizer(Adam, ours, arguments)
+            scheduled.load_state_dict(state)
+        scheduled.advance(step)
+        for group in plain.param_groups:
+            group["lr"] = scheduled.rate
+        for pair in zip(ours, theirs, strict=True):
+            gradient = torch.randn_like(pair[0])
+            for parameter in pair:
+                parameter.grad = None if parameter.dim() == 1 and step in idle else gradient
+        scheduled.step()
+        plain.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(scheduled.state_dict()["state"], plain.state_dict()["state"], rtol=0, atol=0)

@@ -49,12 +49,15 @@ def _has_onednn() -> bool:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether Product is made for this call: torch.func's jvp, vmap and the like take such a function in a slower form
+    only."""
     return (
         x.dim() == 2
         and len(x) * weight.numel() >= WORTHWHILE
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
         and not torch.compiler.is_compiling()
     )
 
@@ -62,17 +65,11 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 class Product(torch.autograd.Function):
     """x W^T + b by oneDNN, for x (B, in), W (out, in) and b (out,), float32."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, weight, _ = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:

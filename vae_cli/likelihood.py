@@ -104,11 +104,17 @@ class CrossEntropy(torch.autograd.Function):
     as long where the processor has AVX-512.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, value)
+    def forward(logits: Tensor, value: Tensor) -> Tensor:
         certain = logits.clamp_min(0).addcmul_(logits, value, value=-1)
         return certain.sub_(logits.abs().sigmoid_().log_()).flatten(-3).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -116,6 +122,13 @@ class CrossEntropy(torch.autograd.Function):
         by_image = gradients[0][..., None, None, None]
         to_value = -logits * by_image if ctx.needs_input_grad[1] else None
         return (logits.sigmoid() - value) * by_image, to_value
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        logits, value = ctx.saved_tensors
+        of_logits, of_value = tangents
+        along = torch.zeros_like(logits) if of_logits is None else (logits.sigmoid() - value) * of_logits
+        return (along if of_value is None else along - logits * of_value).flatten(-3).sum(-1)
 
 
 class ContinuousBernoulli(Likelihood):

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from vae_cli.errors import UserError, nearest
 from vae_cli.schedule import Constant, as_schedule
@@ -30,6 +31,7 @@ class ScheduledOptimizer:
         if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
             raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
         self._factor = 1.0
+        self._fused: FusedAdam | None = None
         # What is not given is the class's own default.
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
         # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
@@ -68,13 +70,58 @@ class ScheduledOptimizer:
             group["lr"] = rate * self._factor
 
     def step(self) -> None:
-        self.inner.step()
+        if self._fused is None or not self._fused.step():
+            self.inner.step()  # which makes the state, the first time
+            self._fused = FusedAdam.of(self.inner)
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state)
+        self._fused = None  # whose tensors are others now
+
+
+class FusedAdam:
+    """A step of torch's Adam with fused=true, on the state that it has: its one kernel, and nothing else.
+
+    What torch does around it (hooks, sorting by device, counting each tensor's steps by a number of another type) takes
+    as long as the kernel where a network is small.
+    """
+
+    def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
+        self._groups = groups
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> FusedAdam | None:
+        """The same step as this optimizer's; None where that does, or may do, anything else."""
+        if type(optimizer) is not Adam or not hasattr(torch, "_fused_adam_"):
+            return None
+        groups = []
+        for group in optimizer.param_groups:
+            states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
+            others = ("amsgrad", "differentiable", "decoupled_weight_decay")
+            kinds = {(parameter.device, parameter.dtype) for parameter in group["params"]}
+            if not group["fused"] or any(map(group.get, others)) or not all(states) or len(kinds) > 1:
+                return None
+            held = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+            groups.append((group, tuple(held)))
+        return cls(groups)
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Take a step, or none and say so where a parameter has no gradient."""
+        every = [[parameter.grad for parameter in group["params"]] for group, _ in self._groups]
+        if any(gradient is None for gradients in every for gradient in gradients):
+            return False
+        for (group, (means, squares, steps)), gradients in zip(self._groups, every, strict=True):
+            torch._foreach_add_(steps, torch.ones_like(steps[0]))
+            torch._fused_adam_(
+                group["params"], gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
+                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
+                maximize=group["maximize"],
+            )  # fmt: skip
+        return True
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
