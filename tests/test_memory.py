@@ -41,11 +41,12 @@ def test_a_latent_size_has_an_upper_bound(compose: Compose) -> None:
         check_config(compose("latent=1000000000000"))
 
 
-def test_the_estimate_counts_parameters_and_what_a_batch_leaves_behind(compose: Compose) -> None:
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_the_estimate_counts_parameters_and_what_a_batch_leaves_behind(compose: Compose, place: str) -> None:
     config = compose("network.hidden=[100]", "latent=2")
-    with torch.device("meta"):
+    with torch.device(place):
         model = build_model(config, (1, 8, 8))
-        small, large = (memory.training_memory(model, torch.zeros(n, 1, 8, 8)) for n in (1, 1001))
+    small, large = (memory.training_memory(model, (1, 8, 8), images) for images in (1, 1001))
     parameters = sum(p.numel() for p in model.parameters())
     assert small >= 4 * 4 * parameters
     # In front of each layer: the image, two hidden layers, the code; and the raw output behind the last.

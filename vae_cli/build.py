@@ -20,7 +20,7 @@ from vae_cli.device import check_precision, find_device, find_threads
 from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.likelihood import Likelihood
 from vae_cli.machine import free_gpu
-from vae_cli.memory import refuse_oversize, training_memory
+from vae_cli.memory import refuse_oversize, size_of, training_memory
 from vae_cli.model import VAE
 from vae_cli.network import Network
 from vae_cli.optimizer import ScheduledOptimizer
@@ -31,6 +31,8 @@ from vae_cli.schedule import Constant, Schedule
 from vae_cli.settings import SETTINGS, Config, check_latent, check_settings
 from vae_cli.sigma import Sigma
 from vae_cli.target import build, built_arguments, check_value, find_class
+
+SMALL = 1 << 26  # bytes of weights, and pixels, of a model that is soon there and computes an image or two at once
 
 
 @dataclass
@@ -51,8 +53,7 @@ class Experiment:
 def build_experiment(config: Config) -> Experiment:
     """Check a whole configuration and build what it names. Raises UserError, or Failure where there are no data."""
     check_settings(config)
-    # Adam's state fills with denormal numbers, which slow a step by half; later threads inherit what is set here.
-    torch.set_flush_denormal(True)
+    flush_denormals()
     device = find_device(config["device"])
     check_precision(config["precision"], device)
     if config["device"] == "auto" and device.type == "cuda" and processes.count() == 1:
@@ -85,6 +86,12 @@ def build_experiment(config: Config) -> Experiment:
     return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
 
 
+def flush_denormals() -> None:
+    """Take denormal numbers, of which Adam's state gets full, for 0: they slow a step by half. It has to be said before
+    anything is computed, for threads inherit it when they are made."""
+    torch.set_flush_denormal(True)
+
+
 def compile_networks(model: VAE, images: Split) -> None:
     """Compile encoder and decoder, for steps that are faster from then on. Raises Failure where that cannot be."""
     try:
@@ -101,6 +108,7 @@ def compile_networks(model: VAE, images: Split) -> None:
 def check_config(config: Config) -> VAE:
     """Check a configuration as far as that needs no data; the model is one for images of mean 0. Raises UserError."""
     check_settings(config)
+    flush_denormals()
     device = find_device(config["device"])
     check_precision(config["precision"], device)
     dataset = build(config["dataset"], "dataset", Dataset)
@@ -131,11 +139,14 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
 
 
 def check_memory(config: Config, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Raise UserError where the model cannot fit into memory, before it takes any."""
+    """Raise UserError where the model cannot fit into memory, before it takes any that counts."""
+    plain = {**config, "precision": "float32"}
     try:
         with torch.device("meta"):  # where tensors have a shape and no content
-            model = build_model({**config, "precision": "float32"}, shape)
-            needed = training_memory(model, torch.zeros(math.ceil(config["batch_size"] / processes.count()), *shape))
+            model = build_model(plain, shape)
+        if size_of(model) + math.prod(shape) <= SMALL:
+            model = build_model(plain, shape)  # to compute on `meta` imports what takes longer than all the rest
+        needed = training_memory(model, shape, math.ceil(config["batch_size"] / processes.count()))
     except (RuntimeError, NotImplementedError):
         return  # a part of the user's own may ask for real numbers, and is not checked
     refuse_oversize(

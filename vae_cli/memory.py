@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vae_cli.errors import UserError
 
 COPIES = 4  # of a parameter: itself, its gradient and the two moments of Adam
+FEW = 2  # images that are as good as many; of one alone no statistics can be taken
 
 
 def refuse_oversize(needed: int, what: str, advice: str, device: torch.device | str = "cpu") -> None:
@@ -34,22 +36,34 @@ def memory_of(device: torch.device) -> int | None:
         return there
 
 
-def training_memory(model: nn.Module, x: Tensor) -> int:
-    """The bytes that a step of training takes, found on torch's `meta` device, where nothing is computed or stored:
-    parameters with their gradients and moments, and what is kept of a batch x for the way back."""
+def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
+    """The bytes that a step of training takes on so many images of a shape: parameters with their gradients and
+    moments, and what is kept for the way back, which is found from a few images.
+
+    On torch's `meta` device nothing is computed or stored for that. A model that is not there has its statistics moved.
+    """
+    parameters = list(model.parameters())
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # or another would take its address
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # or another would take its address
         return tensor
 
     alive: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        inference = model(x)
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with saved, torch.random.fork_rng(devices=[]), parameters[0].device:
+        inference = model(torch.zeros(FEW, *shape))
         _ = inference.distortion + inference.kl
-    return sum(kept.values()) + COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
+    return math.ceil(sum(kept.values()) * images / FEW) + COPIES * size_of(model)
+
+
+def size_of(model: nn.Module) -> int:
+    """The bytes of a model's parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _words(count: int) -> str:

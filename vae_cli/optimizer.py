@@ -70,9 +70,10 @@ class ScheduledOptimizer:
             group["lr"] = rate * self._factor
 
     def step(self) -> None:
-        if self._fused is None or not self._fused.step():
-            self.inner.step()  # which makes the state, the first time
+        if self._fused is None:
             self._fused = FusedAdam.of(self.inner)
+        if self._fused is None or not self._fused.step():
+            self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -83,10 +84,10 @@ class ScheduledOptimizer:
 
 
 class FusedAdam:
-    """A step of torch's Adam with fused=true, on the state that it has: its one kernel, and nothing else.
+    """A step of torch's Adam with fused=true, on its own state: the one kernel, and nothing else.
 
     What torch does around it (hooks, sorting by device, counting each tensor's steps by a number of another type) takes
-    as long as the kernel where a network is small.
+    as long as the kernel where a network is small, and imports a compiler the first time, which takes most of a second.
     """
 
     def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
@@ -94,16 +95,25 @@ class FusedAdam:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> FusedAdam | None:
-        """The same step as this optimizer's; None where that does, or may do, anything else."""
+        """The same step as this optimizer's; None where that does, or may do, anything else, or a parameter that learns
+        has no gradient yet."""
         if type(optimizer) is not Adam or not hasattr(torch, "_fused_adam_"):
             return None
+        others = ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay")
         groups = []
         for group in optimizer.param_groups:
-            states = [optimizer.state.get(parameter, {}) for parameter in group["params"]]
-            others = ("amsgrad", "differentiable", "decoupled_weight_decay")
-            kinds = {(parameter.device, parameter.dtype) for parameter in group["params"]}
-            if not group["fused"] or any(map(group.get, others)) or not all(states) or len(kinds) > 1:
+            parameters = group["params"]
+            kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
+            if not group["fused"] or any(map(group.get, others)) or len(kinds) > 1:
                 return None
+            if any(parameter.grad is None for parameter in parameters):
+                return None
+            states = [optimizer.state[parameter] for parameter in parameters]
+            for parameter, state in zip(parameters, states, strict=True):
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             held = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
             groups.append((group, tuple(held)))
         return cls(groups)
@@ -122,6 +132,17 @@ class FusedAdam:
                 maximize=group["maximize"],
             )  # fmt: skip
         return True
+
+
+def _spare_the_compiler() -> None:
+    """Tell torch what to call for these functions: themselves. Else, to ask its compiler for the same, it imports that
+    when an optimizer is made, which takes most of a second."""
+    for function in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
+        inner: Any = inspect.unwrap(function)
+        inner.__dynamo_disable = inner
+
+
+_spare_the_compiler()
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
