@@ -69,8 +69,8 @@ def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 # Help -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"], []])
-def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+def imported(cwd: Path, *words: str) -> set[str]:
+    """What a command has imported at its end, which has to be a good one."""
     program = f"""
 import sys
 from vae_cli.cli import main
@@ -79,14 +79,28 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code, stop.code
-heavy = {{"torch", "hydra", "omegaconf", "numpy", "yaml", "sklearn", "matplotlib"}} & set(sys.modules)
-assert not heavy, heavy
+print("\\n", *sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    heavy = {"torch", "hydra", "omegaconf", "numpy", "yaml", "sklearn", "matplotlib"}
+    assert not heavy & imported(tmp_path, *words)
+
+
+def test_a_run_imports_nothing_heavy_but_what_it_needs(tmp_path: Path) -> None:
+    used = imported(tmp_path, "train", "epochs=1", "network.hidden=[4]", "max_grad_norm=1", "run_name=a")
+    assert {"torch", "hydra"} <= used
+    assert not {"torch._dynamo", "sympy", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"} & used
+    used = imported(tmp_path, "sample", "a")
+    assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & used
 
 
 def test_vae_alone_shows_the_subcommands(tmp_path: Path) -> None:
