@@ -713,6 +713,20 @@ def test_an_answer_is_given_anew_where_something_has_changed(
 
 
 @pytest.mark.usefixtures("quick_report")
+def test_an_answer_is_kept_of_runs_that_were_evaluated_for_it(
+    compared: tuple[Callable[..., str], Path, Path], assessed: list[Path]
+) -> None:
+    compare, runs, _ = compared
+    for file in runs.rglob("evaluation/metrics.json"):
+        file.unlink()
+    count = len(assessed)
+    assert UNCHANGED not in compare()
+    assert len(assessed) == count + 6
+    assert UNCHANGED in compare()
+    assert len(assessed) == count + 6
+
+
+@pytest.mark.usefixtures("quick_report")
 def test_an_answer_is_not_kept_where_it_may_change_by_itself(compared: tuple[Callable[..., str], Path, Path]) -> None:
     compare, runs, _ = compared
     last = sorted(runs.glob("*latent*"))[-1]

@@ -112,6 +112,11 @@ def _make(paths: Sequence[Path], asked: Asked, jobs: int | None, stamped: str, c
     if asked.reference is not None:
         Comparison(members, asked.reference)  # a name that is none is refused before anything is evaluated
     members = evaluate(members, asked.profile, jobs, asked.device, asked.data_dir, console)
+    now = kept.stamp(paths, asdict(asked))
+    if now != stamped:  # evaluations have been written: all is read again, so that this stamp is of what was read
+        stamped, found = now, collect(paths, asked.are_named)
+        members = evaluate(found.members, asked.profile, jobs, asked.device, asked.data_dir, console)
+        notes = found.notes
     refuse_incomparable(members)
     profiles = sorted({str(member.evaluation.get("profile")) for member in members})
     if len(profiles) > 1:
