@@ -52,13 +52,13 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether Product is made for this call: torch.func's jvp, vmap and the like take such a function in a slower form
     only."""
     return (
-        x.dim() == 2
+        not torch.compiler.is_compiling()
+        and x.dim() == 2
         and len(x) * weight.numel() >= WORTHWHILE
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
     )
 
 
