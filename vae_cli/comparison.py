@@ -157,7 +157,13 @@ class Statistic(NamedTuple):
     mean: float
     sd: float | None
     n: int
-    interval: tuple[float, float] | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        if self.sd is None:
+            return None
+        half = _quantile(self.n - 1) * self.sd / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
 
 
 def partly(stat: Statistic, arm: Arm) -> str:
@@ -170,10 +176,8 @@ def statistic(values: Sequence[float]) -> Statistic:
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
-        return Statistic(mean, None, 1, None)
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = _quantile(n - 1) * sd / math.sqrt(n)
-    return Statistic(mean, sd, n, (mean - half, mean + half))
+        return Statistic(mean, None, 1)
+    return Statistic(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)), n)
 
 
 @cache

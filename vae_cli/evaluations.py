@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vae_cli.comparison import Member
 from vae_cli.errors import Failure, UserError, first_line
+from vae_cli.files import reading_many
 from vae_cli.folder import RunDir
 from vae_cli.machine import cores
 from vae_cli.measured import PROFILES, Profile, assessment, missing, rank
@@ -32,10 +33,12 @@ def evaluate(
     device: str,
     data_dir: str | Path | None,
     console: Console,
-) -> list[Member]:
-    """The members with their evaluations, made where there is none of these weights that is as thorough as the
-    profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot be."""
-    recorded = [assessment(member.folder) or {} for member in members]
+) -> tuple[list[Member], bool]:
+    """The members with their evaluations, and whether some were made, as where there was none of these weights that is
+    as thorough as the profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot
+    be."""
+    with reading_many():
+        recorded = [assessment(member.folder) or {} for member in members]
     _refuse_odd(members, recorded)
     if profile is None:
         profiles = Counter(str(found.get("profile")) for found in recorded if found)
@@ -48,7 +51,7 @@ def evaluate(
     ]
     made = _evaluate(todo, profile, jobs, device, data_dir, console)
     evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
-    return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)]
+    return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)], bool(made)
 
 
 def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import tempfile
@@ -99,6 +100,17 @@ def plain(value: object, depth: int = 20) -> bool:
         level = inside
     text = "".join(texts)
     return not level and (text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable())
+
+
+@contextmanager
+def reading_many() -> Iterator[None]:
+    """Read many files without the garbage collector, which would look through all that they hold again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from vae_cli.comparison import (
 )
 from vae_cli.errors import Failure, UserError
 from vae_cli.evaluations import evaluate
-from vae_cli.files import write_json, write_text
+from vae_cli.files import reading_many, write_json, write_text
 from vae_cli.findings import amount, digits_for
 from vae_cli.folder import RunDir, find_run, find_runs
 from vae_cli.kept import Kept, Sheet
@@ -111,11 +111,10 @@ def _make(paths: Sequence[Path], asked: Asked, jobs: int | None, stamped: str, c
     refuse_incomparable(members)
     if asked.reference is not None:
         Comparison(members, asked.reference)  # a name that is none is refused before anything is evaluated
-    members = evaluate(members, asked.profile, jobs, asked.device, asked.data_dir, console)
-    now = kept.stamp(paths, asdict(asked))
-    if now != stamped:  # evaluations have been written: all is read again, so that this stamp is of what was read
-        stamped, found = now, collect(paths, asked.are_named)
-        members = evaluate(found.members, asked.profile, jobs, asked.device, asked.data_dir, console)
+    members, is_new = evaluate(members, asked.profile, jobs, asked.device, asked.data_dir, console)
+    if is_new:  # all is read again, so that the stamp is of what was read
+        stamped, found = kept.stamp(paths, asdict(asked)), collect(paths, asked.are_named)
+        members, _ = evaluate(found.members, asked.profile, jobs, asked.device, asked.data_dir, console)
         notes = found.notes
     refuse_incomparable(members)
     profiles = sorted({str(member.evaluation.get("profile")) for member in members})
@@ -149,6 +148,7 @@ class Collected:
     is_moving: bool = False
 
 
+@reading_many()
 def collect(paths: Sequence[Path], are_named: bool) -> Collected:
     """The finished ones of some runs; unless they were named, those of them that can be compared with the newest.
     Raises UserError where fewer than two are left."""
