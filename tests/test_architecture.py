@@ -103,5 +103,5 @@ def test_imports_go_down_only() -> None:
 
 
 def test_model_imports_no_axis() -> None:
-    axes = {"sigma", "prior", "likelihood", "regularizer", "dense", "network", "optimizer", "dataset"}
+    axes = {"sigma", "prior", "likelihood", "regularizer", "network", "optimizer", "dataset"}
     assert not imports(PACKAGE / "model.py") & axes

@@ -398,15 +398,15 @@ def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> Non
 
 
 @pytest.fixture
-def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], tuple[Dense, nn.Linear]]:
+def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Dense, nn.Linear]]:
     """A layer whose products oneDNN has, whatever the processor, and torch's with the same parameters."""
     if not dense._has_onednn():
         pytest.skip("this torch has no such product")
     monkeypatch.setattr(dense, "mkl_is_slow", lambda: True)
     monkeypatch.setattr(dense, "WORTHWHILE", 0)
 
-    def pair(inputs: int, outputs: int) -> tuple[Dense, nn.Linear]:
-        ours, theirs = Dense(inputs, outputs), nn.Linear(inputs, outputs)
+    def pair(inputs: int, outputs: int, bias: bool = True) -> tuple[Dense, nn.Linear]:
+        ours, theirs = Dense(inputs, outputs, bias), nn.Linear(inputs, outputs, bias)
         theirs.load_state_dict(ours.state_dict())
         return ours, theirs
 
@@ -445,6 +445,16 @@ def test_a_dense_layer_has_every_kind_of_derivative(onednn: Any) -> None:
                 y = functional_call(layer, given, forward_ad.make_dual(x, direction) if len(given) != 1 else x)
                 found.append(forward_ad.unpack_dual(y).tangent)
         results.append(found)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_layer_may_have_no_bias(onednn: Any) -> None:
+    x = torch.randn(6, 30)
+    results = []
+    for layer in onednn(30, 20, bias=False):
+        y = layer(x)
+        y.square().sum().backward()
+        results.append([y.detach(), layer.weight.grad])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 

@@ -63,23 +63,23 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 class Product(torch.autograd.Function):
-    """x W^T + b by oneDNN, for x (B, in), W (out, in) and b (out,), float32."""
+    """x W^T + b by oneDNN, for x (B, in), W (out, in) and b (out,) or none, float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         # What is differentiated twice has to be made of functions that can be.
         product = torch.nn.functional.linear if torch.is_grad_enabled() else _product
         to_x = product(gradient, weight.T) if ctx.needs_input_grad[0] else None
         to_weight = product(gradient.T, x.T) if ctx.needs_input_grad[1] else None
-        return to_x, to_weight, gradient.sum(0)
+        return to_x, to_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vae_cli.comparison import Member
+from vae_cli.comparison import LISTED, Member
 from vae_cli.errors import Failure, UserError, first_line
 from vae_cli.files import reading_many
 from vae_cli.folder import RunDir
@@ -23,7 +23,6 @@ from vae_cli.machine import cores
 from vae_cli.measured import PROFILES, Profile, assessment, missing, rank
 
 JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
-NAMED = 4  # runs that a message names
 
 
 def evaluate(
@@ -61,7 +60,9 @@ def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]
     odd = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
     if odd:
         seed, weights = usual[0][0]
-        commands = "".join(f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:NAMED])
+        commands = "".join(
+            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:LISTED]
+        )
         raise UserError(
             f"{len(odd)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
             f"{weights}). Evaluate them alike:{commands}"
@@ -101,8 +102,8 @@ def _evaluate(
                     f"evaluated {done} of {len(paths)}: {path}", soft_wrap=True, highlight=False, markup=False
                 )
     if failed:
-        named = "\n".join(f"  {path}: {reason}" for path, reason in list(failed.items())[:NAMED])
-        more = f"\n  ... and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        named = "\n".join(f"  {path}: {reason}" for path, reason in list(failed.items())[:LISTED])
+        more = f"\n  ... and {len(failed) - LISTED} more" if len(failed) > LISTED else ""
         raise Failure(f"{len(failed)} of {len(paths)} runs could not be evaluated:\n{named}{more}")
     return made
 

@@ -18,7 +18,7 @@ from vae_cli.measured import metrics_file
 FORMAT = 1
 NAME = ".kept.json"
 FILES = ("compare.csv", "compare.json", "report.html")
-FOLDERS = ("figures", "tensorboard")
+INSIDE = ("figures/*", "tensorboard/*/*/*")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,12 @@ def _files(run: RunDir) -> tuple[Path, ...]:
 
 def find(runs: Sequence[Path], stamped: str, out: Path | None) -> Kept | None:
     """The answer that was kept under this stamp, with its report as it was written; None where there is none."""
-    above = common_folder(runs)
-    places = [out] if out else dict.fromkeys([above, *(run.parent for run in runs)])
-    for place in places:
-        folder = place if out else place / "compare"
+    beside = dict.fromkeys([common_folder(runs), *(run.parent for run in runs)])
+    for folder in [out] if out else [place / "compare" for place in beside]:
         with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
             found = json.loads(read_text(folder / NAME))
-            if [found["format"], found["stamp"], found["report"]] == [FORMAT, stamped, _report(folder)]:
+            is_same = found["format"] == FORMAT and found["stamp"] == stamped
+            if is_same and found["report"] == _report(folder):
                 return _checked(folder, found)
     return None
 
@@ -93,7 +92,8 @@ def _checked(folder: Path, found: Mapping[str, Any]) -> Kept:
 
 def _report(folder: Path) -> str:
     """What changes whenever a file of a report does."""
-    inside = [file for name in FOLDERS for file in (folder / name).rglob("*")]
+    # No deeper than it is: a folder that somebody has made a link may lead anywhere.
+    inside = [file for pattern in INSIDE for file in folder.glob(pattern)]
     return _digest([], [*(folder / name for name in FILES), *sorted(inside)])
 
 

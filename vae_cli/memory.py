@@ -40,7 +40,8 @@ def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> in
     """The bytes that a step of training takes on so many images of a shape: parameters with their gradients and
     moments, and what is kept for the way back, which is found from a few images.
 
-    On torch's `meta` device nothing is computed or stored for that. A model that is not there has its statistics moved.
+    On torch's `meta` device nothing is computed or stored for that. Elsewhere the images pass through the model, which
+    may keep statistics of them.
     """
     parameters = list(model.parameters())
     own = {parameter.untyped_storage()._cdata for parameter in parameters}

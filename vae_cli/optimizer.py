@@ -102,11 +102,11 @@ class FusedAdam:
         others = ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay")
         groups = []
         for group in optimizer.param_groups:
+            if not group["fused"] or any(map(group.get, others)):
+                return None
             parameters = group["params"]
             kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
-            if not group["fused"] or any(map(group.get, others)) or len(kinds) > 1:
-                return None
-            if any(parameter.grad is None for parameter in parameters):
+            if len(kinds) > 1 or any(parameter.grad is None for parameter in parameters):
                 return None
             states = [optimizer.state[parameter] for parameter in parameters]
             for parameter, state in zip(parameters, states, strict=True):

@@ -13,7 +13,7 @@ from vae_cli.assessment import METRICS, assess, find_metrics
 from vae_cli.comparison import Comparison, read_member
 from vae_cli.errors import UserError
 from vae_cli.folder import RunDir, find_run
-from vae_cli.measured import PROFILES, Profile, assessment, metrics_file
+from vae_cli.measured import Profile, assessment, metrics_file, rank
 from vae_cli.metric.base import CLAIMS
 from vae_cli.plots import Plots, save_all
 
@@ -39,7 +39,7 @@ def main(
     kinds = find_metrics([name.strip() for name in metrics.split(",")]) if metrics is not None else METRICS
     folder = RunDir(find_run(run, runs_dir))
     before = None if overwrite else assessment(folder)
-    if before is not None and PROFILES.index(before["profile"]) > PROFILES.index(profile):
+    if before is not None and rank(before["profile"]) > rank(profile):
         asked = "" if profile == "default" else f" --{profile}"
         raise UserError(
             f"{folder.path} has a more thorough evaluation ({before['profile']}), whose place this one would take: "
