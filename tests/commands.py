@@ -125,8 +125,8 @@ def carry_out(asked: dict[str, Any]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
     sys.argv = ["vae", *asked["argv"]]
+    from vae_cli.axes.dataset import pack
     from vae_cli.cli import main
-    from vae_cli.dataset import pack
 
     pack.IMAGES_A_STEP = 16  # more writes to be killed in
     code: object = 1

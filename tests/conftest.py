@@ -220,8 +220,8 @@ def composed(*overrides: str) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from vae_cli.catalog import configs_dir
-    from vae_cli.composition import to_plain
+    from vae_cli.config.catalog import configs_dir
+    from vae_cli.config.compose import to_plain
 
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         return to_plain(hydra_compose("train", overrides=list(overrides), return_hydra_config=True))
@@ -300,7 +300,7 @@ def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     shutil.copytree(two_runs, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr("vae_cli.experiment.run_experiment", stop)
+    monkeypatch.setattr("vae_cli.training.lifecycle.run_experiment", stop)
     monkeypatch.setattr("vae_cli.commands.repeat.run_experiment", stop)
     monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "place"

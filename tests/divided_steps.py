@@ -16,13 +16,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from vae_cli import processes
-from vae_cli.build import Experiment, build_experiment, stream
-from vae_cli.catalog import configs_dir, groups
-from vae_cli.composition import to_plain
-from vae_cli.errors import UserError
-from vae_cli.launch import launched
-from vae_cli.meter import Meter, NotFinite
+from vae_cli.config.build import Experiment, build_experiment
+from vae_cli.config.catalog import configs_dir, groups
+from vae_cli.config.compose import to_plain
+from vae_cli.core.errors import UserError
+from vae_cli.core.rng import stream
+from vae_cli.machine import distributed
+from vae_cli.machine.launch import launched
+from vae_cli.training.meter import Meter, NotFinite
 
 BATCHES = [7, 2, 1]  # one that does not divide evenly, and one that leaves a process without an image
 
@@ -69,22 +70,22 @@ def steps(experiment: Experiment) -> Steps:
     """Take a step on each batch, but for the optimizer's part of it, and give whatever one could look at."""
     before = deepcopy(experiment.model.state_dict())
     torch.manual_seed(stream(0, "noise"))
-    model, regularizer = processes.wrap(experiment.model), processes.wrap(experiment.regularizer)
+    model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
     meter, found = Meter(), {}
     parameters = {**dict(experiment.model.named_parameters()), **dict(experiment.regularizer.named_parameters())}
     for batch in BATCHES:
-        with processes.share(torch.arange(batch)) as own:
+        with distributed.share(torch.arange(batch)) as own:
             inference = model(experiment.splits.train.batch(own))
             penalty = regularizer(inference)
-            loss = processes.mean_loss(inference.distortion + penalty)
+            loss = distributed.mean_loss(inference.distortion + penalty)
             meter.add(batch, inference.terms(penalty))
-            own_z = processes.counted(inference.z.detach()).sum(0)
+            own_z = distributed.counted(inference.z.detach()).sum(0)
         for parameter in parameters.values():
             parameter.grad = None
         loss.backward()
         found |= {f"{batch} {name}": p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-        found[f"{batch} loss"] = processes.total(loss.detach()) / processes.count()
-        found[f"{batch} mean z"] = processes.total(own_z)
+        found[f"{batch} loss"] = distributed.total(loss.detach()) / distributed.count()
+        found[f"{batch} mean z"] = distributed.total(own_z)
     found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
     found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}
     experiment.model.load_state_dict(before)  # a scale that follows the batches has moved
@@ -102,14 +103,17 @@ def compare(alone: Steps, divided: Steps, case: object) -> None:
 
 def check_words() -> None:
     """What goes from one process to the others."""
-    rank = processes.rank()
-    assert processes.first(lambda: rank) == 0
-    assert processes.gathered(rank) == list(range(processes.count()))
-    assert processes.greatest(rank) == processes.count() - 1
-    assert processes.total(torch.tensor([1.0, rank])).tolist() == [processes.count(), sum(range(processes.count()))]
-    assert processes.together(lambda: rank) == rank
-    assert processes.same(1)
-    assert not processes.same(rank)
+    rank = distributed.rank()
+    assert distributed.first(lambda: rank) == 0
+    assert distributed.gathered(rank) == list(range(distributed.count()))
+    assert distributed.greatest(rank) == distributed.count() - 1
+    assert distributed.total(torch.tensor([1.0, rank])).tolist() == [
+        distributed.count(),
+        sum(range(distributed.count())),
+    ]
+    assert distributed.together(lambda: rank) == rank
+    assert distributed.same(1)
+    assert not distributed.same(rank)
 
     def fail(where: int) -> None:
         if rank == where:
@@ -119,10 +123,10 @@ def check_words() -> None:
         raise NotFinite(3, ["loss"])
 
     for do, said in (
-        (lambda: processes.first(lambda: fail(0)), "no such thing"),
-        (lambda: processes.first(diverge), "loss not finite at step 3"),
-        (lambda: processes.together(lambda: fail(1)), "process 1 on "),
-        (lambda: processes.together(lambda: fail(rank)), "no such thing"),
+        (lambda: distributed.first(lambda: fail(0)), "no such thing"),
+        (lambda: distributed.first(diverge), "loss not finite at step 3"),
+        (lambda: distributed.together(lambda: fail(1)), "process 1 on "),
+        (lambda: distributed.together(lambda: fail(rank)), "no such thing"),
     ):
         with pytest.raises((UserError, NotFinite), match=f"^{said}"):
             do()
@@ -141,8 +145,8 @@ def main() -> None:
         torch.manual_seed(3)
         custom.regularizer = Dropping()  # type: ignore[assignment]
     alone.append(("a regularizer of one's own", custom, steps(custom)))
-    with processes.joined():
-        assert processes.count() == launched().count
+    with distributed.joined():
+        assert distributed.count() == launched().count
         check_words()
         for case, experiment, expected in alone:
             compare(expected, steps(experiment), case)

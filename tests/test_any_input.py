@@ -13,11 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from vae_cli import catalog
-from vae_cli.build import build_model, build_parts
-from vae_cli.errors import UserError
-from vae_cli.naming import clean, refuse_no_path, run_name
-from vae_cli.part import offers
+from vae_cli.config import catalog
+from vae_cli.config.build import build_model, build_parts
+from vae_cli.config.naming import clean, refuse_no_path, run_name
+from vae_cli.core.compatibility import offers
+from vae_cli.core.errors import UserError
 
 Ask = Callable[..., Any]
 KEYS = [*catalog.defaults(), *catalog.settings(), "sigma.value", "regularizer.beta", "optimizer.lr", "network.hidden"]

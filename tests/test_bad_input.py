@@ -91,9 +91,9 @@ train sigma.value=1 | type sigma=fixed sigma\.value=1
 train sigma=shared sigma.latent=3 | Leave it out, or type latent=3
 train prior.latent=3 | Leave it out, or type latent=3
 train sigma._target_=os.system | add --trust os
-train sigma._target_=vae_cli.sigma.Sigma | what all choices of sigma have in common
-train sigma._target_=vae_cli.sigma.Lerned | Did you mean 'Learned'\?
-train sigma._target_=vae_cli.prior.StandardNormal | it is not a Sigma
+train sigma._target_=vae_cli.axes.sigma.Sigma | what all choices of sigma have in common
+train sigma._target_=vae_cli.axes.sigma.Lerned | Did you mean 'Learned'\?
+train sigma._target_=vae_cli.axes.prior.StandardNormal | it is not a Sigma
 train sigma._target_=null | not the name of a class
 train sigma._target_=. | --trust
 train ~sigma._target_ | sigma=learned names no class: .*type another sigma=
@@ -375,7 +375,7 @@ CHOICES = {
     "evil.yaml": ("_target_: os.system\ncommand: touch pwned\n", "--trust os"),
     "tag.yaml": ("!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML|tag"),
     "bad.yaml": ("a: [1\nb: {", "not valid YAML"),
-    "latin.yaml": ("_target_: vae_cli.sigma.Fixed\nvalue: \udcff\n", "cannot be read: it is not UTF-8"),
+    "latin.yaml": ("_target_: vae_cli.axes.sigma.Fixed\nvalue: \udcff\n", "cannot be read: it is not UTF-8"),
     "deep.yaml": ("a: " + "[" * 3000 + "]" * 3000, "cannot be read: lists lie in lists"),
 }
 
@@ -430,5 +430,5 @@ def test_what_fails_inside_our_own_code_is_not_the_users_mistake(
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "digits.csv.gz")
 
-    monkeypatch.setattr("vae_cli.dataset.digits._read", fail)
+    monkeypatch.setattr("vae_cli.axes.dataset.digits._read", fail)
     assert "digits.csv.gz: Permission denied" in refused("train", code=1)

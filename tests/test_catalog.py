@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from vae_cli import catalog
-from vae_cli.folder import find_runs
+from vae_cli.config import catalog
+from vae_cli.runs.folder import find_runs
 
 CHOICES = [(group, choice) for group in catalog.groups().values() for choice in group.choices.values()]
 
@@ -64,7 +64,7 @@ def test_choices_of_the_user_come_after_the_bundled_ones_and_do_not_replace_them
         "a": ("{b: 1}", "why"),
         "c.d": ("'x # y'", ""),
     }
-    assert groups["sigma"].choices["fixed"].target == "vae_cli.sigma.Fixed"
+    assert groups["sigma"].choices["fixed"].target == "vae_cli.axes.sigma.Fixed"
     assert set(groups) == set(catalog.groups())
 
 
@@ -85,7 +85,7 @@ def test_run_folders_are_found_at_any_depth_and_not_inside_runs(tmp_path: Path) 
 def test_an_installed_package_reads_the_configurations_inside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "__file__", str(tmp_path / "vae_cli" / "catalog.py"))
+    monkeypatch.setattr(catalog, "__file__", str(tmp_path / "vae_cli" / "config" / "catalog.py"))
     assert catalog.configs_dir() == tmp_path / "configs"
     (tmp_path / "vae_cli" / "configs").mkdir(parents=True)
     assert catalog.configs_dir() == tmp_path / "vae_cli" / "configs"

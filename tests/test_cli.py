@@ -19,8 +19,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 import vae_cli.commands
-from vae_cli import catalog, cli, hydra_front, jobs
-from vae_cli.errors import Failure, UserError
+from vae_cli import cli
+from vae_cli.config import catalog
+from vae_cli.config import hydra as hydra_front
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.sweeps import launcher
 
 RAN: list[Any] = []
 
@@ -534,7 +537,7 @@ def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
             raise UserError("latent=4 is not allowed")
         return True
 
-    with jobs.check_sweeps(check), pytest.raises(UserError) as caught:
+    with launcher.check_sweeps(check), pytest.raises(UserError) as caught:
         front("latent=2,4", "sigma=fixed", multirun=True)
     said = "The job latent=4 sigma=fixed cannot run, so none was started: latent=4 is not allowed"
     assert str(caught.value) == said
@@ -542,23 +545,23 @@ def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
 
 
 def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
-    with jobs.check_sweeps(lambda config: config.latent != 2):
+    with launcher.check_sweeps(lambda config: config.latent != 2):
         front("latent=2,4,8", multirun=True)
     assert latents() == [4, 8]
-    with jobs.check_sweeps(lambda config: False):
+    with launcher.check_sweeps(lambda config: False):
         front("latent=2,4,8", multirun=True)
     assert latents() == [4, 8]
 
 
 def test_the_check_is_gone_afterwards(front: Any) -> None:
-    with jobs.check_sweeps(lambda config: False):
+    with launcher.check_sweeps(lambda config: False):
         pass
     front("latent=2,4", multirun=True)
     assert latents() == [2, 4]
 
 
 def test_one_failed_job_does_not_stop_the_others(front: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with jobs.check_sweeps(lambda config: True), pytest.raises(Failure) as caught:
+    with launcher.check_sweeps(lambda config: True), pytest.raises(Failure) as caught:
         front("latent=2,13,14,4", multirun=True)
     assert latents() == [2, 13, 14, 4]
     assert caught.value.exit_code == 1
@@ -578,7 +581,7 @@ def test_a_job_that_fails_before_its_task_does_not_stop_the_others(front: Any) -
         return str(_root_.latent)
 
     OmegaConf.register_new_resolver("test_folder", folder, replace=True)
-    with jobs.check_sweeps(lambda config: True), pytest.raises(Failure, match=r"latent=4.*another run"):
+    with launcher.check_sweeps(lambda config: True), pytest.raises(Failure, match=r"latent=4.*another run"):
         front("latent=2,4,8", "hydra.sweep.subdir=${test_folder:}", multirun=True)
     assert latents() == [2, 8]
 
@@ -600,7 +603,7 @@ def test_a_wrong_value_in_a_sweep_stops_it_before_it_starts(word: str, front: An
             raise UserError("latent has to be a whole number")
         return True
 
-    with jobs.check_sweeps(check), pytest.raises(UserError):
+    with launcher.check_sweeps(check), pytest.raises(UserError):
         front(word, "seed=1,2", multirun=True)
     assert RAN == []
 
@@ -621,14 +624,14 @@ class Inner:
         ]
 
 
-def checked_launcher(inner: Any) -> jobs.CheckedLauncher:
+def checked_launcher(inner: Any) -> launcher.CheckedLauncher:
     class Loader:
         def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
             return OmegaConf.create({"hydra": OmegaConf.structured(HydraConf), "first": overrides[0]})
 
     config = {"hydra": {"launcher": {"_target_": "plugin.ParallelLauncher"}}}
     context: Any = types.SimpleNamespace(config_loader=Loader())
-    return jobs.CheckedLauncher(
+    return launcher.CheckedLauncher(
         inner, lambda config: config["first"] != "latent=2", None, context, OmegaConf.create(config)
     )
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_cli import catalog, load_run
+from vae_cli import load_run
 from vae_cli.cli import _run as run_command
-from vae_cli.codes import between, fit_mixture
 from vae_cli.commands import train as command
-from vae_cli.delta import Delta
-from vae_cli.errors import Failure, UserError
-from vae_cli.folder import find_run
+from vae_cli.config import catalog
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.model.distributions import Delta
+from vae_cli.runs.codes import between, fit_mixture
+from vae_cli.runs.folder import find_run
 
 MODES = list(catalog.groups()["sigma"].choices)
 Vae = Callable[..., int]

@@ -19,7 +19,7 @@ from scipy import stats
 
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
-from vae_cli.comparison import (
+from vae_cli.comparison.comparison import (
     Comparison,
     Member,
     common_folder,
@@ -30,12 +30,12 @@ from vae_cli.comparison import (
     refuse_incomparable,
     statistic,
 )
-from vae_cli.errors import UserError
-from vae_cli.findings import _verdict, amount, answers, gap, number
-from vae_cli.folder import RunDir
-from vae_cli.html_report import Pictures, as_plain, render
-from vae_cli.naming import clean
-from vae_cli.plots import Plots
+from vae_cli.comparison.findings import _verdict, amount, answers, gap, number
+from vae_cli.comparison.plots import Plots
+from vae_cli.comparison.report import Pictures, as_plain, render
+from vae_cli.config.naming import clean
+from vae_cli.core.errors import UserError
+from vae_cli.runs.folder import RunDir
 
 BASE = {"dataset": "digits", "likelihood": "gaussian", "prior": "standard_normal", "regularizer": "kl"}
 BASE |= {"network": "mlp", "optimizer": "adam", "latent": "8"}
@@ -298,7 +298,7 @@ def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.Monk
     other = {"likelihood": "bernoulli"}
     members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
     ages = {one.folder.path: age for age, one in enumerate(members)}
-    monkeypatch.setattr("vae_cli.comparison.last_written", ages.__getitem__)
+    monkeypatch.setattr("vae_cli.comparison.comparison.last_written", ages.__getitem__)
     kept, note = like_the_newest(members)
     assert kept == [members[1], members[3]]
     assert note is not None
@@ -498,10 +498,10 @@ def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, assess: Callable[..., dict[str, Any]]) -> None:
     """Put a quick evaluation in the place of the real one."""
-    monkeypatch.setattr("vae_cli.measured.MODULES", {"terms": ("Terms",)})
-    monkeypatch.setattr("vae_cli.assessment.METRICS", (Terms,))
-    monkeypatch.setattr("vae_cli.assessment.assess", assess)
-    monkeypatch.setattr("vae_cli.evaluations.assessment", read_evaluation)
+    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Terms",)})
+    monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Terms,))
+    monkeypatch.setattr("vae_cli.metrics.evaluate.assess", assess)
+    monkeypatch.setattr("vae_cli.comparison.missing.assessment", read_evaluation)
 
 
 @pytest.fixture
@@ -818,7 +818,7 @@ def test_an_evaluation_that_fails_names_its_run(
 
 
 def test_axes_leave_out_what_would_hide_the_rest() -> None:
-    from vae_cli.plots import _limits
+    from vae_cli.comparison.plots import _limits
 
     near = [(30.0, 0.1), (30.5, 0.2), (27.0, 0.3), (13.0, 1.0)] * 3
     limits = _limits([*near, (-400.0, 1.0), (-399.0, 1.0)])

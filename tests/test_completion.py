@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_cli import catalog
+from vae_cli.config import catalog
 
 
 def words(*typed: str) -> list[str]:

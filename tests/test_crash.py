@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli.checkpoint import load_checkpoint
 from vae_cli.commands import runs as runs_command
-from vae_cli.folder import RunDir
+from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.folder import RunDir
 
 SMALL = ["network.hidden=[8]", "latent=2"]
 # Steps of a millisecond with a checkpoint after each: most moments lie in a write.
@@ -446,7 +446,7 @@ def test_killed_while_it_packs(
 def test_a_pack_that_was_cut_is_packed_again(
     commands: Commands, file: str, tmp_path: Path, is_long: bool, capsys: Any
 ) -> None:
-    from vae_cli.dataset.pack import open_pack
+    from vae_cli.axes.dataset.pack import open_pack
 
     chance = random.Random(3)
     words = photos(tmp_path)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from vae_cli.dataset import Dataset, Digits, LinearGaussian, Shapes, Split, Splits, digits
-from vae_cli.dataset.shapes import HEART_REACH, MARGIN, RADIUS, render
-from vae_cli.dataset.split import partition
-from vae_cli.errors import UserError
+from vae_cli.axes.dataset import Dataset, Digits, LinearGaussian, Shapes, Split, Splits, digits
+from vae_cli.axes.dataset.shapes import HEART_REACH, MARGIN, RADIUS, render
+from vae_cli.axes.dataset.split import partition
+from vae_cli.core.errors import UserError
 
 EIGENVALUES = [8.0, 5.0, 3.0, 2.0, 0.7, 0.5, 0.3, 0.1, 0.05]
 

@@ -20,9 +20,9 @@ import torch
 import yaml
 from PIL import Image
 
-from vae_cli.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
-from vae_cli.errors import Failure, UserError
-from vae_cli.image import to_pixels
+from vae_cli.axes.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.images import to_pixels
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
@@ -326,7 +326,7 @@ def test_a_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.M
 def test_a_packing_that_is_killed_leaves_no_pack(photos: Path) -> None:
     """The process ends in the last instant before the pack gets its name; nothing can tidy up after it."""
     program = (
-        "import os, sys; from vae_cli.dataset import ImageFolder; os.replace = lambda *names: os._exit(7);"
+        "import os, sys; from vae_cli.axes.dataset import ImageFolder; os.replace = lambda *names: os._exit(7);"
         "ImageFolder(path=sys.argv[1], side=8, channels=1, test=5, validation=5, data_dir=sys.argv[2]).load()"
     )
     arguments = [sys.executable, "-c", program, str(photos), str(photos.parent / "data")]
@@ -493,7 +493,7 @@ def test_links_in_a_circle_and_to_nowhere(photos: Path) -> None:
 
 def choice(name: str, data: Path, **settings: Any) -> Torchvision:
     values = yaml.safe_load((ROOT / "configs" / "dataset" / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert values.pop("_target_") == "vae_cli.dataset.Torchvision"
+    assert values.pop("_target_") == "vae_cli.axes.dataset.Torchvision"
     return Torchvision(**{**values, "data_dir": str(data), **settings})
 
 

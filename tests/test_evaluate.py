@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vae_cli import catalog
-from vae_cli.assessment import METRICS, find_metrics, word
 from vae_cli.cli import _explain
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
-from vae_cli.errors import UserError
-from vae_cli.folder import RunDir
-from vae_cli.measured import assessment
-from vae_cli.metric.base import CLAIMS, Figure, Metric, mean_figure
+from vae_cli.config import catalog
+from vae_cli.core.errors import UserError
+from vae_cli.metrics.base import CLAIMS, Figure, Metric, mean_figure
+from vae_cli.metrics.evaluate import METRICS, find_metrics, word
+from vae_cli.metrics.record import assessment
+from vae_cli.runs.folder import RunDir
 
 MODES = list(catalog.groups()["sigma"].choices)
 NEED_NOISE = {

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_cli import events
-from vae_cli.events import EventWriter, Hparam
-from vae_cli.image import grid
+from vae_cli.core.images import grid
+from vae_cli.training import tensorboard
+from vae_cli.training.tensorboard import EventWriter, Hparam
 
 Get = Callable[..., Any]
 
@@ -29,7 +29,7 @@ RUNS: dict[str, dict[str, Hparam]] = {
     "digits/sigma-shared": COMMON | {"sigma": "shared", "epochs": 1},
 }
 RESUMED = "digits/sigma-fixed_sigma.value-0.5"
-STATUS: dict[str, events.Status] = {"digits/sigma-deterministic": "failed", "digits/sigma-shared": "interrupted"}
+STATUS: dict[str, tensorboard.Status] = {"digits/sigma-deterministic": "failed", "digits/sigma-shared": "interrupted"}
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
 
 
@@ -209,7 +209,7 @@ def test_points_that_are_not_finite_are_shown_and_left_out_of_histograms(
 
 def test_the_projector_has_a_limit_and_sprites_fit_a_texture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EventWriter(tmp_path) as writer:
-        monkeypatch.setattr(events, "POINTS", 10)
+        monkeypatch.setattr(tensorboard, "POINTS", 10)
         writer.embedding(torch.randn(12, 2), [str(index) for index in range(12)], torch.rand(12, 3, 100, 150), 1)
         assert len((tmp_path / "projector/tensors.tsv").read_text().splitlines()) == 10
         assert len((tmp_path / "projector/metadata.tsv").read_text().splitlines()) == 10
@@ -218,7 +218,7 @@ def test_the_projector_has_a_limit_and_sprites_fit_a_texture(tmp_path: Path, mon
         config = (tmp_path / "projector_config.pbtxt").read_text()
     assert config.count("embeddings") == 1
     assert "metadata_path" not in config
-    largest = events.SPRITE * round(events.POINTS**0.5 + 1)
+    largest = tensorboard.SPRITE * round(tensorboard.POINTS**0.5 + 1)
     assert largest <= 8192
     assert not list(tmp_path.rglob(".*"))
 
@@ -226,7 +226,7 @@ def test_the_projector_has_a_limit_and_sprites_fit_a_texture(tmp_path: Path, mon
 def test_nothing_needs_tensorflow(tmp_path: Path) -> None:
     code = (
         "import sys, json; from pathlib import Path; sys.modules['tensorflow'] = None\n"
-        "from vae_cli.events import EventWriter\n"
+        "from vae_cli.training.tensorboard import EventWriter\n"
         "print(json.dumps([name for name in ('torch', 'numpy', 'PIL', 'tensorboard') if name in sys.modules]))\n"
         "with EventWriter(Path(sys.argv[1])) as writer: writer.hparams({'latent': 4}); writer.layout()\n"
     )

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from vae_cli import load_run
-from vae_cli.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
-from vae_cli.evaluation import evaluate
-from vae_cli.folder import RunDir
-from vae_cli.regularizer import KL
+from vae_cli.axes.regularizer import KL
+from vae_cli.runs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
+from vae_cli.runs.folder import RunDir
+from vae_cli.training.validation import evaluate
 
 FORMATS = Path(__file__).parent / "formats"
 RUNS = sorted(path.parent.relative_to(FORMATS) for path in FORMATS.rglob("checkpoint.pt"))

@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vae_cli.dataset.pack import open_pack
-from vae_cli.errors import UserError
-from vae_cli.folder import RunDir, find_runs
-from vae_cli.image import load_image
+from vae_cli.axes.dataset.pack import open_pack
+from vae_cli.core.errors import UserError
+from vae_cli.core.images import load_image
+from vae_cli.runs.folder import RunDir, find_runs
 
 Refused = Callable[..., str]
 Ask = Callable[..., Any]
@@ -175,22 +175,22 @@ CONFIGS: dict[str, Callable[[], str]] = {
     "deep": fixed("[" * 3000 + "]" * 3000),
     "deep mapping": fixed("{a: " * 3000 + "}" * 3000),
     "large": fixed("# " + "x" * 2_000_000),
-    "system": replaced("vae_cli.sigma.Learned", "os.system"),
-    "eval": replaced("vae_cli.sigma.Learned", "builtins.eval"),
-    "call": replaced("vae_cli.sigma.Learned", "hydra.utils.call"),
-    "own function": replaced("vae_cli.sigma.Learned", "vae_cli.files.write_text"),
-    "torch.load": replaced("vae_cli.sigma.Learned", "torch.load"),
-    "function of an axis": replaced("vae_cli.network.MLP", "vae_cli.network.head"),
-    "class of another axis": replaced("vae_cli.network.MLP", "vae_cli.sigma.Fixed"),
-    "imported into an axis": replaced("vae_cli.sigma.Learned", "vae_cli.sigma.nn.Module"),
-    "partial": replaced("vae_cli.sigma.Learned", "vae_cli.sigma.Learned\n  _partial_: true"),
-    "args": replaced("vae_cli.sigma.Learned", "vae_cli.sigma.Learned\n  _args_: [1]"),
+    "system": replaced("vae_cli.axes.sigma.Learned", "os.system"),
+    "eval": replaced("vae_cli.axes.sigma.Learned", "builtins.eval"),
+    "call": replaced("vae_cli.axes.sigma.Learned", "hydra.utils.call"),
+    "own function": replaced("vae_cli.axes.sigma.Learned", "vae_cli.core.files.write_text"),
+    "torch.load": replaced("vae_cli.axes.sigma.Learned", "torch.load"),
+    "function of an axis": replaced("vae_cli.axes.network.MLP", "vae_cli.axes.network.head"),
+    "class of another axis": replaced("vae_cli.axes.network.MLP", "vae_cli.axes.sigma.Fixed"),
+    "imported into an axis": replaced("vae_cli.axes.sigma.Learned", "vae_cli.axes.sigma.nn.Module"),
+    "partial": replaced("vae_cli.axes.sigma.Learned", "vae_cli.axes.sigma.Learned\n  _partial_: true"),
+    "args": replaced("vae_cli.axes.sigma.Learned", "vae_cli.axes.sigma.Learned\n  _args_: [1]"),
     "nested": replaced("  activation: relu", f"  activation:\n    _target_: os.system\n    command: touch {MARKER}"),
     "nested deeper": replaced("  - 8", f"  - _target_: os.system\n    command: touch {MARKER}"),
     "resolver": replaced("  activation: relu", "  activation: ${oc.env:HOME}"),
     "resolver of numbers": replaced("latent: 2\nepochs", "latent: ${oc.decode:2}\nepochs"),
-    "no target": replaced("  _target_: vae_cli.sigma.Learned", "  x: 1"),
-    "target that is a list": replaced("_target_: vae_cli.sigma.Learned", "_target_: [os.system]"),
+    "no target": replaced("  _target_: vae_cli.axes.sigma.Learned", "  x: 1"),
+    "target that is a list": replaced("_target_: vae_cli.axes.sigma.Learned", "_target_: [os.system]"),
     "latent of words": replaced("latent: 2\nepochs", "latent: many\nepochs"),
     "latent of 10^12": replaced("latent: 2\nepochs", "latent: 1000000000000\nepochs"),
     "another latent": replaced("latent: 2\nepochs", "latent: 5\nepochs"),
@@ -241,8 +241,8 @@ def test_places_that_a_stranger_names_are_not_written_to(place: Path, refused: R
     there = tmp_path / "elsewhere"
     (RUN / "config.yaml").write_text(
         replaced(
-            "_target_: vae_cli.dataset.Digits\n  validation: 200",
-            f"_target_: vae_cli.dataset.ImageFolder\n  path: photos\n  side: 8\n  channels: 1\n  test: 2\n"
+            "_target_: vae_cli.axes.dataset.Digits\n  validation: 200",
+            f"_target_: vae_cli.axes.dataset.ImageFolder\n  path: photos\n  side: 8\n  channels: 1\n  test: 2\n"
             f"  validation: 1\n  data_dir: {there}",
         )()
     )
@@ -257,8 +257,8 @@ def test_the_runs_own_folder_for_data_is_used_when_it_is_named(
 ) -> None:
     there = tmp_path / "elsewhere"
     words = [
-        "_target_: vae_cli.dataset.Digits\n  validation: 200",
-        "_target_: vae_cli.dataset.ImageFolder\n  path: photos\n",
+        "_target_: vae_cli.axes.dataset.Digits\n  validation: 200",
+        "_target_: vae_cli.axes.dataset.ImageFolder\n  path: photos\n",
     ]
     settings = f"  side: 8\n  channels: 1\n  test: 2\n  validation: 1\n  data_dir: {there}"
     (RUN / "config.yaml").write_text(replaced(words[0], words[1] + settings)())

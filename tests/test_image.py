@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_cli.errors import UserError
-from vae_cli.image import BACKGROUND, SEPARATOR, grid, load_image, save_gif, save_png, to_uint8
+from vae_cli.core.errors import UserError
+from vae_cli.core.images import BACKGROUND, SEPARATOR, grid, load_image, save_gif, save_png, to_uint8
 
 
 def test_to_uint8_clamps_rounds_and_hides_what_is_not_finite() -> None:

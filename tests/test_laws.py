@@ -16,21 +16,22 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.func import functional_call, jvp, vmap
 from torch.optim import Adam
 
-from vae_cli import catalog, dense
-from vae_cli.build import Experiment, build_experiment, build_model, check_config
-from vae_cli.checkpoint import load_checkpoint, save_checkpoint
-from vae_cli.dataset import Dataset
-from vae_cli.delta import Delta
-from vae_cli.dense import Dense
-from vae_cli.errors import Failure, UserError
-from vae_cli.evaluation import evaluate
-from vae_cli.inference import Inference
-from vae_cli.likelihood import Coins, CrossEntropy, Likelihood
-from vae_cli.optimizer import ScheduledOptimizer
-from vae_cli.prior import Prior
-from vae_cli.scale import Factors, Standard
-from vae_cli.schedule import Linear
-from vae_cli.target import build
+from vae_cli.axes.dataset import Dataset
+from vae_cli.axes.likelihood import Coins, CrossEntropy, Likelihood
+from vae_cli.axes.optimizer import ScheduledOptimizer
+from vae_cli.axes.prior import Prior
+from vae_cli.axes.schedule import Linear
+from vae_cli.config import catalog
+from vae_cli.config.build import Experiment, build_experiment, build_model, check_config
+from vae_cli.config.instantiate import build
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.model import kernels
+from vae_cli.model.distributions import Delta
+from vae_cli.model.inference import Inference
+from vae_cli.model.kernels import Dense
+from vae_cli.model.scales import Factors, Standard
+from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
+from vae_cli.training.validation import evaluate
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -400,10 +401,10 @@ def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> Non
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Dense, nn.Linear]]:
     """A layer whose products oneDNN has, whatever the processor, and torch's with the same parameters."""
-    if not dense._has_onednn():
+    if not kernels._has_onednn():
         pytest.skip("this torch has no such product")
-    monkeypatch.setattr(dense, "mkl_is_slow", lambda: True)
-    monkeypatch.setattr(dense, "WORTHWHILE", 0)
+    monkeypatch.setattr(kernels, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
 
     def pair(inputs: int, outputs: int, bias: bool = True) -> tuple[Dense, nn.Linear]:
         ours, theirs = Dense(inputs, outputs, bias), nn.Linear(inputs, outputs, bias)
@@ -469,9 +470,9 @@ def test_a_dense_layer_leaves_to_torch_what_is_not_for_it(onednn: Any) -> None:
 
 
 def test_a_slow_mkl_is_found_where_nothing_is_computed() -> None:
-    expected = dense.mkl_is_slow.__wrapped__()
+    expected = kernels.mkl_is_slow.__wrapped__()
     with torch.device("meta"):
-        assert dense.mkl_is_slow.__wrapped__() == expected
+        assert kernels.mkl_is_slow.__wrapped__() == expected
 
 
 ADAMS: dict[str, dict[str, Any]] = {

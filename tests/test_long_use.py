@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vae_cli.assessment import assess
 from vae_cli.commands import train as command
-from vae_cli.folder import RunDir
+from vae_cli.metrics.evaluate import assess
+from vae_cli.runs.folder import RunDir
 
 MB = 1 << 20
 
@@ -32,7 +32,7 @@ def test_memory_stays_flat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_long: bool, record_property: Callable[[str, str], None]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    from vae_cli import training
+    from vae_cli.training import loop
 
     per_epoch = 162  # 1297 images in batches of 8
     epochs = 100_000 // per_epoch + 1 if is_long else 40
@@ -43,7 +43,7 @@ def test_memory_stays_flat(
         held[int(record["step"])] = memory()
         append(self, record)
 
-    monkeypatch.setattr(training.RunDir, "append_metrics", note)
+    monkeypatch.setattr(loop.RunDir, "append_metrics", note)
     command.main([f"epochs={epochs}", "batch_size=8", "network.hidden=[8]", "latent=2", "run_name=a"])
     steps = max(held)
     assert steps >= (100_000 if is_long else 5_000)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli import memory
-from vae_cli.build import build_experiment, build_model, check_config
-from vae_cli.errors import UserError
-from vae_cli.image import grid
+from vae_cli.config.build import build_experiment, build_model, check_config
+from vae_cli.core.errors import UserError
+from vae_cli.core.images import grid
+from vae_cli.machine import memory
 
 Compose = Callable[..., dict[str, Any]]
 

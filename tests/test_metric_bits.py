@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Laplace
 
 from vae_cli import Run, load_run
-from vae_cli.build import build_experiment
 from vae_cli.commands import train as command
-from vae_cli.metric.base import Budget, Figure, Metric, Subject, as_plain, measure
-from vae_cli.metric.bits import (
+from vae_cli.config.build import build_experiment
+from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.bits import (
     LADDER,
     MutualInformation,
     NoiseProbe,
@@ -33,7 +33,7 @@ from vae_cli.metric.bits import (
     log_others,
     quantize,
 )
-from vae_cli.metric.scales import PullOverTraining, ScaleDistribution
+from vae_cli.metrics.scales import PullOverTraining, ScaleDistribution
 
 Compose = Callable[..., dict[str, Any]]
 BUDGET = Budget(2000, 9000, 64, 100, 4000, 16, 20, 500)

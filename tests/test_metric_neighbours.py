@@ -16,20 +16,21 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.func import jacrev
 
-from vae_cli import catalog, load_run
+from vae_cli import load_run
+from vae_cli.axes.dataset import Split, Splits
+from vae_cli.axes.likelihood import Gaussian, Likelihood
+from vae_cli.axes.network import MLP, Conv, Network
+from vae_cli.axes.prior import StandardNormal
+from vae_cli.axes.sigma import Deterministic, Fixed, Learned
 from vae_cli.commands import train as command
-from vae_cli.dataset import Split, Splits
-from vae_cli.folder import RunDir
-from vae_cli.likelihood import Gaussian, Likelihood
-from vae_cli.metric import neighbours
-from vae_cli.metric.base import Budget, Figure, Metric, Subject, as_plain, measure
-from vae_cli.metric.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
-from vae_cli.metric.shortcuts import Collapse, Generalization, Probes, Reidentification
-from vae_cli.model import VAE
-from vae_cli.network import MLP, Conv, Network
-from vae_cli.prior import StandardNormal
-from vae_cli.sigma import Deterministic, Fixed, Learned
-from vae_cli.target import build
+from vae_cli.config import catalog
+from vae_cli.config.instantiate import build
+from vae_cli.metrics import neighbours
+from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
+from vae_cli.metrics.shortcuts import Collapse, Generalization, Probes, Reidentification
+from vae_cli.model.vae import VAE
+from vae_cli.runs.folder import RunDir
 
 METRICS: list[type[Metric]] = [
     *(Jacobian, Interpolation, ClassChange, NeighbourLabels),
@@ -98,9 +99,9 @@ class FakeNet:
 
 @pytest.fixture
 def fake_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = ModuleType("vae_cli.metric.features")
+    module: Any = ModuleType("vae_cli.metrics.features")
     module.feature_net = lambda subject: None if subject.splits.train.labels is None else FakeNet()
-    monkeypatch.setitem(sys.modules, "vae_cli.metric.features", module)
+    monkeypatch.setitem(sys.modules, "vae_cli.metrics.features", module)
 
 
 # --- The Jacobian ---

@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vae_cli import Run, load_run
-from vae_cli.checkpoint import save_checkpoint
-from vae_cli.codes import fit_mixture
+from vae_cli.axes.dataset import Dataset
 from vae_cli.commands import train as command
-from vae_cli.dataset import Dataset
-from vae_cli.metric import features, price
-from vae_cli.metric.base import Budget, Figure, Metric, Subject, as_plain, measure
-from vae_cli.metric.features import FeatureNet, feature_net
-from vae_cli.metric.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
-from vae_cli.metric.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
-from vae_cli.target import build
+from vae_cli.config.instantiate import build
+from vae_cli.metrics import features, price
+from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.features import FeatureNet, feature_net
+from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
+from vae_cli.metrics.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
+from vae_cli.runs.checkpoint import save_checkpoint
+from vae_cli.runs.codes import fit_mixture
 
 LATENT = 6
 BUDGET = Budget(images=1000, train_images=4000, samples=64, iw_images=100, draws=50, points=4, pairs=10, pictures=60)
@@ -538,7 +538,7 @@ def test_quality_of_a_perfect_decoder(digits: Subject, monkeypatch: pytest.Monke
     monkeypatch.setattr(model, "encode", lambda x: SimpleNamespace(mean=x.flatten(1), rsample=lambda: x.flatten(1)))
     monkeypatch.setattr(model, "decode", lambda z: SimpleNamespace(mean=z.unflatten(1, (1, 8, 8))))
     monkeypatch.setattr(Subject, "has_noise", False)
-    monkeypatch.setattr("vae_cli.metric.quality.prior_codes", lambda run, count: torch.rand(count, 64))
+    monkeypatch.setattr("vae_cli.metrics.quality.prior_codes", lambda run, count: torch.rand(count, 64))
     found = figures(digits.run, Quality, dataclasses.replace(SMALL, images=200, train_images=1000, pictures=200))
     assert number(found["frechet_reconstructions"]) == pytest.approx(0, abs=1e-6)
     for kind in ("precision", "recall", "coverage"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vae_cli.commands import train as command
-from vae_cli.folder import RunDir
+from vae_cli.runs.folder import RunDir
 
 DATA = Path(__file__).parent.parent.parent / "shared/data"
 TABLE = {

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli import build, device, processes
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
-from vae_cli.errors import UserError
-from vae_cli.events import EventWriter, NoEvents
-from vae_cli.folder import Follower, RunDir
-from vae_cli.interruption import AT_ONCE, Interruption
-from vae_cli.launch import Launch, launched
+from vae_cli.config import build
+from vae_cli.core.errors import UserError
+from vae_cli.machine import device, distributed
+from vae_cli.machine.launch import Launch, launched
+from vae_cli.runs.folder import Follower, RunDir
+from vae_cli.training.interruption import AT_ONCE, Interruption
+from vae_cli.training.tensorboard import EventWriter, NoEvents
 
 # Batches that do not divide evenly, and a last one of a single image.
 WORDS = ["network.hidden=[32]", "batch_size=433", "log_every=1", "epochs=3"]
@@ -203,7 +204,7 @@ def test_one_process_of_one_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) 
 def test_each_process_has_a_device_of_its_own(
     monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, found: str
 ) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if " " in found:
         with pytest.raises(UserError, match=found):
@@ -215,7 +216,7 @@ def test_each_process_has_a_device_of_its_own(
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, compose: Any, second_of_two: None) -> None:
     monkeypatch.setattr(device, "cores", lambda: 8)
     experiment = build.build_experiment(compose("network=conv"))
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     assert device.find_threads(experiment.config, experiment.model) == 4
     small = build.build_experiment(compose("network.hidden=[8]", "device=cpu"))
     assert device.find_threads(small.config, small.model) == 1
@@ -224,8 +225,8 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, compose: Any
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "greatest", lambda number: number)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "greatest", lambda number: number)
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with Interruption() as interruption:
@@ -254,16 +255,16 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 
 def test_one_process_takes_the_batch_as_it_is() -> None:
     positions, values = torch.arange(5), torch.randn(5, 3)
-    with processes.share(positions) as own:
+    with distributed.share(positions) as own:
         assert own is positions
-        assert torch.equal(processes.mean(values), values.mean())
-        assert torch.equal(processes.mean(values, 0), values.mean(0))
-        assert torch.equal(processes.mean_loss(values[:, 0]), values[:, 0].mean())
-        assert processes.counted(values) is values
-        assert processes.size(values) == 5
-    assert processes.total(values) is values
+        assert torch.equal(distributed.mean(values), values.mean())
+        assert torch.equal(distributed.mean(values, 0), values.mean(0))
+        assert torch.equal(distributed.mean_loss(values[:, 0]), values[:, 0].mean())
+        assert distributed.counted(values) is values
+        assert distributed.size(values) == 5
+    assert distributed.total(values) is values
     module = torch.nn.Linear(2, 2)
-    assert processes.wrap(module) is module
-    assert processes.first(lambda: 3) == processes.together(lambda: 3) == processes.greatest(3) == 3
-    with processes.joined():
-        assert (processes.rank(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert distributed.wrap(module) is module
+    assert distributed.first(lambda: 3) == distributed.together(lambda: 3) == distributed.greatest(3) == 3
+    with distributed.joined():
+        assert (distributed.rank(), distributed.count(), distributed.is_first()) == (0, 1, True)

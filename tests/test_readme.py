@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_cli import catalog
+from vae_cli.config import catalog
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_cli.checkpoint import load_checkpoint
 from vae_cli.commands import repeat
 from vae_cli.commands import train as command
-from vae_cli.errors import UserError
-from vae_cli.folder import RunDir
+from vae_cli.core.errors import UserError
+from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.folder import RunDir
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pytest
 from hydra.errors import MissingConfigException
 from rich.console import Console
 
-from vae_cli import hydra_front
-from vae_cli.build import build_experiment, check_config
 from vae_cli.commands import train as command
-from vae_cli.errors import Failure, UserError
-from vae_cli.experiment import run_experiment
-from vae_cli.folder import RunDir
-from vae_cli.objective import NAMES, check_objective, figure
-from vae_cli.search import defined_terms, search_space
+from vae_cli.config import hydra as hydra_front
+from vae_cli.config.build import build_experiment, check_config
+from vae_cli.config.objective import NAMES, check_objective, figure
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.runs.folder import RunDir
+from vae_cli.sweeps.search import defined_terms, search_space
+from vae_cli.training.lifecycle import run_experiment
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -62,8 +62,8 @@ def test_a_figure_that_no_run_has_is_refused(name: str, near: str, compose: Comp
 
 
 def test_the_objective_is_no_part_of_a_run(compose: Compose) -> None:
-    from vae_cli.experiment import hparams
-    from vae_cli.naming import run_name
+    from vae_cli.config.naming import run_name
+    from vae_cli.training.lifecycle import hparams
 
     one, other = compose(), compose("objective=test/loss")
     assert hparams(one) == hparams(other)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli.checkpoint import load_checkpoint
-from vae_cli.folder import RunDir
+from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.folder import RunDir
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 QUICK = ["epochs=2", "network.hidden=[32]"]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vae_cli.catalog import configs_dir
-from vae_cli.errors import UserError
-from vae_cli.study import jobs_of_study
+from vae_cli.config.catalog import configs_dir
+from vae_cli.core.errors import UserError
+from vae_cli.sweeps.study import jobs_of_study
 
 ARMS = ["sigma=learned,shared prior=a,b", "sigma=fixed sigma.value=1.0,0.5", "sigma=learned regularizer.beta=0"]
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from vae_cli import jobs, machine
-from vae_cli.errors import Failure, UserError
-from vae_cli.files import locked
-from vae_cli.folder import find_runs
-from vae_cli.naming import time_left
-from vae_cli.overview import Overview
-from vae_cli.slurm import states_of
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import locked
+from vae_cli.core.wording import time_left
+from vae_cli.machine import cores
+from vae_cli.runs.folder import find_runs
+from vae_cli.sweeps import launcher
+from vae_cli.sweeps.progress import Overview
+from vae_cli.sweeps.slurm import states_of
 
 Commands = Any
 SMALL = ["network.hidden=[16]", "latent=2", "epochs=2"]
@@ -256,7 +257,7 @@ def test_time_left_is_said_as_a_person_does() -> None:
 class Folders:
     """Stands for the runs of a sweep, and for who tells of them."""
 
-    def __init__(self, states: dict[int, jobs.State]) -> None:
+    def __init__(self, states: dict[int, launcher.State]) -> None:
         self.states = states
 
     def __call__(self, config: Any) -> bool:
@@ -271,7 +272,7 @@ class Folders:
 
     def look(self) -> None: ...
 
-    def state(self, job: int) -> jobs.State:
+    def state(self, job: int) -> launcher.State:
         return self.states[job]
 
     def stop(self, is_left: bool) -> None: ...
@@ -281,7 +282,7 @@ class Folders:
     def end(self) -> None: ...
 
 
-class Dying(jobs.Launcher):
+class Dying(launcher.Launcher):
     """A launcher that gives up on all of its jobs when one of them dies, as joblib does."""
 
     def __init__(self, folders: Folders, deadly: Sequence[str]) -> None:
@@ -290,7 +291,7 @@ class Dying(jobs.Launcher):
 
     def setup(self, **_: Any) -> None: ...
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
         self.launched.append([words[0] for words in job_overrides])
         for words in job_overrides:
             number = int(words[0].partition("=")[2])
@@ -298,16 +299,16 @@ class Dying(jobs.Launcher):
                 self.folders.states[number] = "interrupted"
                 raise RuntimeError("a worker was terminated")
             self.folders.states[number] = "finished"
-        done = jobs.JobStatus.COMPLETED
-        return [jobs.JobReturn(overrides=list(words), status=done) for words in job_overrides]
+        done = launcher.JobStatus.COMPLETED
+        return [launcher.JobReturn(overrides=list(words), status=done) for words in job_overrides]
 
 
 @pytest.mark.parametrize("deadly", [["seed=1"], ["seed=1", "seed=3"], ["seed=4"], []])
 def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    monkeypatch.setattr(launcher, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(5), "waiting"))
     inner = Dying(folders, deadly)
-    config = jobs.OmegaConf.create(
+    config = launcher.OmegaConf.create(
         {
             "hydra": {
                 "sweeper": {"_target_": "hydra.BasicSweeper"},
@@ -316,16 +317,16 @@ def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], mo
             }
         }
     )
-    launcher = jobs.CheckedLauncher(inner, folders, folders, None, config)  # type: ignore[arg-type]
-    monkeypatch.setattr(launcher, "_passes", lambda job: True)
+    checked = launcher.CheckedLauncher(inner, folders, folders, None, config)  # type: ignore[arg-type]
+    monkeypatch.setattr(checked, "_passes", lambda job: True)
     words = [[f"seed={number}"] for number in range(5)]
     if deadly:
         with pytest.raises(Failure) as caught:
-            launcher.launch(words, 0)
+            checked.launch(words, 0)
         assert f"{len(deadly)} of 5 jobs failed" in str(caught.value)
         assert all(f"{word}: its process died or was stopped" in str(caught.value) for word in deadly)
     else:
-        assert len(launcher.launch(words, 0)) == 5
+        assert len(checked.launch(words, 0)) == 5
     assert sum(len(batch) for batch in inner.launched) <= 5 + sum(range(5))
     assert [number for number, state in folders.states.items() if state != "finished"] == [
         int(word[-1]) for word in deadly
@@ -336,47 +337,47 @@ def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.
     folders = Folders(dict.fromkeys(range(2), "waiting"))
 
     class Broken(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
             raise RuntimeError("no such queue")
 
-    config = jobs.OmegaConf.create(
+    config = launcher.OmegaConf.create(
         {"hydra": {"sweeper": {"_target_": "x.BasicSweeper"}, "launcher": {"_target_": "x.JoblibLauncher"}}}
     )
-    launcher = jobs.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
-    monkeypatch.setattr(launcher, "_passes", lambda job: True)
+    checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
+    monkeypatch.setattr(checked, "_passes", lambda job: True)
     with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not begin: RuntimeError: no such queue"):
-        launcher.launch([["seed=0"], ["seed=1"]], 0)
+        checked.launch([["seed=0"], ["seed=1"]], 0)
 
 
 # The machine ----------------------------------------------------------------------------------------------------------
 
 
 def test_runs_take_the_gpu_that_the_fewest_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(cores.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     taken = []
     for _ in range(5):  # as many processes: each has taken none before
-        monkeypatch.setattr(machine, "_taken", {})
-        taken.append(machine.free_gpu(2))
+        monkeypatch.setattr(cores, "_taken", {})
+        taken.append(cores.free_gpu(2))
     assert taken == [0, 1, 0, 1, 0]
-    assert machine.free_gpu(2) == 0  # a process stays on the one that it has
-    machine._held.close()
-    monkeypatch.setattr(machine, "_taken", {})
-    assert machine.free_gpu(2) == 0  # those that have ended have left theirs
+    assert cores.free_gpu(2) == 0  # a process stays on the one that it has
+    cores._held.close()
+    monkeypatch.setattr(cores, "_taken", {})
+    assert cores.free_gpu(2) == 0  # those that have ended have left theirs
 
 
 def test_a_machine_runs_one_job_a_gpu_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: 16)
-    monkeypatch.setattr(machine, "gpus", lambda: 4)
-    assert [machine.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [4, 16, 4, 1]
-    assert [machine.gpus_for_each(device) for device in ("auto", "cpu", "cuda:1")] == [1, 0, 1]
-    monkeypatch.setattr(machine, "gpus", lambda: 0)
-    assert [machine.jobs_at_once(device) for device in ("auto", "cpu")] == [16, 16]
-    assert machine.gpus_for_each("auto") == 0
+    monkeypatch.setattr(cores, "cores", lambda: 16)
+    monkeypatch.setattr(cores, "gpus", lambda: 4)
+    assert [cores.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [4, 16, 4, 1]
+    assert [cores.gpus_for_each(device) for device in ("auto", "cpu", "cuda:1")] == [1, 0, 1]
+    monkeypatch.setattr(cores, "gpus", lambda: 0)
+    assert [cores.jobs_at_once(device) for device in ("auto", "cpu")] == [16, 16]
+    assert cores.gpus_for_each("auto") == 0
 
 
 def test_an_unknown_plugin_is_said_to_be_missing() -> None:
-    from vae_cli.hydra_front import translate
+    from vae_cli.config.hydra import translate
 
     error = RuntimeError(
         "Unknown plugin class : 'hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher'"
@@ -416,17 +417,17 @@ def test_slurms_queue_says_which_jobs_have_ended() -> None:
 
 
 def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "LOOK", 0.01)
+    monkeypatch.setattr(launcher, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(4), "waiting"))
 
     class Losing(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[jobs.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
             self.launched.append([words[0] for words in job_overrides])
             raise RuntimeError("the result is lost")
 
     inner = Losing(folders, [])
-    config = jobs.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
-    runner = jobs.Runner(inner, config, onlooker=folders.onlooker)
-    outcomes = runner.run([jobs.Job(number, [f"seed={number}"]) for number in range(4)])
+    config = launcher.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
+    runner = launcher.Runner(inner, config, onlooker=folders.onlooker)
+    outcomes = runner.run([launcher.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
     assert all("it did not begin" in str(outcome) for outcome in outcomes)

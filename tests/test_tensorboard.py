@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vae_cli import catalog
 from vae_cli.commands import train as command
-from vae_cli.folder import RunDir
+from vae_cli.config import catalog
+from vae_cli.runs.folder import RunDir
 
 MODES = list(catalog.groups()["sigma"].choices)
 ALWAYS = {"loss", "distortion", "penalty"}

@@ -20,16 +20,16 @@ import torch
 from rich.console import Console
 
 from vae_cli import load_run
-from vae_cli.build import build_experiment
-from vae_cli.checkpoint import load_checkpoint
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
-from vae_cli.errors import Failure, UserError
-from vae_cli.experiment import Finished, likely_cause, run_experiment
-from vae_cli.files import locked
-from vae_cli.folder import RunDir
-from vae_cli.meter import Meter, NotFinite
-from vae_cli.settings import SETTINGS
+from vae_cli.config.build import build_experiment
+from vae_cli.config.settings import SETTINGS
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import locked
+from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.folder import RunDir
+from vae_cli.training.lifecycle import Finished, likely_cause, run_experiment
+from vae_cli.training.meter import Meter, NotFinite
 
 COSINE = ["+schedule@optimizer.lr=cosine", "optimizer.lr.start=1e-2", "optimizer.lr.stop=0", "optimizer.lr.epochs=5"]
 QUICK = ["epochs=2", "network.hidden=[32]", "log_every=5"]
@@ -109,8 +109,8 @@ def test_what_a_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_name_is_what_differs(overrides: list[str], name: str | None) -> None:
     from hydra import compose, initialize_config_dir
 
-    from vae_cli.catalog import configs_dir
-    from vae_cli.composition import named_folder
+    from vae_cli.config.catalog import configs_dir
+    from vae_cli.config.compose import named_folder
 
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         overrides = [
@@ -461,14 +461,14 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
         (["sigma=fixed", "sigma.value=1e-300"], "between 1e-06"),
         (["sigma=fixed", "sigma.value=1e30"], "and 1e"),
         (["sigma._target_=os.system"], "VAE_TRUST"),
-        (["sigma._target_=vae_cli.files.Path"], "VAE_TRUST"),
-        (["sigma._target_=vae_cli.sigma.Delta"], "not a|VAE_TRUST"),
-        (["sigma._target_=vae_cli.sigma.Lerned"], "Learned"),
+        (["sigma._target_=vae_cli.core.files.Path"], "VAE_TRUST"),
+        (["sigma._target_=vae_cli.axes.sigma.Delta"], "not a|VAE_TRUST"),
+        (["sigma._target_=vae_cli.axes.sigma.Lerned"], "Learned"),
         (["+optimizer.momentm=1"], r"optimizer\.momentm"),
         (["+schedule@optimizer.lr=linear"], r"optimizer\.lr\.start=1e-3"),
         (["regularizer=energy", "prior=scaled_normal"], "regularizer=energy.*prior=scaled_normal"),
         (["regularizer=none", "prior=scaled_normal"], "regularizer=none.*prior=scaled_normal"),
-        (["sigma._target_=vae_cli.prior.StandardNormal"], "not a Sigma"),
+        (["sigma._target_=vae_cli.axes.prior.StandardNormal"], "not a Sigma"),
         (["sigma._target_=vae_cli.__main__.main"], "VAE_TRUST"),
         (["threads=0"], "threads=0"),
     ],
@@ -483,7 +483,8 @@ def test_bad_input_is_refused_in_words(here: Path, overrides: list[str], message
 
 def test_users_own_class_needs_consent(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "mine.py").write_text(
-        "from vae_cli.sigma import Fixed\nclass Loud(Fixed):\n    def __init__(self):\n        super().__init__(2.0)\n"
+        "from vae_cli.axes.sigma import Fixed\n"
+        "class Loud(Fixed):\n    def __init__(self):\n        super().__init__(2.0)\n"
     )
     (here / "own/sigma").mkdir(parents=True)
     (here / "own/sigma/loud.yaml").write_text("# N(loc, 4)\n_target_: mine.Loud\n")

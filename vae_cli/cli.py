@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vae_cli.errors import UserError, explain, nearest, visible
-from vae_cli.launch import is_first, refuse_several, this_process
+from vae_cli.core.errors import UserError, explain, nearest, visible
+from vae_cli.machine.launch import is_first, refuse_several, this_process
 
 if TYPE_CHECKING:
-    from vae_cli.catalog import Group
+    from vae_cli.config.catalog import Group
 
 Rows = list[tuple[str, str]]
 
@@ -61,7 +61,7 @@ class TrainCommand(Command):
 
     def sections(self) -> Iterator[tuple[str, Rows]]:
         """Yield the examples, then a section for each group, then the settings."""
-        from vae_cli import catalog
+        from vae_cli.config import catalog
 
         yield from super().sections()
         defaults = catalog.defaults()
@@ -140,7 +140,7 @@ def _show_version(given: bool) -> None:
 
 
 def _complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    from vae_cli import catalog
+    from vae_cli.config import catalog
 
     *before, word = _words_typed() or [*(ctx.params.get("overrides") or []), incomplete]
     own = ctx.params.get("config_dir")
@@ -167,7 +167,7 @@ def _words_typed() -> list[str]:
 
 
 def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    from vae_cli.folder import find_runs
+    from vae_cli.runs.folder import find_runs
 
     folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
     return [word for word in ["latest", *map(str, folders)] if word.startswith(incomplete)]
@@ -605,7 +605,7 @@ def _explain_usage(error: Any) -> str:
             return f"{flag} {given}: {reason}.{nearest(given, allowed)} See {command} --help."
         return f"{message}. See {command} --help."
     if command == "vae train":
-        from vae_cli import catalog
+        from vae_cli.config import catalog
 
         if name in _HYDRAS_FLAGS:
             return f"{name} is a flag of Hydra's that vae does not take: {_HYDRAS_FLAGS[name]}."

@@ -188,7 +188,7 @@ def startup(bench: Bench) -> None:
         stamp = bench.folder / f"first{number}"
         code = (
             "import sys, time\n"
-            "from vae_cli.meter import Meter\n"
+            "from vae_cli.training.meter import Meter\n"
             "add = Meter.add\n"
             "def first(self, *given):\n"
             f"    print(time.time(), file=open({str(stamp)!r}, 'x'))\n"
@@ -314,8 +314,8 @@ def beyond(bench: Bench) -> None:
     file = bench.folder / "images.npy"
     code = (
         "import json, os, sys, time, numpy as np, torch\n"
-        "from vae_cli.dataset import Split\n"
-        "from vae_cli.dataset.mapped import Mapped\n"
+        "from vae_cli.axes.dataset import Split\n"
+        "from vae_cli.axes.dataset.mapped import Mapped\n"
         "from torch import nn\n"
         "torch.set_num_threads(int(sys.argv[3]))\n"
         "array = np.load(sys.argv[1], mmap_mode='r')\n"

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vae_cli import kept
-from vae_cli.comparison import (
+from vae_cli.comparison import cache
+from vae_cli.comparison.cache import Kept, Sheet
+from vae_cli.comparison.comparison import (
     Arm,
     Comparison,
     Member,
@@ -29,14 +30,13 @@ from vae_cli.comparison import (
     refuse_incomparable,
     statistic,
 )
-from vae_cli.errors import Failure, UserError
-from vae_cli.evaluations import evaluate
-from vae_cli.files import reading_many, write_json, write_text
-from vae_cli.findings import amount, digits_for
-from vae_cli.folder import RunDir, find_run, find_runs
-from vae_cli.kept import Kept, Sheet
-from vae_cli.measured import rank
-from vae_cli.naming import clean
+from vae_cli.comparison.findings import amount, digits_for
+from vae_cli.comparison.missing import evaluate
+from vae_cli.config.naming import clean
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import reading_many, write_json, write_text
+from vae_cli.metrics.record import rank
+from vae_cli.runs.folder import RunDir, find_run, find_runs
 
 # Columns of the table on the terminal, the most telling first: as many are shown as fit.
 COLUMNS = {
@@ -80,7 +80,7 @@ def main(
     """Evaluate what is not evaluated yet, print the table and write the report. Raises UserError or Failure."""
     console = Console()
     if device != "auto":
-        from vae_cli.device import find_device
+        from vae_cli.machine.device import find_device
 
         find_device(device)  # what is wrong for all runs is said once, and before anything is measured
     if out is not None:
@@ -88,8 +88,8 @@ def main(
     paths = _paths(runs, runs_dir)
     are_named = bool(runs) and all((Path(name) / "config.yaml").exists() for name in runs)
     asked = Asked(profile, reference, tensorboard, device, data_dir, out, are_named)
-    stamped = kept.stamp(paths, asdict(asked))  # before anything is read: what changes while it is read has changed
-    answer = kept.find(paths, stamped, out)
+    stamped = cache.stamp(paths, asdict(asked))  # before anything is read: what changes while it is read has changed
+    answer = cache.find(paths, stamped, out)
     if answer is None:
         answer = _make(paths, asked, jobs, stamped, console)
     else:
@@ -97,7 +97,7 @@ def main(
             _say(console, note)
         show_sheet(console, answer.sheet)
         _say(console, "Nothing has changed since this report was written:")
-    names = [*kept.FILES, *(["tensorboard"] if tensorboard else []), "figures"]
+    names = [*cache.FILES, *(["tensorboard"] if tensorboard else []), "figures"]
     for name in names:
         _say(console, str(answer.folder / name))
 
@@ -113,7 +113,7 @@ def _make(paths: Sequence[Path], asked: Asked, jobs: int | None, stamped: str, c
         Comparison(members, asked.reference)  # a name that is none is refused before anything is evaluated
     members, is_new = evaluate(members, asked.profile, jobs, asked.device, asked.data_dir, console)
     if is_new:  # all is read again, so that the stamp is of what was read
-        stamped, found = kept.stamp(paths, asdict(asked)), collect(paths, asked.are_named)
+        stamped, found = cache.stamp(paths, asdict(asked)), collect(paths, asked.are_named)
         members, _ = evaluate(found.members, asked.profile, jobs, asked.device, asked.data_dir, console)
         notes = found.notes
     refuse_incomparable(members)
@@ -131,7 +131,7 @@ def _make(paths: Sequence[Path], asked: Asked, jobs: int | None, stamped: str, c
     with console.status("writing the report") if console.is_terminal else nullcontext():
         has_pictures = write_all(comparison, folder, notes, asked.device, asked.data_dir, asked.tensorboard)
     if has_pictures and not found.is_moving:
-        kept.keep(answer, stamped)
+        cache.keep(answer, stamped)
     return answer
 
 
@@ -262,8 +262,8 @@ def write_all(
     tensorboard: bool,
 ) -> bool:
     """Write the files of a comparison, and say whether there are pictures of the arms among them. Raises Failure."""
-    from vae_cli.html_report import as_plain, as_rows, render  # which import torch and matplotlib
-    from vae_cli.plots import Plots, save_all
+    from vae_cli.comparison.plots import Plots, save_all
+    from vae_cli.comparison.report import as_plain, as_rows, render  # which import torch and matplotlib
 
     plots, pictures = Plots(comparison), take_pictures(comparison, device, data_dir)
     title = f"Comparison of {len(comparison.members)} runs on {comparison.equal.get('dataset', 'one dataset')}"
@@ -272,10 +272,10 @@ def write_all(
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    paths = [folder / name for name in kept.FILES]
+    paths = [folder / name for name in cache.FILES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        kept.forget(folder)
+        cache.forget(folder)
         write_text(paths[0], table.getvalue())
         write_json(paths[1], as_plain(comparison))
         write_text(paths[2], render(plots, pictures, title, notes))
@@ -289,9 +289,9 @@ def write_all(
 
 def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | None) -> Any:
     """The pictures of the arms, or the reason why there are none: a report of numbers is better than no report."""
-    from vae_cli.gallery import PAIRS, Gallery
-    from vae_cli.html_report import Pictures
-    from vae_cli.plots import looks
+    from vae_cli.comparison.gallery import PAIRS, Gallery
+    from vae_cli.comparison.plots import looks
+    from vae_cli.comparison.report import Pictures
 
     try:
         gallery = Gallery(comparison.shown, device, data_dir)
@@ -310,7 +310,7 @@ def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | No
 def write_curves(comparison: Comparison, folder: Path) -> None:
     """Write the mean and standard deviation over seeds of every scalar of each arm as TensorBoard runs `ARM/mean` and
     `ARM/sd`, over the epochs that all of its seeds have."""
-    from vae_cli.events import EventWriter
+    from vae_cli.training.tensorboard import EventWriter
 
     for arm in comparison.arms:
         records = [{record["epoch"]: record for record in member.folder.metrics()} for member in arm.members]

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from vae_cli.assessment import METRICS, assess, find_metrics
-from vae_cli.comparison import Comparison, read_member
-from vae_cli.errors import UserError
-from vae_cli.folder import RunDir, find_run
-from vae_cli.measured import Profile, assessment, metrics_file, rank
-from vae_cli.metric.base import CLAIMS
-from vae_cli.plots import Plots, save_all
+from vae_cli.comparison.comparison import Comparison, read_member
+from vae_cli.comparison.plots import Plots, save_all
+from vae_cli.core.errors import UserError
+from vae_cli.metrics.base import CLAIMS
+from vae_cli.metrics.evaluate import METRICS, assess, find_metrics
+from vae_cli.metrics.record import Profile, assessment, metrics_file, rank
+from vae_cli.runs.folder import RunDir, find_run
 
 
 def main(

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vae_cli.codes import Path as LatentPath
-from vae_cli.codes import between, decode, inferences
-from vae_cli.errors import UserError, nearest, visible
-from vae_cli.evaluation import questioned
-from vae_cli.folder import find_run
-from vae_cli.image import grid, load_image
-from vae_cli.indices import parse_indices
-from vae_cli.output import named, place, refuse_unused, write
-from vae_cli.run import Run
+from vae_cli.commands.indices import parse_indices
+from vae_cli.commands.output import named, place, refuse_unused, write
+from vae_cli.core.errors import UserError, nearest, visible
+from vae_cli.core.images import grid, load_image
+from vae_cli.core.rng import questioned
+from vae_cli.runs.codes import Path as LatentPath
+from vae_cli.runs.codes import between, decode, inferences
+from vae_cli.runs.folder import find_run
+from vae_cli.runs.run import Run
 
 COUNT, STEPS, SPAN = 8, 11, 3.0  # without an option that says otherwise
 TRAVERSED = 32  # latent dimensions in a picture of traversals

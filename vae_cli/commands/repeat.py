@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vae_cli.build import build_experiment
-from vae_cli.checkpoint import load_checkpoint
-from vae_cli.errors import UserError, nearest
-from vae_cli.experiment import look_at, run_experiment
-from vae_cli.folder import RunDir, find_run
-from vae_cli.launch import refuse_several
-from vae_cli.naming import flatten
-from vae_cli.run import loading
+from vae_cli.config.build import build_experiment
+from vae_cli.config.naming import flatten
+from vae_cli.core.errors import UserError, nearest
+from vae_cli.machine.launch import refuse_several
+from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.folder import RunDir, find_run
+from vae_cli.runs.run import loading
+from vae_cli.training.lifecycle import look_at, run_experiment
 
 MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # none of which makes another run
 KEPT = ("versions", "git_commit", "device", "threads", "processes", "determinism")

@@ -9,8 +9,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from vae_cli.errors import Failure, UserError, visible
-from vae_cli.folder import RunDir, find_runs
+from vae_cli.core.errors import Failure, UserError, visible
+from vae_cli.runs.folder import RunDir, find_runs
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
 

@@ -8,16 +8,16 @@ from typing import Literal
 
 import torch
 
-from vae_cli.codes import decode, draw_codes
-from vae_cli.errors import visible
-from vae_cli.evaluation import questioned
-from vae_cli.folder import find_run
-from vae_cli.image import grid
-from vae_cli.indices import parse_indices
-from vae_cli.memory import refuse_oversize
-from vae_cli.output import named, place, refuse_unused, write
-from vae_cli.part import offers
-from vae_cli.run import Run
+from vae_cli.commands.indices import parse_indices
+from vae_cli.commands.output import named, place, refuse_unused, write
+from vae_cli.core.compatibility import offers
+from vae_cli.core.errors import visible
+from vae_cli.core.images import grid
+from vae_cli.core.rng import questioned
+from vae_cli.machine.memory import refuse_oversize
+from vae_cli.runs.codes import decode, draw_codes
+from vae_cli.runs.folder import find_run
+from vae_cli.runs.run import Run
 
 COUNT, COMPONENTS, IMAGES, DRAWS = 64, 10, "0-7", 8  # without an option that says otherwise
 SHOWN = 1024  # images in a picture; the arrays hold all

@@ -18,20 +18,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli import hydra_front
-from vae_cli.catalog import configs_dir
-from vae_cli.composition import named_folder, to_plain
-from vae_cli.errors import Failure, UserError, explain
-from vae_cli.folder import finished_runs, write_sweep
-from vae_cli.jobs import check_sweeps, is_plugin, spell, stop_file
-from vae_cli.launch import is_first, launched, refuse_several
-from vae_cli.machine import gpus, gpus_for_each, jobs_at_once
-from vae_cli.naming import relative, time_left
-from vae_cli.objective import figure
-from vae_cli.search import Search
+from vae_cli.config import hydra as hydra_front
+from vae_cli.config.catalog import configs_dir
+from vae_cli.config.compose import named_folder, to_plain
+from vae_cli.config.objective import figure
+from vae_cli.core.errors import Failure, UserError, explain
+from vae_cli.core.wording import relative, time_left
+from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
+from vae_cli.machine.launch import is_first, launched, refuse_several
+from vae_cli.runs.folder import finished_runs, write_sweep
+from vae_cli.sweeps.launcher import check_sweeps, is_plugin, spell, stop_file
+from vae_cli.sweeps.search import Search
 
 if TYPE_CHECKING:
-    from vae_cli.overview import Overview
+    from vae_cli.sweeps.progress import Overview
 
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
@@ -63,7 +63,7 @@ def several(flags: Mapping[str, Any]) -> Iterator[list[str]]:
     for flag, typed in {"cfg": "--cfg", "info": "--info", "hydra_help": "--hydra-help"}.items():
         if flags.get(flag):
             refuse_several(f"vae train {typed}")
-    from vae_cli.processes import joined
+    from vae_cli.machine.distributed import joined
 
     with joined():
         yield [] if is_first() else ["hydra.output_subdir=null"]
@@ -74,10 +74,10 @@ def task(config: DictConfig) -> float | None:
     """Train one run, in this process or in one that a launcher has started."""
     from rich.console import Console
 
-    from vae_cli.build import build_experiment
-    from vae_cli.experiment import run_experiment, say_failed
-    from vae_cli.folder import RunDir
-    from vae_cli.report import brief, report
+    from vae_cli.config.build import build_experiment
+    from vae_cli.runs.folder import RunDir
+    from vae_cli.training.lifecycle import run_experiment, say_failed
+    from vae_cli.training.summary import brief, report
 
     hydra_config = HydraConfig.get()
     is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
@@ -120,9 +120,9 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     the data and the model that it names: a run that cannot be trained leaves nothing behind. The runs of a sweep have
     been checked as far as needs no data. Raises UserError, or Finished.
     """
-    from vae_cli.experiment import Finished, build_together, finished_message, look_at
-    from vae_cli.folder import RunDir
-    from vae_cli.processes import first
+    from vae_cli.machine.distributed import first
+    from vae_cli.runs.folder import RunDir
+    from vae_cli.training.lifecycle import Finished, build_together, finished_message, look_at
 
     path = named_folder(_root_)
     if _root_.hydra.mode == RunMode.MULTIRUN:
@@ -166,9 +166,9 @@ class Sweep:
 
     def __call__(self, config: DictConfig) -> bool:
         """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
-        from vae_cli.build import check_config
-        from vae_cli.experiment import UnderWay, look_at
-        from vae_cli.folder import RunDir
+        from vae_cli.config.build import check_config
+        from vae_cli.runs.folder import RunDir
+        from vae_cli.training.lifecycle import UnderWay, look_at
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
@@ -207,7 +207,7 @@ class Sweep:
         """Who sees to jobs that are trained side by side in other processes."""
         from rich.console import Console
 
-        from vae_cli.overview import Overview
+        from vae_cli.sweeps.progress import Overview
 
         return Overview(self._to_do, Console(stderr=True), Console())
 

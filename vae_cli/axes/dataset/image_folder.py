@@ -1,0 +1,210 @@
+"""The user's own images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vae_cli.axes.dataset.pack import (
+    Chunk,
+    Pack,
+    alone,
+    cannot_write,
+    data_folder,
+    in_threads,
+    open_pack,
+    pack_folder,
+    write_pack,
+)
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
+from vae_cli.core.errors import UserError
+from vae_cli.core.images import UNREADABLE, to_pixels
+from vae_cli.core.values import Count, Interval, Natural
+
+NAMED = 5  # files that a message names before it stops
+# Formats that Pillow recognizes but reads only with a plug-in of the user's.
+STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+
+Fraction = Annotated[float, Interval(0, 1, open_low=True)]
+
+
+class ImageFolder(Dataset):
+    """All images below a folder, of any size, mode and format that Pillow reads, as squares of one size.
+
+    The shorter side is resized to `side` and the middle kept. They are packed once, into a memory-mapped array in the
+    data folder, and again when the folder changes. Where every image lies in a sub-folder, the first sub-folders are
+    the classes. `test` is a number of images or a fraction of them. UserError for a folder that is not there or holds
+    too few images, and for images that cannot be read unless they are skipped; Failure where the pack cannot be
+    written.
+    """
+
+    provides = frozenset({"unit_interval", "levels"})
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        side: Annotated[int, Interval(1, 4096)] = 64,
+        channels: Literal[1, 3] = 3,
+        background: Literal["white", "black"] = "white",
+        test: Count | Fraction = 0.1,
+        validation: Natural = 200,
+        split_seed: Natural = 0,
+        skip_corrupt: bool = False,
+        data_dir: str | None = None,
+    ) -> None:
+        if not path:
+            raise UserError("dataset=image_folder needs the folder of your images: add dataset.path=<folder>.")
+        self.path = Path(path).expanduser().absolute()
+        self._shape = (channels, side, side)
+        self.background = background
+        self.test = test
+        self.validation = validation
+        self.split_seed = split_seed
+        self.skip_corrupt = skip_corrupt
+        self.data_dir = data_dir
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def check(self) -> None:
+        self._files()
+
+    def load(self) -> Splits:
+        files = self._files()
+        data = data_folder(self.data_dir)
+        settings = {
+            "path": str(self.path),
+            "shape": self._shape,
+            "background": self.background,
+            "skip_corrupt": self.skip_corrupt,
+        }
+        folder = pack_folder(data, self.path.name, settings)
+        listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in files)
+        fingerprint = sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        pack = open_pack(folder, fingerprint)
+        if pack is None:
+            self._test_count(len(files))  # before the work, not after it
+            pack = self._pack(folder, fingerprint, files)
+        count = len(pack.images)
+        rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
+        train, validation, test = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
+        return Splits(train, validation, test, pack.classes)
+
+    def _test_count(self, images: int) -> int:
+        count = self.test if isinstance(self.test, int) else max(1, round(self.test * images))
+        if images < count + self.validation + 1:
+            raise UserError(
+                f"{self.path} holds {images} images, too few for {count} to test on, {self.validation} to hold out and "
+                f"one to train on. Give smaller numbers: dataset.test={self.test} and "
+                f"dataset.validation={self.validation} are set."
+            )
+        return int(count)
+
+    def _files(self) -> list[File]:
+        if not self.path.is_dir():
+            what = "is a file, not a folder" if self.path.exists() else "does not exist"
+            raise UserError(f"dataset.path={self.path} {what}. Give the folder that your images lie in.")
+        files, others = _list_images(self.path)
+        if not files:
+            found = f"none of its {others} files is an image" if others else "it is empty"
+            raise UserError(
+                f"dataset.path={self.path} holds no images: {found}. Give a folder with images such as .jpg or .png "
+                f"in it or in its sub-folders."
+            )
+        return files
+
+    def _pack(self, folder: Path, fingerprint: str, files: Sequence[File]) -> Pack:
+        tops = [Path(file.name).parts[0] if len(Path(file.name).parts) > 1 else None for file in files]
+        classes = sorted({top for top in tops if top is not None}) if None not in tops else None
+        label = {name: number for number, name in enumerate(classes or ())}
+        labels = [label[top] for top in tops if top is not None] if classes else None
+        try:
+            with alone(folder):
+                return open_pack(folder, fingerprint) or write_pack(
+                    folder, fingerprint, self._shape, self._chunks(files, labels), classes
+                )
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+
+    def _chunks(self, files: Sequence[File], labels: Sequence[int] | None) -> Generator[Chunk, None, None]:
+        from PIL import Image, UnidentifiedImageError
+
+        def read(number: int) -> NDArray[np.uint8] | str:
+            """Return the pixels, or why there are none."""
+            name = files[number].name
+            try:
+                with Image.open(self.path / name) as image:
+                    return to_pixels(image, self._shape, background=self.background)
+            except Image.DecompressionBombError:
+                return f"{name} (so many pixels that it may be an attack: make it smaller)"
+            except UNREADABLE as error:
+                reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+                return f"{name} ({reason})"
+
+        done, good, corrupt = 0, 0, list[str]()
+        for results in in_threads(read, len(files), self._shape, f"Packing {self.path.name}"):
+            pixels, rows = [], []
+            for number, result in enumerate(results, start=done):
+                if isinstance(result, str):
+                    corrupt.append(result)
+                else:
+                    pixels.append(result)
+                    rows.append(number)
+            done += len(results)
+            good += len(pixels)
+            if len(corrupt) > NAMED and not self.skip_corrupt:
+                break
+            if pixels:
+                yield Chunk(np.stack(pixels), None if labels is None else [labels[row] for row in rows])
+        if corrupt and not (self.skip_corrupt and good):
+            named = ", ".join(corrupt[:NAMED]) + (" and others" if len(corrupt) > NAMED else "")
+            advice = "Repair or remove them, or leave them out with dataset.skip_corrupt=true."
+            if not good and done == len(files):
+                advice = "No image of the folder can be read."
+            raise UserError(f"Cannot read these images in {self.path}: {named}. {advice}")
+
+
+class File(NamedTuple):
+    """What tells whether a file has changed: its path below the folder, bytes and time of change in nanoseconds."""
+
+    name: str
+    size: int
+    modified: int
+
+
+def _list_images(root: Path) -> tuple[list[File], int]:
+    """Return the files whose ending is that of an image, sorted, and how many others there are. Hidden ones and what
+    lies in hidden folders do not count: they are thumbnails and remains of other programs."""
+    from PIL import Image
+
+    Image.init()
+    endings = {end for end, name in Image.EXTENSION.items() if name in Image.OPEN and name not in STUBS}
+    images, others, seen = [], 0, set[str]()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.startswith("."):
+                continue
+            if os.path.splitext(name)[1].lower() not in endings:
+                others += 1
+                continue
+            file = Path(folder, name)
+            try:
+                stat = file.stat()
+            except OSError:  # a link to nowhere: reading it says so
+                images.append(File(file.relative_to(root).as_posix(), 0, 0))
+            else:
+                images.append(File(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return sorted(images), others

@@ -1,0 +1,96 @@
+"""Gaussian data of known covariance, on which linear models have a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.core.errors import UserError
+from vae_cli.core.values import Count, Natural, Positive
+from vae_cli.machine.memory import refuse_oversize
+
+
+class LinearGaussian(Dataset):
+    """Draws x = U diag(eigenvalues)^(1/2) e with e ~ N(0, I) and U a random rotation: what probabilistic PCA models.
+
+    Each split is centered and whitened on its own before it is given its covariance, so its mean is 0 and its
+    empirical covariance (a mean over its images) has exactly these eigenvalues and eigenvectors, up to float32: closed
+    forms such as those of the linear VAE (Lucas et al., NeurIPS 2019) hold on every split without sampling error.
+    The values have no bounds and no levels. An image is a square where the number of eigenvalues d is one, else a row.
+
+    eigenvalues: float64 (d,); eigenvectors: float64 (d, d), columns in the order of the eigenvalues; covariance:
+    float64 (d, d). UserError where a split has fewer than d + 1 images.
+    """
+
+    provides: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        eigenvalues: Sequence[Positive],
+        images: Count = 10000,
+        test: Count = 2000,
+        validation: Natural = 1000,
+        split_seed: Natural = 0,
+    ) -> None:
+        if not eigenvalues:
+            raise UserError(
+                "dataset.eigenvalues is empty: give a number above 0 for each pixel, such as dataset.eigenvalues=[2,1]."
+            )
+        # In doubles, with a copy of each that the algebra makes.
+        needed = 24 * len(eigenvalues) * max(images + test, len(eigenvalues))
+        refuse_oversize(needed, f"dataset.images={images} with dataset.test={test}", "give smaller numbers")
+        self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
+        self.split_seed = split_seed
+        self._images, self._test = images, test
+        self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
+        sizes = {"training": len(self._train_rows), "validation": validation, "test": test}
+        for name, size in sizes.items():
+            if size <= len(eigenvalues) and (size or name != "validation"):
+                raise UserError(
+                    f"{size} {name} images cannot have {len(eigenvalues)} eigenvalues exactly: "
+                    f"that takes {len(eigenvalues) + 1} images or more"
+                    + (", or dataset.validation=0." if name == "validation" else ".")
+                )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        pixels = len(self.eigenvalues)
+        side = isqrt(pixels)
+        return (1, side, side) if side * side == pixels else (1, 1, pixels)
+
+    @property
+    def eigenvectors(self) -> Tensor:
+        pixels = len(self.eigenvalues)
+        q, r = np.linalg.qr(random_state(self.split_seed, 2).standard_normal((pixels, pixels)))
+        # With the signs of r's diagonal taken out, q is uniform among the rotations, whatever LAPACK's convention.
+        return torch.from_numpy(q * np.sign(np.diag(r)))
+
+    @property
+    def covariance(self) -> Tensor:
+        return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+
+    def load(self) -> Splits:
+        pixels = len(self.eigenvalues)
+        noise = random_state(self.split_seed, 0).standard_normal((self._images, pixels))
+        test_noise = random_state(self.split_seed, 1).standard_normal((self._test, pixels))
+        train, validation, test = (
+            self._color(part) for part in (noise[self._train_rows], noise[self._validation_rows], test_noise)
+        )
+        return Splits(train, validation, test, None)
+
+    def _color(self, noise: NDArray[np.float64]) -> Split:
+        """Turn noise (n, d) into images whose mean and covariance are exact."""
+        if len(noise):
+            noise = noise - noise.mean(0)
+            # noise^T noise / n = L L^T, so noise L^-T has the covariance I
+            factor = np.linalg.cholesky(noise.T @ noise / len(noise))
+            noise = np.linalg.solve(factor, noise.T).T
+        data = torch.from_numpy(noise) * self.eigenvalues.sqrt() @ self.eigenvectors.T
+        return Split(data.to(torch.float32).view(-1, *self.shape), None, torch.arange(len(data)))

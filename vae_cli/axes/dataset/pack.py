@@ -1,0 +1,227 @@
+"""Images packed once into a memory-mapped array of one size, and the folder where that is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_cli.axes.dataset.mapped import BEYOND, Mapped
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import flush_folder, locked
+
+FORMAT = 1  # of a pack; another number and all are packed again
+IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
+BYTES_A_STEP = 1 << 26
+
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
+    """Some images on their way into a pack: uint8 (n, C, H, W), and their labels where there are any."""
+
+    images: NDArray[np.uint8]
+    labels: Sequence[int] | None
+
+
+class Pack(NamedTuple):
+    """images: uint8 (N, C, H, W), memory-mapped, never written back; labels: int64 (N,) or None; classes: names;
+    mapped: their file, where they may be more than memory holds."""
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...] | None
+    mapped: Mapped | None = None
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """Return the folder that datasets are read from and written to: the one given, else $VAE_DATA_DIR, else the user's
+    cache folder ($XDG_CACHE_HOME/vae, or where the system keeps caches). UserError where it is a file."""
+    given = data_dir or os.environ.get("VAE_DATA_DIR")
+    folder = Path(given).expanduser().absolute() if given else _cache_folder() / "vae"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"data_dir={folder} is a file. Name a folder, which is made where there is none.")
+    return folder
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if cache.is_absolute():
+        return cache
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path.home() / ".cache"
+
+
+def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
+    """Return where the images called `name` are packed under these settings, which decide what is in the pack."""
+    key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
+    plain = re.sub(r"[^\w.-]+", "_", name)[:50]
+    return data / "packed" / f"{plain}-{key[:12]}"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
+    together download or pack once. The system ends the wait when a process dies."""
+    if _only_reads.get():
+        raise UserError(
+            f"The images are not in {folder}, which the run names and you have not: to have them put there, or to read "
+            "them elsewhere, type --data-dir FOLDER (behind vae train --repeat, data_dir=FOLDER)."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        yield
+
+
+_only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Read what is there, and make no folder, download or pack in a place that somebody else may have named."""
+    token = _only_reads.set(True)
+    try:
+        yield
+    finally:
+        _only_reads.reset(token)
+
+
+def open_pack(folder: Path, fingerprint: str) -> Pack | None:
+    """Return the pack of the images with this fingerprint, or None where there is none."""
+    home = folder / fingerprint
+    try:
+        about = json.loads((home / "about.json").read_text(encoding="utf-8"))
+        # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
+        images = np.load(home / "images.npy", mmap_mode="c")
+        # Mapped too at first: what a header promises is there then, before memory is taken for it.
+        labels = torch.from_numpy(np.load(home / "labels.npy", mmap_mode="c")).clone() if about["labels"] else None
+        classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # not there
+        return None
+    except (ValueError, EOFError, KeyError, TypeError, OverflowError, RecursionError):  # not whole
+        return None
+    if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and labels.shape != images.shape[:1]):
+        return None
+    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BEYOND else None
+    return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped)
+
+
+def write_pack(
+    folder: Path,
+    fingerprint: str,
+    shape: tuple[int, int, int],
+    chunks: Generator[Chunk, None, None],
+    classes: Sequence[str] | None = None,
+) -> Pack:
+    """Write the images as `<folder>/<fingerprint>/`, remove what else is packed in the folder and return the pack.
+
+    The pack appears at once and whole, by the renaming of its folder: a packing that is killed leaves no pack, and the
+    next one begins with removing its remains. Only one process at a time may be in here (see alone). Failure where the
+    disk is full or cannot be written.
+    """
+    try:
+        for remains in folder.glob(".partial-*"):
+            shutil.rmtree(remains, ignore_errors=True)
+        part = folder / f".partial-{token_hex(4)}"  # not mkdtemp's, which nobody else may read
+        part.mkdir()
+        try:
+            _write(part, shape, chunks, classes)
+            flush_folder(part)
+            shutil.rmtree(folder / fingerprint, ignore_errors=True)  # of a pack that could not be opened
+            os.replace(part, folder / fingerprint)
+            flush_folder(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        for other in folder.iterdir():
+            if other.is_dir() and other.name != fingerprint:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    pack = open_pack(folder, fingerprint)
+    if pack is None:
+        raise Failure(f"The packed images in {folder} were removed while they were written. Give the command again.")
+    return pack
+
+
+def cannot_write(folder: Path, error: OSError) -> Failure:
+    return Failure(
+        f"Cannot write to {folder}: {error.strerror or error}. Name a folder that can be written and has the space "
+        f"with data_dir=<folder>."
+    )
+
+
+def _write(
+    part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
+) -> None:
+    # Plain writes, not a memory map: when the disk is full they raise an error, where a map kills the process.
+    count, labels = 0, list[int]()
+    # An error's traceback would keep the chunks alive, and their progress bar would write over its message.
+    with closing(chunks), open(part / "images.npy", "wb") as file:
+        start = _write_header(file, count, shape)
+        for chunk in chunks:
+            file.write(chunk.images.tobytes())
+            count += len(chunk.images)
+            labels += chunk.labels or ()
+        file.seek(0)
+        if _write_header(file, count, shape) != start:
+            raise AssertionError("NumPy no longer leaves room for the count in the header of a .npy file")
+        _flush(file)
+    if labels:
+        with open(part / "labels.npy", "wb") as file:
+            np.save(file, np.array(labels, dtype=np.int64))
+            _flush(file)
+    about = {"images": count, "labels": bool(labels), "classes": None if classes is None else list(classes)}
+    with open(part / "about.json", "wb") as file:
+        file.write(json.dumps(about).encode())
+        _flush(file)
+
+
+def _write_header(file: BinaryIO, count: int, shape: tuple[int, int, int]) -> int:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def in_threads(
+    read: Callable[[int], T], count: int, shape: tuple[int, int, int], description: str
+) -> Generator[list[T], None, None]:
+    """Yield what `read` returns for 0 ... count - 1, in order and in lists, with a progress bar on a terminal.
+
+    The lists are short enough for images of this shape to fit into memory.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+        task = bar.add_task(description, total=count)
+        step = max(1, min(IMAGES_A_STEP, BYTES_A_STEP // prod(shape)))
+        for start in range(0, count, step):
+            results = list(threads.map(read, range(start, min(start + step, count))))
+            bar.advance(task, len(results))
+            yield results

@@ -1,0 +1,132 @@
+"""Sprites whose factors of variation are known."""
+
+from __future__ import annotations
+
+from math import pi
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.core.values import Count, Interval, Natural
+from vae_cli.machine.memory import refuse_oversize
+
+SHAPES = ("square", "ellipse", "heart")
+MARGIN = 0.4  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
+RADIUS = 0.5  # of the circle around a sprite of scale 1: no sprite is ever cut
+IMAGES_A_STEP = 512
+
+# A heart is a square of side 1 that stands on a corner and a half disc on each of its two upper sides. These are the
+# height of its centroid over the square's center, and the distance from there to its tip, the farthest point.
+HEART_RISE = (2**0.5 / 8 * pi + 1 / 6 * 2**0.5) / (1 + pi / 4) / 2
+HEART_REACH = 0.5**0.5 + HEART_RISE
+
+Array = NDArray[np.float32]
+
+
+class Shapes(Dataset):
+    """White squares, ellipses and hearts on black, anti-aliased, after dSprites (Matthey et al. 2017) with continuous
+    factors.
+
+    factors: float32 (N, 5), the columns named by factor_names, the rows those of `Split.images`, so that
+    `factors[split.index]` are a split's. shape: 0, 1 or 2, which is also the label; scale: 0.5 to 1; orientation:
+    0 to 2 pi, counterclockwise; x and y: 0 to 1, the sprite's center of mass from left to right and from top to bottom
+    over the middle two fifths of the image. All are independent and uniform.
+    """
+
+    provides = frozenset({"unit_interval", "levels", "labels"})
+    factor_names = ("shape", "scale", "orientation", "x", "y")
+
+    def __init__(
+        self,
+        *,
+        side: Annotated[int, Interval(8, 128)] = 32,
+        images: Count = 10000,
+        test: Count = 1000,
+        validation: Natural = 1000,
+        split_seed: Natural = 0,
+    ) -> None:
+        self.side = side
+        # What drawing the factors, and then rendering, takes at its peak.
+        refuse_oversize(
+            (images + test) * (side**2 + 120),
+            f"dataset.images={images} with dataset.test={test}",
+            "give smaller numbers",
+        )
+        self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
+        # Two streams, so that the number of training images does not move the test images.
+        draws = np.concatenate([random_state(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
+        low, high = np.array([0, 0.5, 0, 0, 0]), np.array([len(SHAPES), 1, 2 * pi, 1, 1])
+        factors = low + (high - low) * draws
+        factors[:, 0] = np.floor(factors[:, 0])
+        self.factors: Tensor = torch.from_numpy(factors.astype(np.float32))
+        self._test_rows = torch.arange(images, images + test)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, self.side, self.side
+
+    def load(self) -> Splits:
+        images = torch.from_numpy(render(self.factors.numpy(), self.side))
+        labels = self.factors[:, 0].to(torch.int64)
+        rows = (self._train_rows, self._validation_rows, self._test_rows)
+        train, validation, test = (Split(images, labels, part) for part in rows)
+        return Splits(train, validation, test, SHAPES)
+
+
+def render(factors: Array, side: int) -> NDArray[np.uint8]:
+    """Return the sprites with these factors (N, 5) as levels (N, 1, side, side), 255 where the sprite covers a pixel.
+
+    A pixel's coverage is that of a straight edge at the sprite's distance from the pixel's center.
+    """
+    images = np.zeros((len(factors), 1, side, side), np.uint8)
+    pixel = 2 / side
+    # Most of an image is black: only a window around the sprite is drawn.
+    window = min(side, int(2 * RADIUS / pixel) + 4)
+    for kind, distance in enumerate((_square, _ellipse, _heart)):
+        for rows in np.split(np.flatnonzero(factors[:, 0] == kind), range(IMAGES_A_STEP, len(factors), IMAGES_A_STEP)):
+            _, scale, angle, x, y = (column[:, None, None] for column in factors[rows].T)
+            center_x, center_y = (MARGIN * (2 * place - 1) for place in (x, y))
+            left, top = (
+                np.clip(np.floor((center + 1) / pixel - window / 2).astype(np.int64), 0, side - window)
+                for center in (center_x, center_y)
+            )
+            columns, lines = left + np.arange(window), top + np.arange(window)[:, None]
+            right = ((columns + 0.5) * pixel - 1).astype(np.float32) - center_x
+            up = center_y - ((lines + 0.5) * pixel - 1).astype(np.float32)
+            radius = RADIUS * scale
+            u = (np.cos(angle) * right + np.sin(angle) * up) / radius
+            v = (np.cos(angle) * up - np.sin(angle) * right) / radius
+            coverage = np.clip(0.5 - distance(u, v) * (radius / pixel), 0, 1)
+            images[rows[:, None, None], 0, lines, columns] = np.rint(255 * coverage).astype(np.uint8)
+    return images
+
+
+# The signed distance of a point (u, v) from the edge of a sprite, negative inside; the sprite's farthest point is at 1.
+
+
+def _square(u: Array, v: Array) -> Array:
+    return _box(u, v, np.float32(0.5**0.5))
+
+
+def _ellipse(u: Array, v: Array) -> Array:
+    # Half-axes 1 and 1/2; the distance is f / |grad f|, exact to first order at the edge, where it matters.
+    value = np.maximum(np.hypot(u, 2 * v), 1e-6)
+    slope = np.maximum(np.hypot(u, 4 * v), 1e-6)
+    return value * (value - 1) / slope
+
+
+def _heart(u: Array, v: Array) -> Array:
+    u, v = np.abs(u) * np.float32(HEART_REACH), v * np.float32(HEART_REACH) + np.float32(HEART_RISE)
+    half = np.float32(0.5**0.5)
+    square = _box(half * (u + v), half * (v - u), np.float32(0.5))
+    disc = np.hypot(u - half / 2, v - half / 2) - np.float32(0.5)
+    return np.minimum(square, disc) / np.float32(HEART_REACH)
+
+
+def _box(u: Array, v: Array, half: np.float32) -> Array:
+    u, v = np.abs(u) - half, np.abs(v) - half
+    return np.hypot(np.maximum(u, 0), np.maximum(v, 0)) + np.minimum(np.maximum(u, v), 0)

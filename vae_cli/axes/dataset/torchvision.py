@@ -1,0 +1,254 @@
+"""Any dataset of torchvision's, named in a configuration file."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Generator, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vae_cli.axes.dataset.pack import (
+    Chunk,
+    Pack,
+    alone,
+    cannot_write,
+    data_folder,
+    in_threads,
+    open_pack,
+    pack_folder,
+    write_pack,
+)
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
+from vae_cli.core.errors import Failure, UserError, nearest
+from vae_cli.core.images import middle, to_pixels
+from vae_cli.core.values import Count, Natural
+
+PACKED = "complete"  # published datasets do not change, so there is nothing to compare
+RESIZE_IMAGES = 4096  # in one step
+
+
+class Torchvision(Dataset):
+    """A class of torchvision.datasets, with its own download and checksums.
+
+    source: its name; train, test: the arguments that make the two splits; shape: channels, height and width that the
+    images are brought to; files: what to put where when it is downloaded by hand; labels: whether its targets are the
+    numbers of classes; transpose: exchange rows and columns; crop: side of the centered square that is kept before the
+    images are resized, without one the largest part with the wanted proportions.
+
+    What the class holds in memory is taken as it is; what it reads image by image is packed once into a memory-mapped
+    array. Files that are complete are only read. UserError for arguments that do not fit, Failure where the files can
+    be neither read nor downloaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        train: dict[str, Any],
+        test: dict[str, Any],
+        shape: Sequence[Count],
+        files: Sequence[str] = (),
+        labels: bool = True,
+        transpose: bool = False,
+        crop: Count | None = None,
+        validation: Natural = 5000,
+        split_seed: Natural = 0,
+        data_dir: str | None = None,
+    ) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise UserError(
+                f"dataset.shape={list(shape)} is not channels (1 or 3), height and width, such as [1,28,28]."
+            )
+        channels, height, width = shape
+        self._shape = (channels, height, width)
+        self.provides = frozenset({"unit_interval", "levels"} | ({"labels"} if labels else set()))
+        self.source = source
+        self.train, self.test = train, test
+        self.files = files
+        self.labels = labels
+        self.transpose = transpose
+        self.crop = crop
+        self.validation = validation
+        self.split_seed = split_seed
+        self.data_dir = data_dir
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def load(self) -> Splits:
+        train = self._part(self.train)
+        train_rows, validation_rows, _ = partition(len(train.images), self.validation, self.split_seed)
+        test = self._part(self.test)
+        return Splits(
+            Split(train.images, train.labels, train_rows, train.mapped),
+            Split(train.images, train.labels, validation_rows, train.mapped),
+            Split(test.images, test.labels, torch.arange(len(test.images)), test.mapped),
+            train.classes,
+        )
+
+    def _part(self, arguments: dict[str, Any]) -> Pack:
+        """Return the images and labels that torchvision gives for these arguments, packed or as it has them."""
+        data = data_folder(self.data_dir)
+        name = "-".join([self.source, *(str(value) for value in arguments.values() if isinstance(value, str))])
+        settings = {key: getattr(self, key) for key in ("source", "shape", "labels", "transpose", "crop")} | {
+            "arguments": arguments
+        }
+        folder = pack_folder(data, name, settings)
+        if pack := open_pack(folder, PACKED):
+            return pack
+        source = self._open(data, arguments)
+        classes = getattr(source, "classes", None) if self.labels else None
+        classes = None if classes is None else tuple(str(name) for name in classes)
+        images = _array(source)
+        if images is None:
+            try:
+                with alone(folder):
+                    return open_pack(folder, PACKED) or write_pack(
+                        folder, PACKED, self._shape, self._chunks(source), classes
+                    )
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+        labels = getattr(source, "targets", getattr(source, "labels", None)) if self.labels else None
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+        if self.labels and (labels is None or labels.ndim != 1 or labels.is_floating_point()):
+            raise self._no_labels()
+        return Pack(self._fit(images), None if labels is None else labels.to(torch.int64), classes)
+
+    def _open(self, data: Path, arguments: dict[str, Any]) -> Any:
+        """Make torchvision's dataset, from the files that are there or, failing that, by a download."""
+        import torchvision.datasets
+
+        make = getattr(torchvision.datasets, self.source, None)
+        if self.source not in torchvision.datasets.__all__ or not isinstance(make, type):
+            near = nearest(self.source, torchvision.datasets.__all__)
+            raise UserError(f"dataset.source={self.source} is not one of torchvision.datasets.{near}")
+        takes = inspect.signature(make).parameters
+        any_key = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+
+        def attempt(**more: object) -> Any:
+            known = {key: value for key, value in more.items() if key in takes or any_key}
+            try:
+                return make(**known, **arguments)
+            except TypeError as error:
+                raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}.") from error
+            except ValueError as error:
+                if str(error).startswith("Unknown value"):  # torchvision's words for a split that it does not have
+                    raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}") from error
+                raise
+
+        try:
+            return attempt(root=data, download=False)
+        except _troubles():
+            pass  # not there, not whole, or another process is at work on them
+        try:
+            with alone(data):
+                return attempt(root=data, download=True)
+        except _troubles() as error:
+            raise self._cannot_have(data, error) from error
+
+    def _cannot_have(self, data: Path, error: BaseException) -> Failure:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
+        unpacked = " (as downloaded or unpacked)" if any(name.endswith((".gz", ".zip")) for name in self.files) else ""
+        remains = any(
+            path.is_file() and not path.name.startswith(".") and "packed" not in path.relative_to(data).parts
+            for path in data.rglob("*")
+        )
+        damaged = " Files of it that are there already are incomplete or damaged: remove them." if remains else ""
+        by_hand = (
+            f"To do without a download, put {', '.join(self.files)}{unpacked} there" if self.files else "Put it there"
+        )
+        return Failure(
+            f"Cannot read {self.source} in {data} nor download it to there ({reason}). {by_hand}, or name the folder "
+            f"that has it with data_dir=<folder>.{damaged} dataset=digits needs no download."
+        )
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """Bring images (N, H, W), (N, C, H, W) or (N, H, W, C) to the wanted shape."""
+        channels, height, width = self._shape
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        elif images.shape[1] != channels and images.shape[3] == channels:
+            images = images.movedim(3, 1)
+        if images.shape[1] != channels:
+            found = min(images.shape[1], images.shape[3])
+            raise UserError(
+                f"dataset.shape={list(self._shape)} asks for {channels} channels, and {self.source} has {found}: "
+                f"type dataset.shape=[{found},{height},{width}]."
+            )
+        if self.transpose:
+            images = images.transpose(2, 3)
+        top, left, rows, columns = middle(images.shape[2], images.shape[3], self._shape, self.crop)
+        images = images[:, :, top : top + rows, left : left + columns]
+        if (rows, columns) != (height, width):
+            images = torch.cat([_resize(part, height, width) for part in images.split(RESIZE_IMAGES)])
+        return images.contiguous()
+
+    def _chunks(self, source: Any) -> Generator[Chunk, None, None]:
+        def read(number: int) -> tuple[NDArray[np.uint8], int]:
+            image, target = source[number][:2]
+            pixels = to_pixels(image, self._shape, self.crop)
+            if not self.labels:
+                return pixels, -1
+            if not isinstance(target, (int, np.integer)) and not (isinstance(target, Tensor) and target.numel() == 1):
+                raise self._no_labels()
+            return pixels, int(target)
+
+        try:
+            for results in in_threads(read, len(source), self._shape, f"Packing {self.source}"):
+                pixels, labels = zip(*results, strict=True)
+                images = np.stack(pixels)
+                images = images.swapaxes(2, 3) if self.transpose else images
+                yield Chunk(images, labels if self.labels else None)
+        except (OSError, SyntaxError, EOFError) as error:
+            # An archive whose unpacking was interrupted looks complete to torchvision.
+            raise self._cannot_have(data_folder(self.data_dir), error) from error
+
+    def _no_labels(self) -> UserError:
+        return UserError(f"The targets of {self.source} are not numbers of classes: type dataset.labels=false.")
+
+
+def _array(source: Any) -> Tensor | None:
+    """Return the images that a dataset of torchvision's has in memory, or None where it reads them one by one."""
+    images = getattr(source, "data", None)
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        images = torch.from_numpy(images)
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim not in (3, 4):
+        return None
+    return images if len(images) == len(source) else None
+
+
+def _resize(images: Tensor, height: int, width: int) -> Tensor:
+    resized = torch.nn.functional.interpolate(images.float(), (height, width), mode="bilinear", antialias=True)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _troubles() -> tuple[type[BaseException], ...]:
+    """What torchvision raises where files are not there, damaged, or not to be had."""
+    gdown = getattr(sys.modules.get("gdown.exceptions"), "FileURLRetrievalError", OSError)
+    return (
+        OSError,
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        EOFError,
+        HTTPException,
+        pickle.UnpicklingError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        gdown,
+    )

@@ -1,0 +1,151 @@
+"""How the loss goes down: the axis `optimizer`, any of torch.optim, with a learning rate that may be a schedule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from vae_cli.axes.schedule import Constant, as_schedule
+from vae_cli.core.errors import UserError, nearest
+
+
+class ScheduledOptimizer:
+    """An optimizer whose learning rate follows a schedule.
+
+    arguments are those of the class, lr a number or a Schedule. Raises UserError for what the class does not take.
+    """
+
+    def __init__(self, kind: type[Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]) -> None:
+        allowed = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
+        for key in arguments:
+            if key not in allowed:
+                raise UserError(
+                    f"optimizer.{key} is no argument of {kind.__name__}.{nearest(key, allowed)} "
+                    f"Allowed are {', '.join(allowed)}."
+                )
+        if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
+        self._factor = 1.0
+        self._fused: FusedAdam | None = None
+        # What is not given is the class's own default.
+        self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
+        # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
+        rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
+        try:
+            self.inner = kind(list(parameters), **{**arguments, **rates})
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise UserError(f"{kind.__name__} refuses its arguments: {error}") from error
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.inner.param_groups[0]["lr"])
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        # As the optimizer's own zero_grad, without what it notes for a profiler, which costs more than all the rest.
+        for group in self.inner.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def advance(self, epoch: float) -> None:
+        """Set the learning rate of this moment."""
+        if isinstance(self.lr, Constant):
+            return
+        self._set_rate(self.lr.at(epoch))
+
+    def slow_down(self, factor: float) -> None:
+        """Take every learning rate from now on times this factor."""
+        self._factor = factor
+        if isinstance(self.lr, Constant):
+            self._set_rate(self.lr.number)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = rate * self._factor
+
+    def step(self) -> None:
+        if self._fused is None:
+            self._fused = FusedAdam.of(self.inner)
+        if self._fused is None or not self._fused.step():
+            self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+        self._fused = None  # whose tensors are others now
+
+
+class FusedAdam:
+    """A step of torch's Adam with fused=true, on its own state: the one kernel, and nothing else.
+
+    What torch does around it (hooks, sorting by device, counting each tensor's steps by a number of another type) takes
+    as long as the kernel where a network is small, and imports a compiler the first time, which takes most of a second.
+    """
+
+    def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
+        self._groups = groups
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> FusedAdam | None:
+        """The same step as this optimizer's; None where that does, or may do, anything else, or a parameter that learns
+        has no gradient yet."""
+        if type(optimizer) is not Adam or not hasattr(torch, "_fused_adam_"):
+            return None
+        others = ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay")
+        groups = []
+        for group in optimizer.param_groups:
+            if not group["fused"] or any(map(group.get, others)):
+                return None
+            parameters = group["params"]
+            kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
+            if len(kinds) > 1 or any(parameter.grad is None for parameter in parameters):
+                return None
+            states = [optimizer.state[parameter] for parameter in parameters]
+            for parameter, state in zip(parameters, states, strict=True):
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            held = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+            groups.append((group, tuple(held)))
+        return cls(groups)
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Take a step, or none and say so where a parameter has no gradient."""
+        every = [[parameter.grad for parameter in group["params"]] for group, _ in self._groups]
+        if any(gradient is None for gradients in every for gradient in gradients):
+            return False
+        for (group, (means, squares, steps)), gradients in zip(self._groups, every, strict=True):
+            torch._foreach_add_(steps, torch.ones_like(steps[0]))
+            torch._fused_adam_(
+                group["params"], gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
+                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
+                maximize=group["maximize"],
+            )  # fmt: skip
+        return True
+
+
+def _spare_the_compiler() -> None:
+    """Tell torch what to call for these functions: themselves. Else, to ask its compiler for the same, it imports that
+    when an optimizer is made, which takes most of a second."""
+    for function in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
+        inner: Any = inspect.unwrap(function)
+        inner.__dynamo_disable = inner
+
+
+_spare_the_compiler()
+
+
+def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
+    """Scale the gradient down to a norm where it is longer."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)

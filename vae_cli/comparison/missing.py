@@ -1,0 +1,168 @@
+"""The evaluations of runs that are compared: read where they are there, and made, by several processes, where not."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vae_cli.comparison.comparison import LISTED, Member
+from vae_cli.core.errors import Failure, UserError, first_line
+from vae_cli.core.files import reading_many
+from vae_cli.machine.cores import cores
+from vae_cli.metrics.record import PROFILES, Profile, assessment, missing, rank
+from vae_cli.runs.folder import RunDir
+
+JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
+
+
+def evaluate(
+    members: Sequence[Member],
+    profile: str | None,
+    jobs: int | None,
+    device: str,
+    data_dir: str | Path | None,
+    console: Console,
+) -> tuple[list[Member], bool]:
+    """The members with their evaluations, and whether some were made, as where there was none of these weights that is
+    as thorough as the profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot
+    be."""
+    with reading_many():
+        recorded = [assessment(member.folder) or {} for member in members]
+    _refuse_odd(members, recorded)
+    if profile is None:
+        profiles = Counter(str(found.get("profile")) for found in recorded if found)
+        usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
+        profile = usual if usual in PROFILES and 2 * count > len(members) else "quick"
+    todo = [
+        member
+        for member, found in zip(members, recorded, strict=True)
+        if rank(found.get("profile", "")) < rank(profile) or missing(found)
+    ]
+    made = _evaluate(todo, profile, jobs, device, data_dir, console)
+    evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
+    return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)], bool(made)
+
+
+def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError where some runs were evaluated with another seed, or with other weights, than most."""
+    how = [(found["seed"], found["weights"]) if found else None for found in recorded]
+    usual = Counter(one for one in how if one is not None).most_common(1)
+    odd = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
+    if odd:
+        seed, weights = usual[0][0]
+        commands = "".join(
+            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:LISTED]
+        )
+        raise UserError(
+            f"{len(odd)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
+            f"{weights}). Evaluate them alike:{commands}"
+        )
+
+
+def _evaluate(
+    todo: Sequence[Member],
+    profile: str,
+    jobs: int | None,
+    device: str,
+    data_dir: str | Path | None,
+    console: Console,
+) -> dict[Path, dict[str, Any]]:
+    if not todo:
+        return {}
+    paths = [member.folder.path for member in todo]
+    jobs = min(len(paths), jobs or min(JOBS, cores()))
+    work = ((path, profile, device, data_dir) for path in paths)
+    made: dict[Path, dict[str, Any]] = {}
+    failed: dict[Path, str] = {}
+    bar = Progress(
+        TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=len(paths))
+        for path, found in _here(work) if jobs == 1 else _in_processes(work, jobs):
+            if isinstance(found, dict):
+                made[path] = found
+            else:
+                failed[path] = found
+            bar.advance(task)
+            if not console.is_terminal:
+                done = len(made) + len(failed)
+                console.print(
+                    f"evaluated {done} of {len(paths)}: {path}", soft_wrap=True, highlight=False, markup=False
+                )
+    if failed:
+        named = "\n".join(f"  {path}: {reason}" for path, reason in list(failed.items())[:LISTED])
+        more = f"\n  ... and {len(failed) - LISTED} more" if len(failed) > LISTED else ""
+        raise Failure(f"{len(failed)} of {len(paths)} runs could not be evaluated:\n{named}{more}")
+    return made
+
+
+Work = tuple[Path, str, str, "str | Path | None"]
+Result = tuple[Path, "dict[str, Any] | str"]
+
+
+def _here(work: Iterable[Work]) -> Iterable[Result]:
+    for one in work:
+        yield one[0], _assess(one)
+
+
+def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
+    """One thread in each process: many small operations gain nothing from more, and lose where cores are few."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a process starts
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        pending = {pool.submit(_assess, one): one[0] for one in work}
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                error = future.exception()
+                path = pending.pop(future)
+                yield path, future.result() if error is None else f"{type(error).__name__}: {first_line(error)}"
+    except (KeyboardInterrupt, GeneratorExit):
+        for child in active_children():
+            child.terminate()
+        print("stopped; what has been evaluated is kept, and the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _assess(work: Work) -> dict[str, Any] | str:
+    """The evaluation of a run, or what was wrong."""
+    from vae_cli.metrics.evaluate import METRICS, assess
+
+    path, profile, device, data_dir = work
+    folder = RunDir(path)
+    try:
+        found = assessment(folder)
+        if found is not None and rank(found["profile"]) >= rank(profile):  # only a part of it is missing
+            about = {key: found[key] for key in ("profile", "weights", "seed")} | {
+                "samples": found["budget"]["samples"]
+            }
+            kinds = [kind for kind in METRICS if kind.__name__ in missing(found)]
+            return assess(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
+        return assess(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
+    except UserError as error:
+        return str(error)

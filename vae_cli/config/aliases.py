@@ -1,0 +1,34 @@
+"""Names under which stored configurations may still refer to classes that have moved since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vae_cli.config.naming import AXES
+
+# Earlier place of a module: its place today. Entries are added and never removed, so that every run stays loadable.
+MOVED = {f"vae_cli.{axis}": f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")}
+
+
+def current_target(target: str) -> str:
+    """Return the name of a class by the module that holds it today.
+
+    >>> current_target("vae_cli.sigma.Fixed")
+    'vae_cli.axes.sigma.Fixed'
+    >>> current_target("torch.optim.Adam")
+    'torch.optim.Adam'
+    """
+    module, _, name = target.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}" if module else target
+
+
+def with_current_targets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration in which every `_target_` names a class by its module of today."""
+    renewed: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            renewed[key] = with_current_targets(value)
+        else:
+            renewed[key] = current_target(value) if key == "_target_" and isinstance(value, str) else value
+    return renewed

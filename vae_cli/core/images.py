@@ -1,0 +1,193 @@
+"""Pictures from tensors: grids, files to look at, and files to read."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vae_cli.core.errors import UserError
+from vae_cli.core.files import replace_file
+
+if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need them: commands start faster
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
+
+BACKGROUND = 255
+SEPARATOR = 214  # a grey that parts white pictures as well as black ones
+INK = 70
+# What Pillow raises for a file that it cannot read, besides DecompressionBombError.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError),
+    *(struct.error, zlib.error),
+)
+PIXELS = 89_000_000  # of one picture: what Pillow opens again without a warning
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [0, 1] of any shape as uint8 in 0 to 255: clamped, rounded, what is not finite as 0."""
+    return images.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).mul(255).round().byte()
+
+
+def grid(
+    images: Tensor, columns: int, side: int = 64, pad: int = 6, row_labels: Sequence[str] | None = None
+) -> Picture:
+    """Return images (N, C, H, W) in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
+
+    Images have 1 or 3 channels. Small ones are enlarged by a whole factor, without smoothing, so that their longer side
+    is about `side` pixels; `pad` pixels part them. `row_labels` are written at the left of the rows, one each.
+    """
+    import numpy as np
+
+    count, channels, _, _ = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, not {channels}")
+    if count == 0 or columns < 1:
+        raise ValueError(f"a grid needs an image and a column, not {count} and {columns}")
+    factor = max(1, round(side / max(images.shape[2:])))
+    height, width = images.shape[2] * factor, images.shape[3] * factor
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    margin = _label_width(row_labels, height) if row_labels else 0
+    if (pixels := rows * (height + pad) * (margin + columns * (width + pad))) > PIXELS:
+        raise UserError(
+            f"A picture of {rows} rows of {columns} images would have {pixels / 1e6:,.0f} million pixels, more than "
+            f"the {PIXELS / 1e6:,.0f} million that programs show; ask for fewer images."
+        )
+
+    cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
+    picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
+    for index, cell in enumerate(cells):
+        top = pad + (index // columns) * (height + pad)
+        left = margin + pad + (index % columns) * (width + pad)
+        # Each image brings its own frame, so that places without one stay background.
+        picture[top - pad : top + height + pad, left - pad : left + width + pad] = SEPARATOR
+        picture[top : top + height, left : left + width] = cell
+    # A frame overlaps the image before it and above it by nothing but the separator they share.
+    return _draw_labels(picture, row_labels, height, pad) if row_labels else picture
+
+
+def _font_size(height: int) -> int:
+    return min(18, max(11, height // 5))
+
+
+def _label_width(labels: Sequence[str], height: int) -> int:
+    from PIL import ImageFont
+
+    size = _font_size(height)
+    return round(max(ImageFont.load_default(size).getlength(label) for label in labels)) + size
+
+
+def _draw_labels(picture: Picture, labels: Sequence[str], height: int, pad: int) -> Picture:
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = _font_size(height)
+    font = ImageFont.load_default(size)
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    right = _label_width(labels, height) - size // 2
+    for row, label in enumerate(labels):
+        middle = pad + row * (height + pad) + height / 2
+        draw.text((right, middle), label, fill=(INK, INK, INK), font=font, anchor="rm")
+    return np.array(canvas)
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Write a picture (H, W, 3) as PNG: the file is there whole or not at all."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: image.save(file, format="PNG"))
+
+
+def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
+    """Write one picture (H, W, 3) or more as a GIF that repeats for ever, each shown for so many milliseconds."""
+    from PIL import Image
+
+    # Grey pictures keep all their 256 shades; a palette of colors would be shared out between them.
+    grey = all((frame == frame[..., :1]).all() for frame in frames)
+    images = [Image.fromarray(frame).convert("L" if grey else "RGB") for frame in frames]
+    options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: images[0].save(file, format="GIF", **options))
+
+
+def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Return the image file as a float tensor of the given shape (C, H, W) in [0, 1], C being 1 or 3.
+
+    The shorter side is scaled to fit and the middle is kept; what is transparent becomes white.
+    Raises `UserError` for a file that is missing or is no image.
+    """
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            pixels = to_pixels(file, shape)
+    except FileNotFoundError:
+        raise UserError(f"There is no file '{path}'.") from None
+    except UnidentifiedImageError:
+        raise UserError(f"'{path}' is not an image that can be read.") from None
+    # What the readers of Pillow raise for broken files.
+    except Image.DecompressionBombError:
+        many = "it has so many pixels that it may be an attack; make it smaller"
+        raise UserError(f"'{path}' is not an image that can be read: {many}.") from None
+    except UNREADABLE as error:
+        raise UserError(f"'{path}' is not an image that can be read: {error}") from error
+    return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
+
+
+def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the part of an image that is kept: the centered square of `crop` pixels
+    or, without one, the largest centered part with the proportions of `shape`. UserError where the crop is larger."""
+    if crop is not None and crop > min(height, width):
+        raise UserError(
+            f"dataset.crop={crop} is larger than an image of {height} by {width} pixels. "
+            f"Give {min(height, width)} or less, or null."
+        )
+    part_height = crop or max(1, min(height, round(width * shape[1] / shape[2])))
+    part_width = crop or max(1, min(width, round(height * shape[2] / shape[1])))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def to_pixels(
+    image: Image.Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
+) -> NDArray[np.uint8]:
+    """Return a picture of any mode and size as levels uint8 (C, H, W), C = 1 or 3.
+
+    It is turned as its EXIF data say, laid on the background where it is transparent, cut to its middle and resized
+    with anti-aliasing.
+    """
+    import numpy as np
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    # A JPEG far larger than wanted is decoded at a fraction of its size, still at least twice what is wanted.
+    if crop is None:
+        image.draft(None, (2 * width, 2 * height))
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit grey, which convert would clip at 255
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        # A floating-point image says nothing of its range: values up to 1 are taken for shares, others for levels.
+        top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1 else 255.0
+        image = Pillow.fromarray(((grey / top).clip(0, 1) * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        paper = Pillow.new("RGBA", image.size, background)
+        image = Pillow.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert(mode)
+    top, left, rows, columns = middle(image.height, image.width, shape, crop)
+    image = image.crop((left, top, left + columns, top + rows))
+    # The filter of a reduction is as wide as the reduction asks for: this is what makes it anti-aliased.
+    image = image.resize((width, height), Pillow.Resampling.BILINEAR)
+    return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -1,0 +1,72 @@
+"""Which of several processes this one is, as `torchrun` says in the environment; read without importing torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from vae_cli.core.errors import UserError
+
+NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among all (rank of count) and among those on its machine (local_rank of local_count)."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
+def launched() -> Launch:
+    """What the environment says. Raises UserError where half of it is missing or makes no sense."""
+    count = _number("WORLD_SIZE", 1)
+    if count <= 1:
+        return Launch()
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={count} says that there are {count} processes, and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set: start them with torchrun, which sets all of it, or unset "
+            "WORLD_SIZE."
+        )
+    found = Launch(_number("RANK"), count, _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE", count))
+    if not (found.rank < count and found.local_rank < found.local_count <= count):
+        raise UserError(
+            f"RANK={found.rank}, LOCAL_RANK={found.local_rank}, LOCAL_WORLD_SIZE={found.local_count} and "
+            f"WORLD_SIZE={count} do not go together: ranks are counted from 0."
+        )
+    return found
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks; no error, whatever the environment holds."""
+    try:
+        return launched().rank == 0
+    except UserError:
+        return os.environ.get("RANK", "0") == "0"
+
+
+def this_process() -> str:
+    """What this process is called in messages."""
+    return f"process {launched().rank} on {socket.gethostname()}"
+
+
+def refuse_several(command: str) -> None:
+    """Raise UserError where several processes were started, of which each would do the same."""
+    count = launched().count
+    if count > 1:
+        raise UserError(
+            f"'{command}' would be done {count} times, once by each process (WORLD_SIZE={count} in the environment): "
+            "type it without torchrun."
+        )
+
+
+def _number(name: str, otherwise: int | None = None) -> int:
+    text = os.environ.get(name) or ("" if otherwise is None else str(otherwise))
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} in the environment is no number; unset it, or start with torchrun.")
+    return int(text)

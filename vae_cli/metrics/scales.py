@@ -1,0 +1,120 @@
+"""Claim 4, the scale: where sigma settles, and how it got there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.metrics.base import Figure, Metric, mean_figure, undefined
+from vae_cli.metrics.bits import NO_RATE
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CELLS_A_DECADE = 10
+
+NO_SCALE = "a point mass has no scale"
+
+
+class ScaleDistribution(Metric):
+    """The scales of q(z|x) over test images and dimensions, active and idle dimensions apart.
+
+    scale_mean, scale_median, scale_min, scale_max         over all images and dimensions
+    scale_active_quantiles, scale_idle_quantiles           at 5, 25, 50, 75 and 95 %, of either kind of dimension
+    scale_histogram_edges                                  of log10 scale, K + 1 numbers
+    scale_histogram_active, scale_histogram_idle           shares of all scales that lie in each of the K cells
+
+    Scales have the unit of z. The cells are a tenth of a decade wide, with a multiple of it in the middle, so that
+    histograms of several runs lie on one grid and a scale of exactly 1 in the middle of its cell; together the shares
+    of both kinds sum to 1. A dimension is active where Var_x(loc_j) > 0.01 E_x(scale_j^2).
+
+    The mean is unbiased, with its standard error over images, and so are the shares; quantiles are those of the sample,
+    and the extremes those of the images that were looked at: more images move them outwards. A point mass has no scale,
+    and a kind of dimension that does not occur no quantiles.
+    """
+
+    claim = "scale"
+
+    def compute(self) -> dict[str, Figure]:
+        names = ["scale_mean", "scale_median", "scale_min", "scale_max"]
+        names += ["scale_active_quantiles", "scale_idle_quantiles"]
+        names += ["scale_histogram_edges", "scale_histogram_active", "scale_histogram_idle"]
+        codes = self.subject.codes("test")
+        if codes.scale is None:
+            return dict.fromkeys(names, undefined(NO_SCALE))
+        scale, active = codes.scale.cpu().double(), self.subject.active.cpu()
+        cells = (scale.log10() * CELLS_A_DECADE).round().long()
+        first, count = int(cells.min()), int(cells.max() - cells.min()) + 1
+        edges = ((torch.arange(count + 1) + first - 0.5) / CELLS_A_DECADE).tolist()
+        histograms = [
+            (torch.bincount((cells[:, kind] - first).flatten(), minlength=count) / cells.numel()).tolist()
+            for kind in (active, ~active)
+        ]
+        images = len(scale)
+        figures = [
+            mean_figure(scale.mean(1)),
+            Figure(float(np.median(scale.numpy())), count=images),
+            Figure(float(scale.min()), count=images),
+            Figure(float(scale.max()), count=images),
+            _quantiles(scale[:, active], "active"),
+            _quantiles(scale[:, ~active], "idle"),
+            Figure(edges, "log10 scale"),
+            *(Figure(histogram, count=images) for histogram in histograms),
+        ]
+        return dict(zip(names, figures, strict=True))
+
+
+class PullOverTraining(Metric):
+    """How the scale, and what it costs, moved in training: curves with one point an epoch, from the run's own record.
+
+    training_epochs                             the epochs, counted from 1
+    training_rate_scale, training_rate_loc      the parts of the rate, nats per image (see Rate)
+    training_scale_mean                         the mean scale over images and dimensions
+    training_loc_std                            the root of the mean over dimensions of Var_x(loc_j)
+
+    They are means over the validation images at the end of each epoch; where none were held out the parts of the rate
+    are means over the training images while the weights moved, and the shape of the posterior is seen on some of these.
+    The record keeps no errors. A point mass has neither rate nor scale, and the rate has parts only where posterior and
+    prior are normals of independent dimensions.
+    """
+
+    claim = "scale"
+
+    def compute(self) -> dict[str, Figure]:
+        subject = self.subject
+        records = subject.run.folder.metrics()
+        curves = {
+            "training_rate_scale": (("validation/rate_scale", "train/rate_scale"), "nats", NO_RATE),
+            "training_rate_loc": (("validation/rate_loc", "train/rate_loc"), "nats", NO_RATE),
+            "training_scale_mean": (("posterior/scale_mean",), "", NO_SCALE),
+            "training_loc_std": (("posterior/loc_std",), "", ""),
+        }
+        if not records:
+            return dict.fromkeys(("training_epochs", *curves), undefined("the run has no record of its training"))
+        held_out = len(subject.splits.validation)
+        note = "" if held_out else "on training images, for none were held out"
+        figures = {"training_epochs": Figure([float(record["epoch"]) for record in records], "epochs")}
+        for name, (keys, unit, reason) in curves.items():
+            curve = _curve(records, keys)
+            if curve is None:
+                missing = "the run's record has no such curve"
+                figures[name] = undefined(missing if subject.has_noise else reason or missing)
+            else:
+                figures[name] = Figure(curve, unit, held_out or len(subject.splits.train), note=note)
+        return figures
+
+
+def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] | None:
+    """The values of the first key that all records have."""
+    for key in keys:
+        if all(key in record for record in records):
+            return [record[key] for record in records]
+    return None
+
+
+def _quantiles(scale: Tensor, kind: str) -> Figure:
+    """Of the scales (N, D) of one kind of dimension."""
+    if scale.numel() == 0:
+        return undefined(f"no dimension is {kind}")
+    return Figure(np.quantile(scale.numpy(), QUANTILES).tolist(), count=len(scale))

@@ -1,0 +1,109 @@
+"""The record of one batch, and what is computed from it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+
+from vae_cli.model.distributions import Delta
+from vae_cli.model.scales import Standard
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What the model made of a batch of B images: every loss, metric and picture is a function of it.
+
+    x           (B, C, H, W)
+    posterior   q(z|x), batch (B,), event (D,)
+    z           (*S, B, D), drawn from the posterior
+    prior       p(z), batch (), event (D,)
+    likelihood  p(x|z), batch (*S, B), event (C, H, W)
+
+    All quantities are nats per image, summed over pixels and dimensions, of shape (B,). A quantity that mathematics
+    does not define for this posterior is None.
+    """
+
+    x: Tensor
+    posterior: Distribution
+    z: Tensor
+    prior: Distribution
+    likelihood: Distribution
+
+    @cached_property
+    def distortion(self) -> Tensor:
+        """-log p(x|z), averaged over the draws of z."""
+        return over_samples(-self.likelihood.log_prob(self.x))
+
+    @cached_property
+    def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
+        """Between two normals N(m, s^2) and N(a, t^2), the two parts of KL(q || p), each (B, D): what the location
+        costs, ((m - a) / t)^2 / 2, and what the scale costs, (r - 1 - ln r) / 2 with r = s^2 / t^2."""
+        q, p = _factor(self.posterior), _factor(self.prior)
+        if q is None or p is None:
+            return None
+        # Against N(0, I), of which dividing by 1 and taking 0 away are left out, this is m^2 / 2 and
+        # (s^2 - 1 - ln s^2) / 2.
+        is_standard = isinstance(p, Standard)
+        distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
+        log_ratio = 2 * (q.scale if is_standard else q.scale / p.scale).log()
+        return distance.square() / 2, (torch.expm1(log_ratio) - log_ratio) / 2
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """The divergence that regularizers use: the rate, or for a point mass the energy -log p(loc)."""
+        if self.rate_per_dimension is not None:
+            return self.rate_per_dimension.sum(-1)
+        return kl_divergence(self.posterior, self.prior)
+
+    @property
+    def rate(self) -> Tensor | None:
+        """KL(q(z|x) || p(z)); None for a point mass, whose KL is infinite."""
+        return None if isinstance(self.posterior, Delta) else self.kl
+
+    @cached_property
+    def rate_per_dimension(self) -> Tensor | None:
+        """The rate of each latent dimension, (B, D); None where it does not split into dimensions."""
+        return None if self.normal_kl_parts is None else self.normal_kl_parts[0] + self.normal_kl_parts[1]
+
+    @property
+    def elbo(self) -> Tensor | None:
+        """The evidence lower bound -(distortion + rate), without any weight; None for a point mass."""
+        return None if self.rate is None else -(self.distortion + self.rate)
+
+    @property
+    def loc(self) -> Tensor:
+        """The posterior's mean, (B, D)."""
+        return self.posterior.mean
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The posterior's standard deviation, (B, D); None for a point mass."""
+        return None if isinstance(self.posterior, Delta) else self.posterior.stddev
+
+    def terms(self, penalty: Tensor) -> dict[str, Tensor]:
+        """Name every term of the loss that is defined, each (B,): the same names in every report and curve."""
+        terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
+        if self.rate is not None:
+            terms["rate"] = self.rate
+            if self.normal_kl_parts is not None:
+                loc, scale = self.normal_kl_parts
+                terms |= {"rate_loc": loc.sum(-1), "rate_scale": scale.sum(-1)}
+        if self.elbo is not None:
+            terms["elbo"] = self.elbo
+        return terms
+
+
+def over_samples(values: Tensor) -> Tensor:
+    """The mean (B,) of values (*S, B) over the draws of z."""
+    return values if values.dim() == 1 else values.flatten(0, -2).mean(0)
+
+
+def _factor(distribution: Distribution) -> Normal | None:
+    """The normal of each dimension of a distribution that factorizes into normals."""
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        return distribution.base_dist
+    return None

@@ -1,0 +1,126 @@
+"""Where codes come from, and what lies between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_cli.axes.dataset import Split
+from vae_cli.core.errors import UserError
+from vae_cli.machine.memory import refuse_oversize
+from vae_cli.model.inference import Inference
+from vae_cli.runs.run import Run
+
+FITTED = 10_000  # training codes that a mixture is fitted to; more of them move it little
+BATCH = 500
+
+Path = Literal["linear", "slerp", "norm-corrected"]
+
+
+class Mixture(NamedTuple):
+    """A mixture of K Gaussians over codes: weights (K,), means (K, D), Cholesky factors of covariances (K, D, D)."""
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def draw(self, count: int, temperature: float = 1.0) -> Tensor:
+        """Codes (count, D); temperature scales the standard deviations."""
+        chosen = torch.multinomial(self.weights, count, replacement=True)
+        noise = torch.randn(count, self.means.shape[1], 1)
+        return self.means[chosen] + temperature * (self.factors[chosen] @ noise).squeeze(-1)
+
+
+def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
+    """Fit K Gaussians of full covariance to codes (N, D) by expectation maximization; one is a plain Gaussian.
+
+    Ghosh et al., From Variational to Deterministic Autoencoders, 2020, draw samples so. Raises UserError where there
+    are not more codes than components.
+    """
+    from sklearn.mixture import GaussianMixture  # takes a second
+
+    if len(codes) <= components:
+        raise UserError(
+            f"--components {components} is too many for {len(codes)} training codes; type a smaller number."
+        )
+    # In units of each dimension's own spread: the fit's small constants are made for numbers of order 1.
+    codes = codes.double().cpu()
+    shift, spread = codes.mean(0), codes.std(0).clamp_min(1e-12)
+    fitted = GaussianMixture(components, random_state=seed, reg_covar=1e-6).fit(((codes - shift) / spread).numpy())
+    means = torch.from_numpy(fitted.means_) * spread + shift
+    factors = torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)) * spread[:, None]
+    return Mixture(torch.from_numpy(fitted.weights_).float(), means.float(), factors.float())
+
+
+def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
+    """Codes (count, D) from the prior; temperature scales their distance from its mean."""
+    with torch.no_grad():
+        prior = run.model.prior()
+        return torch.lerp(prior.mean, prior.sample((count,)), temperature)
+
+
+def training_codes(run: Run, most: int = FITTED) -> Tensor:
+    """One draw of z, noise and all, for each of as many training images, (N, D)."""
+    return torch.cat([inference.z for inference in inferences(run, run.splits.train, most)]).cpu()
+
+
+def inferences(run: Run, split: Split, most: int) -> list[Inference]:
+    """What the model makes of as many images of a split, spread evenly over it, in batches."""
+    split = split.to(run.device)
+    chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).long().to(run.device)
+    with torch.no_grad():
+        return [run.model(split.batch(positions)) for positions in chosen.split(BATCH)]
+
+
+def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
+    """Images (N, C, H, W) of codes (N, D), on the CPU: the likelihood's mean or a draw from it."""
+    # As they are decoded, together and as an array.
+    refuse_oversize(12 * len(z) * math.prod(run.shape), f"Decoding {len(z)} images", "ask for fewer")
+    images = []
+    for codes in z.split(BATCH):
+        likelihood = run.decode(codes)
+        images.append((likelihood.sample() if draw else likelihood.mean).cpu())
+    return torch.cat(images)
+
+
+def draw_codes(run: Run, source: str, count: int, temperature: float, components: int, seed: int) -> Tensor:
+    """Codes (count, D) from the `prior`, from the `aggregate` posterior as one Gaussian, or from a `mixture`."""
+    if source == "prior":
+        return prior_codes(run, count, temperature).cpu()
+    fitted = fit_mixture(training_codes(run), 1 if source == "aggregate" else components, seed)
+    return fitted.draw(count, temperature)
+
+
+def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
+    """Codes (steps, *, D) from a to b, both (*, D) and both included.
+
+    linear          (1 - t) a + t b
+    slerp           along the great circle between the directions of a and b, the norm going from |a| to |b|
+    norm-corrected  the linear path, each point scaled to the norm (1 - t) |a| + t |b|, except at the origin itself
+    """
+    t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(steps, *[1] * a.dim())
+    straight = torch.lerp(a, b, t)
+    if path == "linear":
+        return straight
+    norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    norm = torch.lerp(norm_a, norm_b, t)
+    direction = straight
+    if path == "slerp":
+        unit_a, unit_b = a / norm_a.clamp_min(1e-12), b / norm_b.clamp_min(1e-12)
+        angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
+        # Turn from a towards the part of b that is at a right angle to it; opposite codes have no such part, and turn
+        # through any right angle. Where there is none, in one dimension or between parallel codes, go straight.
+        side = unit_b - (unit_a * unit_b).sum(-1, keepdim=True) * unit_a
+        axis = torch.zeros_like(unit_a).scatter_(-1, unit_a.abs().argmin(-1, keepdim=True), 1.0)
+        other = axis - (unit_a * axis).sum(-1, keepdim=True) * unit_a
+        is_opposite = (side.norm(dim=-1, keepdim=True) < 1e-4) & (angle > 1)
+        side = torch.where(is_opposite, other, side)
+        length = side.norm(dim=-1, keepdim=True)
+        turned = (t * angle).cos() * unit_a + (t * angle).sin() * side / length.clamp_min(1e-12)
+        if a.shape[-1] == 1:
+            return straight
+        direction = torch.where(length > 1e-6, turned, straight)
+    return direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12) * norm

@@ -1,0 +1,78 @@
+"""The table at the end of a training: its figures, what was written, and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vae_cli.config.instantiate import trusted
+from vae_cli.runs.folder import RunDir
+
+ROWS = {
+    "distortion": "-log p(x|z)",
+    "rate": "KL(q(z|x) || p(z))",
+    "rate_loc": "part of it that loc costs",
+    "rate_scale": "part of it that sigma costs",
+    "rate_bits": "the rate in bits",
+    "elbo": "-(distortion + rate)",
+    "penalty": "what the regularizer adds",
+    "loss": "distortion + penalty, which was minimized",
+    "active_units": "latent dimensions that carry something",
+}
+
+
+def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
+    """Print the summary of a finished run."""
+    splits = [split for split in ("train", "validation", "test") if summary[split]]
+    table = Table(
+        title=f"{escape(str(folder.path))}, epoch {summary['weights_of_epoch']} of {summary['epoch']}",
+        title_justify="left",
+    )
+    table.add_column("nats per image")
+    for split in splits:
+        table.add_column(split, justify="right")
+    table.add_column("", style="dim")
+    for name, meaning in ROWS.items():
+        if any(name in summary[split] for split in splits):
+            digits = 0 if name == "active_units" else 2
+            cells = [f"{summary[s][name]:.{digits}f}" if name in summary[s] else "" for s in splits]
+            table.add_row(name, *cells, meaning)
+    console.print(table)
+    console.print(
+        f"{summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s on {summary['device']}",
+        highlight=False,
+    )
+    best = [folder.best_file] if folder.best_file.exists() else []
+    written = [folder.checkpoint_file, *best, folder.summary_file, folder.metrics_file]
+    console.print(
+        f"written: {folder.path}/ with {', '.join(p.name for p in written)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    runs = Path(summary["config"]["runs_dir"])
+    above = runs if folder.path.absolute().is_relative_to(runs.absolute()) else folder.path
+    run = " ".join([shlex.quote(str(folder.path)), *(f"--trust {shlex.quote(module)}" for module in trusted())])
+    commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]
+    commands.append(f"tensorboard --logdir {shlex.quote(str(above))}")
+    console.print(
+        "next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, highlight=False, markup=False
+    )
+
+
+def brief(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
+    """Print the summary of one run of many as a line."""
+    console.print(f"  {figures(folder.path, summary)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def figures(path: Path, summary: Mapping[str, Any]) -> str:
+    """The test figures of a finished run in one line, in nats per image."""
+    names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
+    shown = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
+    return f"{shown}  in {summary['seconds']:.1f} s: {path}"

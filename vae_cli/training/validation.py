@@ -1,0 +1,121 @@
+"""Measure a model over a set of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vae_cli.axes.dataset import Split
+from vae_cli.core.rng import questioned
+from vae_cli.model.inference import Inference
+from vae_cli.model.vae import VAE
+
+
+def evaluate(
+    model: VAE,
+    regularizer: nn.Module,
+    split: Split,
+    seed: int,
+    device: torch.device,
+    metrics: Sequence[Term] | None = None,
+    batch_size: int = 500,
+) -> dict[str, float]:
+    """The metrics, by default the terms of the loss and the shape of the posterior, over all images of a split.
+
+    The same seed draws the same noise, and the noise of a training that goes on is not disturbed. Quantities are nats
+    per image, as in training. A penalty with a mean over the batch inside (free bits, capacity) sees batches of
+    batch_size.
+    """
+    metrics = [Terms(), Posterior()] if metrics is None else metrics
+    with questioned(model, seed, device):
+        for positions in split.in_order(batch_size):
+            inference = model(split.batch(positions))
+            penalty = regularizer(inference)
+            for metric in metrics:
+                metric.update(inference, penalty)
+    return {name: value for metric in metrics for name, value in metric.compute().items()}
+
+
+Sum = Tensor | float  # 0.0 until the first batch
+
+
+class Term(Protocol):
+    """A figure, or several, over all images that were shown."""
+
+    def update(self, inference: Inference, penalty: Tensor) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
+class Terms:
+    """The terms of the loss, nats per image: loss, distortion, penalty, and where they are defined rate, rate_loc,
+    rate_scale, elbo, and rate_bits = rate / ln 2."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: tuple[str, ...] = ()
+        self.sums: Tensor | None = None
+
+    def update(self, inference: Inference, penalty: Tensor) -> None:
+        terms = inference.terms(penalty)
+        self.names = tuple(terms)
+        # Doubles: a float32 sum over a large set would lose the digits that tell two modes apart.
+        sums = torch.stack([term.detach() for term in terms.values()]).double().sum(1)
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.count += len(inference.x)
+
+    def compute(self) -> dict[str, float]:
+        if self.sums is None:
+            return {}
+        values = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        if "rate" in values:
+            values["rate_bits"] = values["rate"] / math.log(2)
+        return values
+
+
+class Posterior:
+    """Shape of the posterior over the images: loc_std, and where there is noise active_units, scale_mean, scale_min and
+    collapsed.
+
+    active_units counts the dimensions in which Var_x(loc_j) exceeds 0.01 of the mean of scale_j^2. Burda et al. (2016)
+    count Var_x(loc_j) > 0.01: an idle dimension of a learned sigma has the prior's scale 1, where the two agree, and
+    unlike theirs this count does not change with the scale of z. A point mass has nothing to compare with: no count.
+    loc_std is the root of the mean over dimensions of Var_x(loc_j); scale_mean and scale_min go over images and
+    dimensions; collapsed is the share of dimensions whose mean scale is below 1 % of the standard deviation of loc.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.loc: Sum = 0.0
+        self.square: Sum = 0.0
+        self.scale: Sum = 0.0
+        self.scale_square: Sum = 0.0
+        self.least = math.inf
+
+    def update(self, inference: Inference, penalty: Tensor) -> None:
+        loc = inference.loc.detach().double()
+        self.loc = self.loc + loc.sum(0)
+        self.square = self.square + loc.square().sum(0)
+        if inference.scale is not None:
+            scale = inference.scale.detach().double()
+            self.scale = self.scale + scale.sum(0)
+            self.scale_square = self.scale_square + scale.square().sum(0)
+            self.least = min(self.least, float(scale.min()))
+        self.count += len(loc)
+
+    def compute(self) -> dict[str, float]:
+        if not isinstance(self.loc, Tensor) or not isinstance(self.square, Tensor):
+            return {}
+        variance = (self.square / self.count - (self.loc / self.count).square()).clamp_min(0)
+        values = {"loc_std": float(variance.mean().sqrt())}
+        if isinstance(self.scale, Tensor) and isinstance(self.scale_square, Tensor):
+            mean = self.scale / self.count
+            values["active_units"] = float((variance > 0.01 * self.scale_square / self.count).sum())
+            values["scale_mean"] = float(mean.mean())
+            values["scale_min"] = self.least
+            values["collapsed"] = float((mean < 0.01 * variance.sqrt()).double().mean())
+        return values
