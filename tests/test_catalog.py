@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vae_cli.config import catalog
-from vae_cli.runs.folder import find_runs
+from vae_cli.runs.find import find_runs
 
 CHOICES = [(group, choice) for group in catalog.groups().values() for choice in group.choices.values()]
 

@@ -19,22 +19,16 @@ from scipy import stats
 
 from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
-from vae_cli.comparison.comparison import (
-    Comparison,
-    Member,
-    common_folder,
-    difference,
-    drop_twins,
-    interpolate,
-    like_the_newest,
-    refuse_incomparable,
-    statistic,
-)
-from vae_cli.comparison.findings import _verdict, amount, answers, gap, number
+from vae_cli.comparison.answers import answers, verdict_of
+from vae_cli.comparison.arms import Comparison
+from vae_cli.comparison.findings import amount, gap
+from vae_cli.comparison.members import Member, common_folder, drop_twins, like_the_newest, refuse_incomparable
 from vae_cli.comparison.plots import Plots
 from vae_cli.comparison.report import Pictures, as_plain, render
+from vae_cli.comparison.statistics import difference, interpolate, statistic
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import UserError
+from vae_cli.core.wording import number
 from vae_cli.runs.folder import RunDir
 
 BASE = {"dataset": "digits", "likelihood": "gaussian", "prior": "standard_normal", "regularizer": "kl"}
@@ -298,7 +292,7 @@ def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.Monk
     other = {"likelihood": "bernoulli"}
     members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
     ages = {one.folder.path: age for age, one in enumerate(members)}
-    monkeypatch.setattr("vae_cli.comparison.comparison.last_written", ages.__getitem__)
+    monkeypatch.setattr("vae_cli.comparison.arms.last_written", ages.__getitem__)
     kept, note = like_the_newest(members)
     assert kept == [members[1], members[3]]
     assert note is not None
@@ -355,7 +349,7 @@ def test_answers_follow_the_numbers() -> None:
     ],
 )
 def test_verdicts(counts: tuple[int, int, int], verdict: str) -> None:
-    assert _verdict(*counts) == verdict
+    assert verdict_of(*counts) == verdict
 
 
 def test_the_share_of_the_prior_is_told_by_arms_that_differ_in_it() -> None:

@@ -29,7 +29,8 @@ from torch import Tensor
 from vae_cli.axes.dataset.pack import open_pack
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import load_image
-from vae_cli.runs.folder import RunDir, find_runs
+from vae_cli.runs.find import find_runs
+from vae_cli.runs.folder import RunDir
 
 Refused = Callable[..., str]
 Ask = Callable[..., Any]

@@ -17,7 +17,7 @@ from torch.func import functional_call, jvp, vmap
 from torch.optim import Adam
 
 from vae_cli.axes.dataset import Dataset
-from vae_cli.axes.likelihood import Coins, CrossEntropy, Likelihood
+from vae_cli.axes.likelihood import Likelihood
 from vae_cli.axes.optimizer import ScheduledOptimizer
 from vae_cli.axes.prior import Prior
 from vae_cli.axes.schedule import Linear
@@ -26,7 +26,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import kernels
-from vae_cli.model.distributions import Delta
+from vae_cli.model.distributions import Coins, CrossEntropy, Delta
 from vae_cli.model.inference import Inference
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard

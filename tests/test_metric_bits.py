@@ -23,17 +23,9 @@ from vae_cli import Run, load_run
 from vae_cli.commands import train as command
 from vae_cli.config.build import build_experiment
 from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
-from vae_cli.metrics.bits import (
-    LADDER,
-    MutualInformation,
-    NoiseProbe,
-    Quantization,
-    Rate,
-    SignalToNoise,
-    log_others,
-    quantize,
-)
+from vae_cli.metrics.information import MutualInformation, Rate, SignalToNoise, log_others
 from vae_cli.metrics.scales import PullOverTraining, ScaleDistribution
+from vae_cli.metrics.tolerance import LADDER, NoiseProbe, Quantization, quantize
 
 Compose = Callable[..., dict[str, Any]]
 BUDGET = Budget(2000, 9000, 64, 100, 4000, 16, 20, 500)

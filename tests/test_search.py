@@ -16,12 +16,12 @@ from hydra.errors import MissingConfigException
 from rich.console import Console
 
 from vae_cli.commands import train as command
-from vae_cli.config import hydra as hydra_front
+from vae_cli.config import messages
 from vae_cli.config.build import build_experiment, check_config
 from vae_cli.config.objective import NAMES, check_objective, figure
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.runs.folder import RunDir
-from vae_cli.sweeps.search import defined_terms, search_space
+from vae_cli.sweeps.space import defined_terms, search_space
 from vae_cli.training.lifecycle import run_experiment
 
 Compose = Callable[..., dict[str, Any]]
@@ -118,8 +118,8 @@ def test_the_name_of_the_extra_is_said_where_it_is_missing(monkeypatch: pytest.M
     missing = MissingConfigException("", "hydra/sweeper/optuna", [])
     message = EmailMessage()
     message["Provides-Extra"] = "optuna"
-    monkeypatch.setattr(hydra_front.metadata, "metadata", lambda name: message)
-    said = str(hydra_front.translate(missing, ["experiment=search"]))
+    monkeypatch.setattr(messages.metadata, "metadata", lambda name: message)
+    said = str(messages.translate(missing, ["experiment=search"]))
     assert said == "hydra/sweeper=optuna is not installed: type pip install 'vae-cli[optuna]'."
 
 

@@ -19,8 +19,8 @@ from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
 from vae_cli.core.wording import time_left
 from vae_cli.machine import cores
-from vae_cli.runs.folder import find_runs
-from vae_cli.sweeps import launcher
+from vae_cli.runs.find import find_runs
+from vae_cli.sweeps import launcher, runner
 from vae_cli.sweeps.progress import Overview
 from vae_cli.sweeps.slurm import states_of
 
@@ -257,7 +257,7 @@ def test_time_left_is_said_as_a_person_does() -> None:
 class Folders:
     """Stands for the runs of a sweep, and for who tells of them."""
 
-    def __init__(self, states: dict[int, launcher.State]) -> None:
+    def __init__(self, states: dict[int, runner.State]) -> None:
         self.states = states
 
     def __call__(self, config: Any) -> bool:
@@ -272,7 +272,7 @@ class Folders:
 
     def look(self) -> None: ...
 
-    def state(self, job: int) -> launcher.State:
+    def state(self, job: int) -> runner.State:
         return self.states[job]
 
     def stop(self, is_left: bool) -> None: ...
@@ -305,7 +305,7 @@ class Dying(launcher.Launcher):
 
 @pytest.mark.parametrize("deadly", [["seed=1"], ["seed=1", "seed=3"], ["seed=4"], []])
 def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "LOOK", 0.01)
+    monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(5), "waiting"))
     inner = Dying(folders, deadly)
     config = launcher.OmegaConf.create(
@@ -377,7 +377,7 @@ def test_a_machine_runs_one_job_a_gpu_or_one_a_core(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_plugin_is_said_to_be_missing() -> None:
-    from vae_cli.config.hydra import translate
+    from vae_cli.config.messages import translate
 
     error = RuntimeError(
         "Unknown plugin class : 'hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher'"
@@ -417,7 +417,7 @@ def test_slurms_queue_says_which_jobs_have_ended() -> None:
 
 
 def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "LOOK", 0.01)
+    monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(4), "waiting"))
 
     class Losing(Dying):
@@ -427,7 +427,7 @@ def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch
 
     inner = Losing(folders, [])
     config = launcher.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
-    runner = launcher.Runner(inner, config, onlooker=folders.onlooker)
-    outcomes = runner.run([launcher.Job(number, [f"seed={number}"]) for number in range(4)])
+    found = runner.Runner(inner, config, onlooker=folders.onlooker)
+    outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
     assert all("it did not begin" in str(outcome) for outcome in outcomes)

@@ -28,7 +28,9 @@ from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
-from vae_cli.training.lifecycle import Finished, likely_cause, run_experiment
+from vae_cli.runs.plan import Finished
+from vae_cli.training.divergence import likely_cause
+from vae_cli.training.lifecycle import run_experiment
 from vae_cli.training.meter import Meter, NotFinite
 
 COSINE = ["+schedule@optimizer.lr=cosine", "optimizer.lr.start=1e-2", "optimizer.lr.stop=0", "optimizer.lr.epochs=5"]

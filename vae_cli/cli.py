@@ -167,7 +167,7 @@ def _words_typed() -> list[str]:
 
 
 def _complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    from vae_cli.runs.folder import find_runs
+    from vae_cli.runs.find import find_runs
 
     folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
     return [word for word in ["latest", *map(str, folders)] if word.startswith(incomplete)]

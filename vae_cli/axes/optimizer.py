@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from vae_cli.axes.schedule import Constant, as_schedule
 from vae_cli.core.errors import UserError, nearest
+from vae_cli.model.kernels import FusedAdam
 
 
 class ScheduledOptimizer:
@@ -81,68 +81,6 @@ class ScheduledOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state)
         self._fused = None  # whose tensors are others now
-
-
-class FusedAdam:
-    """A step of torch's Adam with fused=true, on its own state: the one kernel, and nothing else.
-
-    What torch does around it (hooks, sorting by device, counting each tensor's steps by a number of another type) takes
-    as long as the kernel where a network is small, and imports a compiler the first time, which takes most of a second.
-    """
-
-    def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
-        self._groups = groups
-
-    @classmethod
-    def of(cls, optimizer: Optimizer) -> FusedAdam | None:
-        """The same step as this optimizer's; None where that does, or may do, anything else, or a parameter that learns
-        has no gradient yet."""
-        if type(optimizer) is not Adam or not hasattr(torch, "_fused_adam_"):
-            return None
-        others = ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay")
-        groups = []
-        for group in optimizer.param_groups:
-            if not group["fused"] or any(map(group.get, others)):
-                return None
-            parameters = group["params"]
-            kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
-            if len(kinds) > 1 or any(parameter.grad is None for parameter in parameters):
-                return None
-            states = [optimizer.state[parameter] for parameter in parameters]
-            for parameter, state in zip(parameters, states, strict=True):
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            held = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-            groups.append((group, tuple(held)))
-        return cls(groups)
-
-    @torch.no_grad()
-    def step(self) -> bool:
-        """Take a step, or none and say so where a parameter has no gradient."""
-        every = [[parameter.grad for parameter in group["params"]] for group, _ in self._groups]
-        if any(gradient is None for gradients in every for gradient in gradients):
-            return False
-        for (group, (means, squares, steps)), gradients in zip(self._groups, every, strict=True):
-            torch._foreach_add_(steps, torch.ones_like(steps[0]))
-            torch._fused_adam_(
-                group["params"], gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
-                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
-                maximize=group["maximize"],
-            )  # fmt: skip
-        return True
-
-
-def _spare_the_compiler() -> None:
-    """Tell torch what to call for these functions: themselves. Else, to ask its compiler for the same, it imports that
-    when an optimizer is made, which takes most of a second."""
-    for function in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
-        inner: Any = inspect.unwrap(function)
-        inner.__dynamo_disable = inner
-
-
-_spare_the_compiler()
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:

@@ -17,26 +17,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from vae_cli.comparison import cache
+from vae_cli.comparison.arms import Arm, Comparison, partly
 from vae_cli.comparison.cache import Kept, Sheet
-from vae_cli.comparison.comparison import (
-    Arm,
-    Comparison,
+from vae_cli.comparison.findings import amount
+from vae_cli.comparison.members import (
     Member,
     common_folder,
     drop_twins,
     like_the_newest,
-    partly,
     read_member,
     refuse_incomparable,
-    statistic,
 )
-from vae_cli.comparison.findings import amount, digits_for
 from vae_cli.comparison.missing import evaluate
+from vae_cli.comparison.statistics import statistic
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import reading_many, write_json, write_text
+from vae_cli.core.wording import digits_for
 from vae_cli.metrics.record import rank
-from vae_cli.runs.folder import RunDir, find_run, find_runs
+from vae_cli.runs.find import find_run, find_runs
+from vae_cli.runs.folder import RunDir
 
 # Columns of the table on the terminal, the most telling first: as many are shown as fit.
 COLUMNS = {

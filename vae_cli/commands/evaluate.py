@@ -9,13 +9,15 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from vae_cli.comparison.comparison import Comparison, read_member
+from vae_cli.comparison.arms import Comparison
+from vae_cli.comparison.members import read_member
 from vae_cli.comparison.plots import Plots, save_all
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import CLAIMS
 from vae_cli.metrics.evaluate import METRICS, assess, find_metrics
 from vae_cli.metrics.record import Profile, assessment, metrics_file, rank
-from vae_cli.runs.folder import RunDir, find_run
+from vae_cli.runs.find import find_run
+from vae_cli.runs.folder import RunDir
 
 
 def main(

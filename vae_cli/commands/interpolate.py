@@ -15,7 +15,7 @@ from vae_cli.core.images import grid, load_image
 from vae_cli.core.rng import questioned
 from vae_cli.runs.codes import Path as LatentPath
 from vae_cli.runs.codes import between, decode, inferences
-from vae_cli.runs.folder import find_run
+from vae_cli.runs.find import find_run
 from vae_cli.runs.run import Run
 
 COUNT, STEPS, SPAN = 8, 11, 3.0  # without an option that says otherwise

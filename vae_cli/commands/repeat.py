@@ -16,9 +16,11 @@ from vae_cli.config.naming import flatten
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.machine.launch import refuse_several
 from vae_cli.runs.checkpoint import load_checkpoint
-from vae_cli.runs.folder import RunDir, find_run
+from vae_cli.runs.find import find_run
+from vae_cli.runs.folder import RunDir
+from vae_cli.runs.plan import look_at
 from vae_cli.runs.run import loading
-from vae_cli.training.lifecycle import look_at, run_experiment
+from vae_cli.training.lifecycle import run_experiment
 
 MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # none of which makes another run
 KEPT = ("versions", "git_commit", "device", "threads", "processes", "determinism")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vae_cli.core.errors import Failure, UserError, visible
-from vae_cli.runs.folder import RunDir, find_runs
+from vae_cli.runs.find import find_runs
+from vae_cli.runs.folder import RunDir
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
 

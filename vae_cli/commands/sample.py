@@ -16,7 +16,7 @@ from vae_cli.core.images import grid
 from vae_cli.core.rng import questioned
 from vae_cli.machine.memory import refuse_oversize
 from vae_cli.runs.codes import decode, draw_codes
-from vae_cli.runs.folder import find_run
+from vae_cli.runs.find import find_run
 from vae_cli.runs.run import Run
 
 COUNT, COMPONENTS, IMAGES, DRAWS = 64, 10, "0-7", 8  # without an option that says otherwise

@@ -26,8 +26,9 @@ from vae_cli.core.errors import Failure, UserError, explain
 from vae_cli.core.wording import relative, time_left
 from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
-from vae_cli.runs.folder import finished_runs, write_sweep
-from vae_cli.sweeps.launcher import check_sweeps, is_plugin, spell, stop_file
+from vae_cli.runs.find import finished_runs, write_sweep
+from vae_cli.sweeps.launcher import check_sweeps
+from vae_cli.sweeps.runner import is_plugin, spell, stop_file
 from vae_cli.sweeps.search import Search
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     """
     from vae_cli.machine.distributed import first
     from vae_cli.runs.folder import RunDir
-    from vae_cli.training.lifecycle import Finished, build_together, finished_message, look_at
+    from vae_cli.runs.plan import Finished, finished_message, look_at
+    from vae_cli.training.lifecycle import build_together
 
     path = named_folder(_root_)
     if _root_.hydra.mode == RunMode.MULTIRUN:
@@ -168,7 +170,7 @@ class Sweep:
         """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
-        from vae_cli.training.lifecycle import UnderWay, look_at
+        from vae_cli.runs.plan import UnderWay, look_at
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)

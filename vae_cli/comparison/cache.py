@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vae_cli.comparison.comparison import common_folder
+from vae_cli.comparison.members import common_folder
 from vae_cli.core.files import plain, read_text, write_json
 from vae_cli.metrics.record import metrics_file
 from vae_cli.runs.folder import RunDir

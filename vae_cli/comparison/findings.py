@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from vae_cli.comparison.comparison import Arm, AtEqualRate, Comparison, Difference, Statistic
-
-MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and no line breaks after it
-QUESTIONS = {
-    "bits": "Does the noise limit the information that passes?",
-    "neighbours": "Does the noise keep neighbours alike?",
-    "shortcuts": "Without noise, or without a price on small sigma, does the network take a shortcut?",
-    "scale": "Does the rate pull sigma towards 1?",
-    "price": "What does it cost to hard-code sigma?",
-}
-
-# What an arm without noise, or without a price on it, would show if a claim held: the figure, and the sign of its
-# difference to the reference.
-EXPECTED: dict[str, list[tuple[str, int]]] = {
-    "bits": [("rate", 1), ("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
-    "neighbours": [
-        ("jacobian_frobenius_halfway", 1),
-        ("jacobian_norm_halfway", 1),
-        ("largest_step_over_mean", 1),
-        ("midpoint_distance_to_training", 1),
-        ("neighbour_label_agreement", -1),
-    ],
-    "shortcuts": [("collapsed_share", 1), ("reidentification", 1), ("distortion_gap", 1)],
-}
+from vae_cli.comparison.arms import AtEqualRate, Comparison
+from vae_cli.comparison.statistics import Difference, Statistic
+from vae_cli.core.wording import capitalized, digits_for, number, quoted, signed
 
 NAMES = {
     "rate": "the rate",
@@ -58,50 +36,6 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A question, its answer in a word or two, and the sentences behind it."""
-
-    question: str
-    verdict: str
-    sentences: list[str]
-
-
-def answers(comparison: Comparison) -> dict[str, Answer]:
-    """The answer to each question, by claim."""
-    kinds: dict[str, Callable[[Comparison], Answer]] = {
-        "bits": _bits,
-        "neighbours": _neighbours,
-        "shortcuts": _shortcuts,
-        "scale": _scale,
-        "price": _price,
-    }
-    return {claim: kind(comparison) for claim, kind in kinds.items()}
-
-
-# Words and numbers.
-
-
-def digits_for(values: Sequence[float]) -> int:
-    """Decimals for numbers that are set side by side."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    if largest >= 1000:
-        return 0
-    if largest >= 100:
-        return 1
-    if largest >= 1:
-        return 2
-    return 3 if largest >= 0.02 else 4
-
-
-def number(value: float, digits: int | None = None) -> str:
-    """A number as it is printed, with a minus sign that is one."""
-    text = f"{value:.{digits_for([value]) if digits is None else digits}f}"
-    if float(text) == 0:
-        text = f"{value:.2g}" if value and digits is None else text.lstrip("-")
-    return text.replace("-", MINUS)
-
-
 def amount(stat: Statistic, unit: str = "", digits: int | None = None) -> str:
     """A mean and its standard deviation over seeds: 23.40 ± 0.20 nats."""
     digits = digits_for([stat.mean]) if digits is None else digits
@@ -116,29 +50,14 @@ def gap(found: Difference, unit: str = "") -> str:
     digits = digits_for([found.value, *(found.interval or ())])
     tail = f" {unit}" if unit else ""
     if found.interval is None:
-        return f"{_signed(found.value, digits)}{tail} (one seed: no interval)"
-    low, high = (_signed(end, digits) for end in found.interval)
-    return f"{_signed(found.value, digits)}{tail} [{low}, {high}]"
-
-
-def _signed(value: float, digits: int) -> str:
-    text = number(value, digits)
-    return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
+        return f"{signed(found.value, digits)}{tail} (one seed: no interval)"
+    low, high = (signed(end, digits) for end in found.interval)
+    return f"{signed(found.value, digits)}{tail} [{low}, {high}]"
 
 
 def none_found(found: Difference) -> str:
     """What is said where the interval holds 0."""
     return f"no difference that {found.seeds} seeds could show"
-
-
-def quoted(labels: Sequence[str]) -> str:
-    """Arms in a sentence: 'a', 'b' and 'c'."""
-    words = [f"'{label}'" for label in labels]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def title(name: str) -> str:
@@ -156,7 +75,7 @@ def extremes(comparison: Comparison, name: str) -> str | None:
     stats = [(arm, stat) for arm in comparison.shown if (stat := arm.stat(name)) is not None]
     if not stats:
         return None
-    unit = _unit(comparison, name)
+    unit = unit_of(comparison, name)
     if len(stats) == 1:
         return f"{amount(stats[0][1], unit)} for {quoted([stats[0][0].label])} alone"
     low, high = min(stats, key=lambda pair: pair[1].mean), max(stats, key=lambda pair: pair[1].mean)
@@ -175,7 +94,7 @@ def against(comparison: Comparison, name: str) -> str | None:
     found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
     if not found:
         return None
-    unit = _unit(comparison, name)
+    unit = unit_of(comparison, name)
     parts = []
     real = sorted((d for d in found if d.is_real), key=lambda d: -abs(d.value))
     if real:
@@ -186,7 +105,7 @@ def against(comparison: Comparison, name: str) -> str | None:
         arms = quoted(nothing) if len(nothing) <= MOST else f"{len(nothing)} arms"
         parts.append(f"no difference that {seeds} seeds could show for {arms}")
     if unknown := [d for d in found if d.is_real is None]:
-        listed = ", ".join(f"{quoted([d.arm])} {_signed(d.value, digits_for([d.value]))}" for d in unknown)
+        listed = ", ".join(f"{quoted([d.arm])} {signed(d.value, digits_for([d.value]))}" for d in unknown)
         parts.append(f"from one seed, so that no interval exists, {listed}")
     return f"against {quoted([comparison.reference.label])}: {'; '.join(parts)}"
 
@@ -198,245 +117,13 @@ def findings(comparison: Comparison, names: Sequence[str]) -> list[tuple[str, st
     for name in names:
         parts = [text for text in (extremes(comparison, name), against(comparison, name)) if text]
         if parts:
-            found.append((_upper(title(name)), "; ".join(parts) + "."))
+            found.append((capitalized(title(name)), "; ".join(parts) + "."))
     return found
 
 
-def _unit(comparison: Comparison, name: str) -> str:
+def unit_of(comparison: Comparison, name: str) -> str:
     info = comparison.figures.get(name)
     return info.unit if info else ""
-
-
-# Answers.
-
-
-def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
-    """Whether arms differ from the reference as a claim has it, and the sentences that say how."""
-    reference = comparison.reference
-    if not reference.has_noise or not reference.has_price:
-        return "Not tested", [
-            f"The reference {quoted([reference.label])} has no noise, or no price on it: name another with --reference."
-        ]
-    arms = [arm for arm in arms if arm is not reference]
-    if not arms:
-        return "Not tested", [f"No arm {what} is among these runs."]
-    pairs = [
-        (found, sign)
-        for name, sign in EXPECTED[claim]
-        for arm in arms
-        if (found := comparison.difference(name, arm)) is not None
-    ]
-    if not pairs:
-        return "Not tested", [f"No figure of this claim is defined both for {quoted([a.label for a in arms])} and for "
-                              f"{quoted([reference.label])}."]  # fmt: skip
-    tested = [pair for pair in pairs if pair[0].is_real is not None]
-    for_it = [found for found, sign in tested if found.is_real and found.value * sign > 0]
-    against_it = [found for found, sign in tested if found.is_real and found.value * sign < 0]
-    verdict = _verdict(len(for_it), len(against_it), len(tested))
-    none = len(tested) - len(for_it) - len(against_it)
-    counted = f"Of {len(tested)} comparisons of {quoted([a.label for a in arms])} with {quoted([reference.label])}"
-    says = [f"{len(for_it)} point this way"]
-    if against_it:
-        says.append(f"{len(against_it)} the other way")
-    if none:
-        says.append(f"{none} show no difference")
-    sentences = [f"{counted}, {', '.join(says)}."]
-    if not tested:
-        sentences = ["With one seed there is no interval, and no difference can be told from chance."]
-    names = list(dict.fromkeys(found.figure for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)))
-    for name in names[:LISTED]:
-        sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
-    return verdict, sentences
-
-
-def _verdict(for_it: int, against_it: int, tested: int) -> str:
-    """What so many comparisons that point one way, the other way, and either way come to."""
-    if not tested:
-        return "Cannot be told"
-    if for_it and against_it:
-        return "Mixed"
-    if against_it:
-        return "No, the opposite"
-    if not for_it:
-        return "Not shown"
-    return "Yes" if for_it == tested else "Mostly" if 2 * for_it > tested else "In part"
-
-
-LISTED = 3  # figures that an answer spells out; the section has all
-
-
-def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
-    """Differences in one figure as a sentence: what the reference has, and what each other arm."""
-    name, reference = found[0].figure, comparison.reference.stat(found[0].figure)
-    assert reference is not None
-    stats = {arm.label: stat for arm in comparison.arms if (stat := arm.stat(name)) is not None}
-    unit = _unit(comparison, name)
-    digits = digits_for([reference.mean, *(stats[d.arm].mean for d in found)])
-    parts = []
-    for d in found:
-        says = none_found(d) if d.is_real is False else gap(d, unit)
-        parts.append(f"{amount(stats[d.arm], '', digits)} for {quoted([d.arm])} ({says})")
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    own = quoted([comparison.reference.label])
-    return f"{_upper(title(name))} is {amount(reference, unit, digits)} for {own}, {listed}."
-
-
-def _one(comparison: Comparison, found: Difference) -> str:
-    """One difference as a sentence with both means."""
-    arms = {arm.label: arm for arm in comparison.arms}
-    own, other = arms[found.arm].stat(found.figure), arms[found.reference].stat(found.figure)
-    assert own is not None
-    assert other is not None
-    unit = _unit(comparison, found.figure)
-    digits = digits_for([own.mean, other.mean])
-    text = (
-        f"{_upper(title(found.figure))} is {amount(own, unit, digits)} for {quoted([found.arm])} and "
-        f"{amount(other, unit, digits)} for {quoted([found.reference])}"
-    )
-    if found.is_real is False:
-        return f"{text}: {none_found(found)}."
-    return f"{text}: {gap(found, unit)}."
-
-
-def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
-    """The arms without noise, and those without a price on the code."""
-    return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
-
-
-def _bits(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison, "bits", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
-    )
-    rate = extremes(comparison, "rate_bits" if "rate_bits" in comparison.figures else "rate")
-    rate = f"The rate is {rate}." if rate else None
-    missing = [arm for arm in comparison.shown if arm.stat("rate") is None and arm.reason("rate")]
-    if missing:
-        sentences.append(f"No rate for {quoted([arm.label for arm in missing])}: {missing[0].reason('rate')}.")
-    return Answer(QUESTIONS["bits"], verdict, [*sentences[:1], *([rate] if rate else []), *sentences[1:]])
-
-
-def _neighbours(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison, "neighbours", _without(comparison, noise=True, price=False), "without noise"
-    )
-    return Answer(QUESTIONS["neighbours"], verdict, sentences)
-
-
-def _shortcuts(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison,
-        "shortcuts",
-        _without(comparison, noise=True, price=True),
-        "without noise, or without a price on it,",
-    )
-    return Answer(QUESTIONS["shortcuts"], verdict, sentences)
-
-
-def _scale(comparison: Comparison) -> Answer:
-    """Within each family whose scale is free, the mean scale at the largest weight less that at the smallest."""
-    found, sentences = [], []
-    for family in comparison.families:
-        arms = [arm for arm in family.arms if arm.stat("scale_mean") and not arm.has_constant_scale]
-        if len(arms) > 1 and arms[0].beta != arms[-1].beta:
-            gap_ = comparison.difference("scale_mean", arms[-1], arms[0])
-            if gap_ is not None:
-                found.append(gap_)
-                sentences.append(_one(comparison, gap_))
-    free = [arm for arm in comparison.shown if arm.stat("scale_mean") and not arm.has_constant_scale]
-    for arm in [arm for arm in free if arm.has_price][:LISTED]:
-        sentences += _active_and_idle(arm)
-    if not free:
-        return Answer(QUESTIONS["scale"], "Not tested", ["No arm among these runs sets its scale by itself."])
-    if not found:
-        sentences.insert(0, "No family of arms whose scale is free was trained under several weights.")
-        return Answer(QUESTIONS["scale"], "Not tested", sentences)
-    rising = [d for d in found if d.is_real and d.value > 0]
-    falling = [d for d in found if d.is_real and d.value < 0]
-    known = [d for d in found if d.is_real is not None]
-    verdict = _verdict(len(rising), len(falling), len(known))
-    return Answer(QUESTIONS["scale"], verdict, sentences)
-
-
-def _active_and_idle(arm: Arm) -> list[str]:
-    """The median scale of active and of idle dimensions, from the quantiles 5, 25, 50, 75, 95 %."""
-    medians = {}
-    for kind in ("active", "idle"):
-        curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]
-        if curves:
-            medians[kind] = sum(curve[2] for curve in curves) / len(curves)
-    if not medians:
-        return []
-    said = " and ".join(f"{number(value)} in {kind} dimensions" for kind, value in medians.items())
-    return [f"The median scale of {quoted([arm.label])} is {said}."]
-
-
-def _price(comparison: Comparison) -> Answer:
-    """The ELBO of arms of constant scale less the reference's, under their own prior and under a refitted one."""
-    reference = comparison.reference
-    arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
-    if not arms or reference.stat("elbo") is None:
-        return Answer(QUESTIONS["price"], "Not tested", ["No arm of constant scale, or no ELBO to compare it with."])
-    gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
-    verdict = _cost_in_short([d for _, d in gaps])
-    sentences, said = [], set()
-    for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
-        if arm.label in said:
-            continue
-        others = [(other, d) for other, d in gaps if other is not arm and _differ_in_prior(arm, other)]
-        better = max(others, key=lambda pair: pair[1].value, default=None)
-        if better is not None:
-            said.add(better[0].label)
-        sentences.append(_cost(comparison, arm, found, better))
-    for equal in comparison.at_equal_rate:
-        sentences.append(equal_rate(comparison, equal))
-    return Answer(QUESTIONS["price"], verdict, sentences)
-
-
-def _cost_in_short(gaps: Sequence[Difference]) -> str:
-    """How many arms lose how much."""
-    known = [d for d in gaps if d.interval is not None]
-    losses = sorted(-d.value for d in known if d.is_real and d.value < 0)
-    arms = "the arm" if len(known) == 1 else f"{len(losses)} of the {len(known)} arms"
-    if not known:
-        low, high = min(-d.value for d in gaps), max(-d.value for d in gaps)
-        ends = number(high) if low == high else f"{number(low)} to {number(high)}"
-        return f"{ends} nats, from one seed"
-    if not losses:
-        return f"No loss that {known[0].seeds} seeds could show"
-    digits = digits_for(losses)
-    ends = " to ".join(dict.fromkeys(number(end, digits) for end in (losses[0], losses[-1])))
-    return f"{_upper(arms)} of constant scale lose{'s' if len(losses) == 1 else ''} {ends} nats"
-
-
-def _differ_in_prior(one: Arm, other: Arm) -> bool:
-    """Whether two arms differ in their prior and in nothing else."""
-    keys = {key for key in one.settings if one.settings[key] != other.settings.get(key)}
-    return bool(keys) and all(key.partition(".")[0] == "prior" for key in keys)
-
-
-def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm, Difference] | None) -> str:
-    """What an arm of constant scale loses; how much of that the trained model wins back by another prior alone, and how
-    much an arm that was trained with one, the best of those that differ in nothing else."""
-    text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {quoted([comparison.reference.label])}"
-    if found.is_real is False:
-        text += f", {none_found(found)}"
-    refitted = comparison.difference("elbo_gaussian_prior", arm)
-    if refitted is not None and found.is_real and found.value < 0:
-        text += f"; with a Gaussian fitted afterwards to the codes of each as its prior {_left(found, refitted)}"
-    if better is not None:
-        other, d = better
-        says = _left(found, d) if found.is_real and found.value < 0 else gap(d, "nats")
-        text += f"; trained with another prior, as {quoted([other.label])}, {says}"
-    return f"{text}."
-
-
-def _left(loss: Difference, rest: Difference) -> str:
-    """What is left of a loss, and which share of it is gone."""
-    if rest.is_real is False:
-        return f"{gap(rest, 'nats')}, {none_found(rest)}"
-    share = 1 - rest.value / loss.value
-    gone = f", {100 * share:.0f} % of the loss less" if 0 <= share < 1 else ""
-    return f"{gap(rest, 'nats')}{gone}"
 
 
 def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:

@@ -16,7 +16,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_cli.comparison.comparison import Arm
+from vae_cli.comparison.arms import Arm
 from vae_cli.comparison.plots import STYLE, WIDTH, Look, ink
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid

@@ -15,7 +15,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vae_cli.comparison.comparison import LISTED, Member
+from vae_cli.comparison.members import LISTED, Member
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import reading_many
 from vae_cli.machine.cores import cores

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from vae_cli.comparison.comparison import Arm, Comparison, Family
+from vae_cli.comparison.arms import Arm, Comparison, Family
 from vae_cli.core.files import replace_file
 
 # Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, the strongest first.
@@ -122,7 +122,7 @@ class Plots:
         families = [f for f in self.comparison.families if any(_rate_and_distortion(arm) for arm in f.arms)]
         if sum(_rate_and_distortion(arm) for family in families for arm in family.arms) < 2:
             return None
-        with _figure(WIDTH, 5.2) as figure:
+        with drawing(WIDTH, 5.2) as figure:
             axes = figure.add_subplot()
             main: list[tuple[float, float]] = []
             for family in families:
@@ -186,7 +186,7 @@ class Plots:
                     bits[arm.label] = np.array(b), costs
         if not noise and not bits:
             return None
-        with _figure(WIDTH, self._height(4.1)) as figure:
+        with drawing(WIDTH, self._height(4.1)) as figure:
             panels = figure.subplots(1, 2 if noise and bits else 1, squeeze=False)[0]
             for axes, curves in zip(panels, [kind for kind in (noise, bits) if kind], strict=True):
                 for arm in self.comparison.shown:
@@ -222,7 +222,7 @@ class Plots:
         arms = [arm for arm in self.comparison.shown if arm.curves("rate_per_dimension")]
         if not arms:
             return None
-        with _figure(WIDTH, self._height(3.2)) as figure:
+        with drawing(WIDTH, self._height(3.2)) as figure:
             axes = figure.add_subplot()
             for arm in arms:
                 sizes = -np.sort(-np.array(arm.curves("rate_per_dimension")), axis=1)
@@ -244,7 +244,7 @@ class Plots:
         drawn = [name for name in names if any(arm.curves(name) for arm in self.comparison.shown)]
         if not drawn:
             return None
-        with _figure(WIDTH, self._height(3.4)) as figure:
+        with drawing(WIDTH, self._height(3.4)) as figure:
             panels = figure.subplots(1, len(drawn), squeeze=False)[0]
             for axes, name in zip(panels, drawn, strict=True):
                 self._bands(axes, "training_epochs", name)
@@ -265,7 +265,7 @@ class Plots:
         """The importance-weighted bound over the number of samples K."""
         if not any(arm.curves("iw_curve") for arm in self.comparison.shown):
             return None
-        with _figure(WIDTH, self._height(3.4)) as figure:
+        with drawing(WIDTH, self._height(3.4)) as figure:
             axes = figure.add_subplot()
             self._bands(axes, "iw_curve_k", "iw_curve")
             axes.set_xscale("log", base=2)
@@ -284,7 +284,7 @@ class Plots:
             return None
         columns = min(3, len(arms))
         rows = -(-len(arms) // columns)
-        with _figure(WIDTH, 0.75 + 1.35 * rows) as figure:
+        with drawing(WIDTH, 0.75 + 1.35 * rows) as figure:
             panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
             for axes, arm in zip(panels, arms, strict=False):
                 edges = np.array(arm.curves("scale_histogram_edges"))[0]
@@ -322,7 +322,7 @@ class Plots:
         drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
         if not drawn:
             return None
-        with _figure(WIDTH, 1.3 + 0.29 * len(arms)) as figure:
+        with drawing(WIDTH, 1.3 + 0.29 * len(arms)) as figure:
             figure.set_layout_engine("constrained", w_pad=0.09)
             row = figure.subplots(1, len(drawn), sharey=True, sharex=share_x, squeeze=False)[0]
             for axes, panel in zip(row, drawn, strict=True):
@@ -401,7 +401,7 @@ class Plots:
         sources = [s for s in SOURCES if any(arm.stat(f"precision_{s}") for arm in self.comparison.shown)]
         if not sources:
             return None
-        with _figure(WIDTH, 3.5) as figure:
+        with drawing(WIDTH, 3.5) as figure:
             panels = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False)[0]
             for axes, source in zip(panels, sources, strict=True):
                 for arm in self.comparison.shown:
@@ -483,7 +483,7 @@ SOURCES = {
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def drawing(width: float, height: float) -> Iterator[Figure]:
     """A figure in this report's style, laid out when it is done: once, however many files show it."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))

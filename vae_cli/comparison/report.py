@@ -10,10 +10,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from vae_cli.comparison import findings
-from vae_cli.comparison.comparison import LEVEL, Arm, Comparison, partly, statistic
-from vae_cli.comparison.findings import Answer, amount, digits_for
+from vae_cli.comparison.answers import Answer, answers
+from vae_cli.comparison.arms import Arm, Comparison, partly
+from vae_cli.comparison.findings import amount
 from vae_cli.comparison.plots import SOURCES, Panel, Plots, as_svg, hex_color
+from vae_cli.comparison.statistics import LEVEL, statistic
 from vae_cli.config.naming import show
+from vae_cli.core.wording import digits_for
 from vae_cli.metrics.base import CLAIMS
 
 if TYPE_CHECKING:
@@ -131,7 +134,7 @@ class _Page:
         self.comparison = plots.comparison
         self.pictures = pictures
         self.plots = plots
-        self.answers = findings.answers(self.comparison)
+        self.answers = answers(self.comparison)
 
     # The parts of the page, from top to bottom.
 
@@ -534,7 +537,7 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
         ],
         "answers": {
             claim: {"question": a.question, "verdict": a.verdict, "sentences": a.sentences}
-            for claim, a in findings.answers(c).items()
+            for claim, a in answers(c).items()
         },
     }
 

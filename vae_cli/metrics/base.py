@@ -243,3 +243,14 @@ def as_plain(figure: Figure) -> dict[str, Any]:
     if not all(number is None or math.isfinite(number) for number in numbers):
         raise ValueError(f"a figure is not finite: {figure}")
     return plain
+
+
+def standard_error(values: Tensor) -> list[float] | None:
+    """The standard error over images of the mean of values (N, K), of each of the K; None for a single image."""
+    return (values.std(0) / math.sqrt(len(values))).tolist() if len(values) > 1 else None
+
+
+def curve_figure(values: Tensor, unit: str) -> Figure:
+    """The means over images of values (N, K), a curve of K points, with their standard errors."""
+    values = values.double()
+    return Figure(values.mean(0).tolist(), unit, len(values), standard_error(values))

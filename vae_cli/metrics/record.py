@@ -19,7 +19,8 @@ PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each looks at mo
 
 # All metrics, by the module that has their classes. To add a metric: its class there, and its name here.
 MODULES = {
-    "bits": ("Rate", "SignalToNoise", "MutualInformation", "NoiseProbe", "Quantization"),
+    "information": ("Rate", "SignalToNoise", "MutualInformation"),
+    "tolerance": ("NoiseProbe", "Quantization"),
     "neighbours": ("Jacobian", "Interpolation", "ClassChange", "NeighbourLabels"),
     "shortcuts": ("Collapse", "Reidentification", "Generalization", "Probes"),
     "scales": ("ScaleDistribution", "PullOverTraining"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.metrics.base import Figure, Metric, mean_figure, undefined
-from vae_cli.metrics.bits import NO_RATE
+from vae_cli.metrics.information import NO_RATE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 CELLS_A_DECADE = 10

@@ -23,7 +23,8 @@ from vae_cli.core.rng import questioned
 from vae_cli.machine.device import find_device
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint
-from vae_cli.runs.folder import ANEW, RunDir, find_run
+from vae_cli.runs.find import find_run
+from vae_cli.runs.folder import ANEW, RunDir
 
 
 def loading(config: dict[str, Any], data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:

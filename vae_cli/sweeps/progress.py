@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from vae_cli.core.errors import Failure
 from vae_cli.core.wording import relative, time_left
 from vae_cli.runs.folder import RunDir
-from vae_cli.sweeps.launcher import State
+from vae_cli.sweeps.runner import State
 from vae_cli.training.summary import figures
 
 BARS = 12  # runs that get a bar of their own

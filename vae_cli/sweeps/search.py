@@ -8,57 +8,31 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigLoadError
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.config.compose import named_folder, to_plain
-from vae_cli.config.hydra import translate
-from vae_cli.config.objective import BETTER, check_objective, figure
-from vae_cli.core.errors import Failure, UserError, explain, nearest
+from vae_cli.config.messages import translate
+from vae_cli.config.objective import check_objective, figure
+from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import write_text
-from vae_cli.core.values import Count, Probability, describe, is_allowed
 from vae_cli.core.wording import relative
 from vae_cli.runs.folder import RunDir
-from vae_cli.sweeps.launcher import Job, Outcome, Runner, composed, is_plugin
+from vae_cli.sweeps.launcher import composed
+from vae_cli.sweeps.runner import Job, Outcome, Runner, is_plugin
 
 if TYPE_CHECKING:
-    from vae_cli.model.vae import VAE
     from vae_cli.sweeps.progress import Overview
-
-# What brings torch with it is imported below, inside functions: `--cfg` and a misspelt word need none of it.
-
-SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Probability}
-EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
-
-
-@dataclass
-class Trial:
-    """A run that was proposed, and what has become of it."""
-
-    words: list[str]
-    path: Path | None = None  # of a proposal that cannot be a run
-    epochs: int = 0
-    state: Literal["new", "finished", "left alone", "failed"] = "new"
-    value: float | None = None
-    error: Exception | None = None
-    note: str = ""
-    same_as: Trial | None = None  # an earlier one that was the same run
+from vae_cli.sweeps.space import check_sweeper, defined_terms, is_optuna, search_space, set_optuna_defaults, words_of
+from vae_cli.sweeps.trials import Trial, mark_failed, reason_of, result_of, shortened, values_of
 
 
 @dataclass
@@ -86,9 +60,9 @@ class Search:
         if config.get("arms") is not None:
             raise UserError("arms= lists sweeps, each of them whole: leave the sweeper out, or the study.")
         check_objective(self.objective)
-        if _is_optuna(config):
-            _check_sweeper(config.hydra.sweeper, self.objective)
-            fixed, self.axes = search_space(_words_of(config))
+        if is_optuna(config):
+            check_sweeper(config.hydra.sweeper, self.objective)
+            fixed, self.axes = search_space(words_of(config))
             self._check_corners(hydra_context, fixed)
         self._say_what_is_searched()
         self.began = time.perf_counter()
@@ -146,7 +120,7 @@ class Search:
     def _say_what_is_searched(self) -> None:
         sweeper, count = self.config.hydra.sweeper, self.count()
         said = f" over {', '.join(self._searched())}" if self.axes else ""
-        verb = f"{sweeper.direction} " if _is_optuna(self.config) else ""
+        verb = f"{sweeper.direction} " if is_optuna(self.config) else ""
         print(f"search: {verb}{self.objective}{said}{f', {count} trials' if count else ''}", flush=True)
         if self.objective.endswith(("/loss", "/penalty")):
             for key in (key for key in self._searched() if key.startswith("regularizer")):
@@ -164,9 +138,9 @@ class Search:
 
     def shown(self, trial: Trial) -> str:
         """The searched values of a trial, as they are typed but for their last digits."""
-        values = _values(trial)
+        values = values_of(trial)
         keys = self._searched() or list(values)
-        return " ".join(f"{key}={_short(values.get(key, ''))}" for key in keys) or "(the defaults)"
+        return " ".join(f"{key}={shortened(values.get(key, ''))}" for key in keys) or "(the defaults)"
 
     def best(self) -> Trial | None:
         """The trial with the best objective so far, the first of several."""
@@ -197,7 +171,7 @@ class Search:
         if trial.same_as is not None:
             print(f"  the same run as trial {self.trials.index(trial.same_as) + 1}", flush=True)
         elif trial.state == "failed":
-            print(f"  failed: {_reason(trial)}", flush=True)
+            print(f"  failed: {reason_of(trial)}", flush=True)
         elif trial.state == "left alone" and trial.path is not None:
             print(f"  {self.objective} {trial.value:.4g}, left alone: {relative(trial.path)}", flush=True)
 
@@ -208,7 +182,7 @@ class Search:
             once.setdefault(str(trial.path or trial.words), trial)
         best, rows = self.best(), []
         for trial in sorted(once.values(), key=self._place):
-            values = _values(trial)
+            values = values_of(trial)
             rows.append((trial, [
                 "best" if trial is best else "",
                 str(self.trials.index(trial) + 1),
@@ -243,13 +217,13 @@ class Search:
             table.add_column(escape(name), overflow="fold", justify="left" if name in ("", "state", "run") else "right")
         for trial, row in self.rows():
             style = "bold" if row[0] else "red" if trial.state == "failed" else ""
-            table.add_row(*(escape(_short(cell)) for cell in row[:-1]), escape(row[-1]), style=style)
+            table.add_row(*(escape(shortened(cell)) for cell in row[:-1]), escape(row[-1]), style=style)
         if not console.is_terminal:
             console.width = 10_000  # a pipe has no edge at which to break a name
         console.print(table)
 
     def __enter__(self) -> Search:
-        _change_defaults_of_optuna()
+        set_optuna_defaults()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, where: TracebackType | None) -> None:
@@ -257,7 +231,7 @@ class Search:
             return
         trials, best = [trial for trial, _ in self.rows()], self.best()
         failed = [trial for trial in trials if trial.state == "failed"]
-        lines = [f"  {self.shown(trial)}: {_reason(trial)}" for trial in failed]
+        lines = [f"  {self.shown(trial)}: {reason_of(trial)}" for trial in failed]
         if isinstance(error, ValueError) and len(failed) == len(trials):  # so Optuna ends where there is no best one
             title = f"There is no best run: all {len(failed)} of the search failed" if len(failed) > 1 else "It failed"
             raise Failure("\n".join([f"{title}:", *lines])) from error
@@ -276,7 +250,7 @@ class Search:
         unexpected = [trial for trial in failed if not isinstance(trial.error, UserError)]
         if unexpected:
             raise Failure(
-                f"The search has a best run, but not every failure is one of training: {_reason(unexpected[0])}"
+                f"The search has a best run, but not every failure is one of training: {reason_of(unexpected[0])}"
             )
 
 
@@ -311,12 +285,12 @@ class _Launcher(Launcher):
             self._repeat(trial)
             search.say_ended(trial)
         search.write()
-        return [_result(trial) for trial in proposed]
+        return [result_of(trial) for trial in proposed]
 
     def _look_at(self, trial: Trial, index: int) -> None:
         """Find the folder of a trial, and its objective where the run is finished."""
         from vae_cli.config.build import check_config
-        from vae_cli.training.lifecycle import look_at
+        from vae_cli.runs.plan import look_at
 
         try:
             with composed(self.hydra_context, self.search.config, trial.words, index) as config:
@@ -330,7 +304,7 @@ class _Launcher(Launcher):
         except Exception as error:  # a proposal that cannot be a run is one that failed; a mistake of ours is none
             if translate(error, trial.words) is None:
                 raise
-            _fail(trial, error)
+            mark_failed(trial, error)
 
     def _repeat(self, trial: Trial) -> bool:
         """Take over the result of an earlier trial that was the same run."""
@@ -369,148 +343,12 @@ class _Launcher(Launcher):
             if error.exit_code == 0:  # another process has finished it meanwhile
                 self._leave_alone(trial)
             else:
-                _fail(trial, error)
+                mark_failed(trial, error)
         except Exception as error:  # whatever the job raised: it is reported with its trial
-            _fail(trial, error)
+            mark_failed(trial, error)
         else:
             self._check_value(trial)
 
     def _check_value(self, trial: Trial) -> None:
         if trial.value is None:
-            _fail(trial, UserError(f"the run is finished, and has no {self.search.objective}"))
-
-
-def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
-    """The names of the figures that are defined for a model, found by showing it one black image (C, H, W)."""
-    import torch
-
-    from vae_cli.core.rng import questioned
-    from vae_cli.training.validation import Posterior, Terms
-
-    names: set[str] = set()
-    with questioned(model, 0, torch.device("cpu")):
-        inference = model(torch.zeros(1, *shape))
-        for metric in (Terms(), Posterior()):
-            metric.update(inference, torch.zeros(1))
-            names |= set(metric.compute())
-    return names
-
-
-def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """From the words of a search, the later of two for one key, those that set one value, and for each axis all of its
-    choices, or the two ends of an interval. Raises UserError for an axis that holds nothing, or is no axis."""
-    fixed: dict[str, str] = {}
-    axes: dict[str, list[str]] = {}
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            raise UserError(f"'{word}' cannot be read as an axis of a search: an axis looks like {EXAMPLE}.") from error
-        key = override.get_key_element()
-        fixed.pop(key, None)
-        axes.pop(key, None)
-        if override.is_sweep_override():
-            axes[key] = _ends(word, override)
-        else:
-            fixed[key] = word
-    searched = [key for key, values in axes.items() if len(values) > 1]
-    if not searched:
-        raise UserError(f"There is nothing to search: give a setting several values or an interval, as {EXAMPLE}.")
-    if "seed" in searched:
-        raise UserError(
-            "A search over seed would find the luckiest one. Give one seed, and train the best run that is found with "
-            "others afterwards: vae train -m seed=1,2,3 and its settings."
-        )
-    return list(fixed.values()), axes
-
-
-def _ends(word: str, override: Override) -> list[str]:
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        start, end = value.start, value.end
-        if start is None or end is None or not start < end:
-            raise UserError(f"'{word}' holds nothing: an interval goes from a smaller number to a larger one.")
-        if "log" in value.tags and start <= 0:
-            raise UserError(f"'{word}': a logarithmic interval begins above 0.")
-        return [str(start), str(end)]
-    if isinstance(value, RangeSweep) and not value.shuffle:
-        if value.start is None or value.stop is None or not value.start < value.stop or value.step <= 0:
-            raise UserError(f"'{word}' holds nothing: a range goes from a smaller number to a larger one.")
-        return [str(value.start), str(value.stop)]  # which Optuna tries too
-    if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
-        return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
-    raise UserError(f"'{word}' is not an axis that can be searched: it looks like {EXAMPLE}.")
-
-
-def _words_of(config: DictConfig) -> list[str]:
-    """The axes of the sweeper, then what was typed, which replaces them."""
-    params = config.hydra.sweeper.get("params") or {}
-    return [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-
-
-def _is_optuna(config: DictConfig) -> bool:
-    return is_plugin(config.hydra.sweeper, "OptunaSweeper")
-
-
-def _change_defaults_of_optuna() -> None:
-    """Have it maximize, propose one run at a time, outlive a run that diverges, and propose the same runs each time.
-
-    Hydra refuses a configs/hydra/sweeper/optuna.yaml of ours, for the plugin's own is in its store.
-    """
-    Plugins.instance()  # which loads the plugins, as Hydra would do a moment later
-    store = ConfigStore.instance()
-    with suppress(ConfigLoadError):  # not installed
-        node = store.load("hydra/sweeper/optuna.yaml").node
-        node.direction, node.n_jobs, node.max_failure_rate = "maximize", 1, 1.0
-        store.store(name="optuna", node=node, group="hydra/sweeper", provider="vae")
-        for name in ("tpe", "random", "cmaes", "nsgaii"):
-            node = store.load(f"hydra/sweeper/sampler/{name}.yaml").node
-            node.seed = 0
-            store.store(name=name, node=node, group="hydra/sweeper/sampler", provider="vae")
-
-
-def _check_sweeper(sweeper: DictConfig, objective: str) -> None:
-    for key, kind in SETTINGS.items():
-        if not is_allowed(sweeper[key], kind):
-            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it has to be {describe(kind)}.")
-    if sweeper.storage is not None and metadata.version("sqlalchemy") >= "2":
-        raise UserError("hydra.sweeper.storage needs an older sqlalchemy: type pip install 'sqlalchemy<2'.")
-    direction, words = str(sweeper.direction), ("maximize", "minimize")
-    if direction not in words:
-        raise UserError(
-            f"hydra.sweeper.direction={direction} is not allowed: a search has one objective, to maximize or minimize."
-            f"{nearest(direction, words)}"
-        )
-    better = BETTER.get(objective.rpartition("/")[2], direction)
-    if better != direction:
-        raise UserError(
-            f"To {direction} {objective} is to look for the worst run: type hydra.sweeper.direction={better}."
-        )
-    if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
-        raise UserError("A grid learns nothing from its results: leave hydra/sweeper=optuna out, and sweep with -m.")
-
-
-def _fail(trial: Trial, error: Exception) -> None:
-    trial.state, trial.value, trial.error = "failed", None, translate(error, trial.words) or error
-
-
-def _result(trial: Trial) -> JobReturn:
-    if trial.value is None:
-        return JobReturn(overrides=trial.words, status=JobStatus.FAILED, _return_value=trial.error)
-    return JobReturn(overrides=trial.words, status=JobStatus.COMPLETED, _return_value=trial.value)
-
-
-def _reason(trial: Trial) -> str:
-    return " ".join(explain(trial.error)[0].split()) if trial.error is not None else ""
-
-
-def _values(trial: Trial) -> dict[str, str]:
-    return {key: value for key, _, value in (word.partition("=") for word in trial.words)}
-
-
-def _short(value: str) -> str:
-    """A number with four digits, and any other word as it is."""
-    try:
-        return f"{float(value):.4g}" if "." in value or "e" in value else value
-    except ValueError:
-        return value
+            mark_failed(trial, UserError(f"the run is finished, and has no {self.search.objective}"))

@@ -2,136 +2,44 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import os
-import platform
-import shlex
 import shutil
 import socket
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.build import Experiment, build_experiment
-from vae_cli.config.naming import hparams, show, what_matters
+from vae_cli.config.naming import hparams
 from vae_cli.config.objective import POSTERIOR
 from vae_cli.config.settings import Config
 from vae_cli.core.errors import Failure, UserError, is_failure
-from vae_cli.core.files import is_locked, locked
-from vae_cli.core.rng import questioned, stream
+from vae_cli.core.files import locked
+from vae_cli.core.rng import stream
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import this_process
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import ANEW, Follower, RunDir
-from vae_cli.training.loop import SLOWER, State, measure, restore, train
+from vae_cli.runs.plan import Finished, UnderWay, finished_message, look_at, submission, under_way
+from vae_cli.training.divergence import diverged, restart
+from vae_cli.training.loop import train
 from vae_cli.training.meter import NotFinite
+from vae_cli.training.pictures import embed
 from vae_cli.training.progress import Progress
+from vae_cli.training.provenance import describe
+from vae_cli.training.state import State, restore
 from vae_cli.training.tensorboard import EventWriter, NoEvents
+from vae_cli.training.validation import measure
 
 log = logging.getLogger(__name__)
-
-EMBEDDED = 1000  # test codes that are shown in TensorBoard's projector
-
-
-class Finished(UserError):
-    """The run has been trained before, and there is nothing to do."""
-
-    exit_code = 0
-
-
-class UnderWay(UserError):
-    """Another process is training the run."""
-
-
-def finished_message(path: Path) -> str:
-    return (
-        f"{path} is finished, and left alone. To train it further type a larger epochs=..., to start anew "
-        f"overwrite=true, to look at it: vae sample {shlex.quote(str(path))}"
-    )
-
-
-def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
-    """Say what is to be done in a run's folder, whose lock may be ours, without changing anything.
-
-    Raises UserError where the folder holds something else: another configuration, a run that is under way, or files
-    that are no run.
-    """
-    path = folder.path
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
-    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # what is appended to
-        if file.is_symlink():
-            raise UserError(f"{file} is a link, and is not written through: remove it, or type another run_name=...")
-    if not folder.config_file.exists():
-        foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
-        if foreign:
-            raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
-        return "new"
-    if not is_ours and is_locked(folder.lock_file):
-        raise UnderWay(under_way(folder))
-    if config["overwrite"] and not _is_begun_by(submission(), folder):
-        return "new"
-    refuse_other(folder, config)
-    if not folder.checkpoint_file.exists():
-        return "new"
-    summary = folder.summary()
-    if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
-        return "finished"
-    done = max((record["epoch"] for record in folder.metrics()), default=0)
-    if done > config["epochs"]:
-        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more to finish it.")
-    return "resume"
-
-
-def submission() -> str | None:
-    """The submitit job that this process carries out, which stays the same when the job goes back into the queue."""
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-    return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
-
-
-def _is_begun_by(job: str | None, folder: RunDir) -> bool:
-    if job is None:
-        return False
-    try:
-        return folder.summary().get("submission") == job
-    except Failure:
-        return False
-
-
-def under_way(folder: RunDir) -> str:
-    """Say who is training a run."""
-    try:
-        summary = folder.summary()
-    except Failure:
-        summary = {}
-    return (
-        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
-        f"{summary.get('started')}; wait for it, or type another run_name=..."
-    )
-
-
-def refuse_other(folder: RunDir, config: Config) -> None:
-    """Raise UserError, naming the keys, where a folder holds a run whose configuration differs in what matters."""
-    there, here = (what_matters(c) for c in (folder.config(), config))
-    differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
-    if differing:
-        named = ", ".join(
-            f"{k}={show(there.get(k, 'nothing'))} there and {show(here.get(k, 'nothing'))} here" for k in differing
-        )
-        raise UserError(
-            f"{folder.path} holds another run: {named}. Type another run_name=..., or overwrite=true to start anew."
-        )
 
 
 def build_together(config: Config) -> Experiment:
@@ -264,101 +172,6 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
         "restarts": state.restarts,
         "images_per_second": round(config["epochs"] * len(experiment.splits.train) / seconds, 1),
     }
-
-
-def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
-    """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
-    test, classes = experiment.splits.test, experiment.splits.classes
-    positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
-    with questioned(experiment.model, experiment.config["seed"], experiment.device):
-        inference = experiment.model(test.batch(positions))
-    labels = None
-    if test.labels is not None:
-        labels = [classes[n] if classes else str(n) for n in test.batch_labels(positions).tolist()]
-    images = inference.x if inference.x.shape[1] in (1, 3) else None
-    events.embedding(inference.loc, labels, images, step)
-
-
-def describe(experiment: Experiment) -> dict[str, Any]:
-    """What is needed to know where figures come from: configuration, versions, commit, device, threads."""
-    packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    cuda = experiment.device.type == "cuda"
-    return {
-        "config": experiment.config,
-        "versions": versions,
-        "git_commit": git_commit(),
-        "device": torch.cuda.get_device_name(experiment.device) if cuda else str(experiment.device),
-        "threads": torch.get_num_threads(),
-        "processes": distributed.count(),
-        "determinism": {
-            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-            "cudnn_deterministic": torch.backends.cudnn.deterministic,
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        },
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the clone that this code runs from, with a + where it was changed since; None outside a clone."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a repository of another owner
-    return found.stdout.strip()
-
-
-def restart(error: NotFinite, experiment: Experiment, folder: RunDir, console: Console, state: State) -> State:
-    """Go back to the last checkpoint, with a smaller learning rate. Raises UserError or Failure as restore does."""
-    again = restore(experiment, folder)
-    again.restarts = state.restarts + 1
-    experiment.optimizer.slow_down(SLOWER**again.restarts)
-    folder.forget_metrics_after(again.step)
-    said = (
-        f"diverged: {error}, {likely_cause(error.terms)}; went on from step {again.step} with a learning rate times "
-        f"{SLOWER**again.restarts:g} (restart {again.restarts} of {experiment.config['restarts']})"
-    )
-    log.warning(said)
-    console.print(said, soft_wrap=True, highlight=False, markup=False)
-    again.warnings = [*again.warnings, said]
-    return again
-
-
-def likely_cause(terms: Sequence[str]) -> str:
-    """Say what most likely makes these terms, and no others, no finite numbers."""
-    broken = {term.rpartition("/")[2] for term in terms}
-    if broken == {"weights"}:
-        return "as after a step that was too large"
-    if "distortion" in broken and "rate" not in broken and "penalty" not in broken:
-        return "as where the decoder's output or the likelihood's scale grows without bound"
-    if "distortion" not in broken and "rate" in broken:
-        return "as where codes, or their scales, grow without bound"
-    if "distortion" not in broken and "penalty" in broken:
-        return "as where the regularizer weighs too much"
-    return "as after steps that were too large"
-
-
-def diverged(error: NotFinite, experiment: Experiment, folder: RunDir) -> str:
-    """Say what broke, at which step, why, what is left, and what to type."""
-    config = experiment.config
-    left = "no checkpoint had been written yet"
-    if folder.checkpoint_file.exists():
-        left = f"the last good checkpoint, of step {load_checkpoint(folder.checkpoint_file)['step']}, is kept"
-    tried = f" after {config['restarts']} restarts" if config["on_divergence"] == "restart" else ""
-    help_itself = "" if tried else ", or type on_divergence=restart, which goes on from there by itself"
-    rate = experiment.optimizer.rate
-    return (
-        f"the training of {folder.path} diverged{tried}: {error}, {likely_cause(error.terms)}; {left}. A learning rate "
-        f"smaller than {rate:g} (optimizer.lr={rate / 10:g}) or clipped gradients (max_grad_norm=100) may "
-        f"help{help_itself}."
-    )
 
 
 def clear(folder: RunDir) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_cli.axes.dataset import Split
+from vae_cli.config.build import Experiment
 from vae_cli.core.rng import questioned
 from vae_cli.model.inference import Inference
 from vae_cli.model.vae import VAE
@@ -119,3 +120,17 @@ class Posterior:
             values["scale_min"] = self.least
             values["collapsed"] = float((mean < 0.01 * variance.sqrt()).double().mean())
         return values
+
+
+MONITORED = 1000  # training images whose posterior is looked at where none are held out
+
+
+def measure(experiment: Experiment, split: Split) -> dict[str, float]:
+    """The terms of the loss and the shape of the posterior over a split."""
+    return evaluate(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
+
+
+def monitored(experiment: Experiment) -> Split:
+    """Some training images, to look at the posterior where none are held out."""
+    train = experiment.splits.train
+    return Split(train.images, train.labels, train.index[:MONITORED], train.mapped)

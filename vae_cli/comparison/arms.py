@@ -1,0 +1,296 @@
+"""Several runs side by side: which of them can be compared, what differs, and what their figures say over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from vae_cli.comparison.labels import BETA, labels_of, usual_value
+from vae_cli.comparison.members import Member, all_keys
+from vae_cli.comparison.statistics import Difference, Statistic, difference, interpolate, statistic
+from vae_cli.config import catalog
+from vae_cli.config.naming import show
+from vae_cli.core.errors import UserError, nearest
+
+FEW = 8  # arms that plots and tables show without leaving a ladder of weights out
+
+
+def partly(stat: Statistic, arm: Arm) -> str:
+    """What is said behind a figure that not all runs of an arm have."""
+    return f" ({stat.n} of {len(arm.members)})" if stat.n < len(arm.members) else ""
+
+
+# Arms.
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs that differ in nothing but the seed."""
+
+    label: str
+    settings: dict[str, Any]  # those that differ between arms
+    members: list[Member]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [member.seed for member in self.members]
+
+    @cached_property
+    def _scalars(self) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for member in self.members:
+            for name in member.figures:
+                if (value := member.scalar(name)) is not None:
+                    found.setdefault(name, {})[member.seed] = value
+        return found
+
+    @cached_property
+    def _stats(self) -> dict[str, Statistic]:
+        return {name: statistic(list(values.values())) for name, values in self._scalars.items()}
+
+    def by_seed(self, name: str) -> Mapping[int, float]:
+        """The values of a scalar figure by seed; runs that do not have it are not in it."""
+        return self._scalars.get(name, {})
+
+    def stat(self, name: str) -> Statistic | None:
+        """A scalar figure over seeds, or None where no run has it."""
+        return self._stats.get(name)
+
+    def curves(self, name: str) -> list[list[float]]:
+        """A figure that is a list, of each run that has it, all of one length."""
+        found = [curve for member in self.members if (curve := member.curve(name)) is not None]
+        lengths = Counter(len(curve) for curve in found)
+        return [curve for curve in found if len(curve) == lengths.most_common(1)[0][0]]
+
+    def reason(self, name: str) -> str | None:
+        """Why a figure was left out, where it was."""
+        for member in self.members:
+            left_out = member.evaluation.get("left_out", {})
+            if name in left_out:
+                return str(left_out[name].get("reason", "not defined"))
+        return None
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether codes are drawn with noise: whether there is a scale or a rate to speak of."""
+        names = ("scale_mean", "rate")
+        return any(self.stat(name) for name in names) or not any(self.reason(name) for name in names)
+
+    @property
+    def has_constant_scale(self) -> bool:
+        """Whether the noise has one scale in all images and dimensions, and so was not chosen by anything learned."""
+        pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
+        return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+
+    @property
+    def beta(self) -> float | None:
+        """The constant weight of the regularizer, where it has one."""
+        value = self.members[0].settings.get(BETA)
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def has_price(self) -> bool:
+        """Whether the code costs anything in training."""
+        return self.beta != 0 and self.members[0].settings.get("regularizer") != "none"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms that differ in the regularizer's weight only, by rising weight."""
+
+    label: str
+    arms: list[Arm]
+
+    @property
+    def ladder(self) -> list[Arm]:
+        """The arms with a weight above 0, where there are two or more: points of one rate-distortion curve."""
+        rungs = [arm for arm in self.arms if arm.beta and arm.stat("rate") and arm.stat("distortion")]
+        return rungs if len(rungs) > 1 else []
+
+
+@dataclass(frozen=True)
+class AtEqualRate:
+    """The distortion of a family at the rate of the reference arm, less the reference's own distortion.
+
+    It is read from the straight lines between the family's arms, which lie above a convex curve. `outside` is the
+    family's range of rates where the reference's rate does not lie in it.
+    """
+
+    family: str
+    rate: float
+    difference: Difference | None
+    outside: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known of a figure, whichever run it is from."""
+
+    unit: str
+    metric: str
+    claim: str
+    is_curve: bool
+
+
+class Comparison:
+    """Evaluated runs, grouped into arms by the settings that differ, and set against one arm, the reference.
+
+    Raises UserError where no arm has the label `reference`.
+    """
+
+    def __init__(self, members: Sequence[Member], reference: str | None = None) -> None:
+        self.members = list(members)
+        everything = [member.settings for member in members]
+        keys = all_keys(everything)
+        self.differing = [key for key in keys if len({row.get(key) for row in everything}) > 1]
+        self.equal = {key: everything[0].get(key) for key in keys if key not in self.differing}
+        arms = _group(self.members, self.differing)
+        self.reference = find_reference(arms, reference)
+        self.arms = sorted(arms, key=self._place)
+        self.families = self._families()
+
+    def _place(self, arm: Arm) -> tuple[Any, ...]:
+        first = arm.label.partition(",")[0]
+        own = self.reference.label.partition(",")[0]
+        return arm is not self.reference, first != own, not arm.has_noise, first, arm.beta or 0.0, arm.label
+
+    @cached_property
+    def figures(self) -> dict[str, Info]:
+        """All figures that any run has or had left out, in the order of the evaluations."""
+        found: dict[str, Info] = {}
+        for member in self.members:
+            for name, figure in member.figures.items():
+                is_curve = isinstance(figure.get("value"), list)
+                if name not in found or not found[name].unit:
+                    info = Info(
+                        str(figure.get("unit", "")),
+                        str(figure.get("metric", "")),
+                        str(figure.get("claim", "")),
+                        is_curve,
+                    )
+                    found[name] = info
+        return found
+
+    @cached_property
+    def base_beta(self) -> float | None:
+        """The weight that most arms have."""
+        value = usual_value(BETA, [{BETA: arm.beta} for arm in self.arms])
+        return None if value is None else float(value)
+
+    @cached_property
+    def shown(self) -> list[Arm]:
+        """The arms of plots and tables: all of them where they are few; else those of the usual weight or of none, and
+        not the ladder of weights."""
+        if len(self.arms) <= FEW:
+            return self.arms
+        usual = (None, 0.0, self.base_beta)
+        return [arm for arm in self.arms if arm.beta in usual or arm is self.reference]
+
+    def _families(self) -> list[Family]:
+        groups: dict[Any, list[Arm]] = {}
+        for arm in self.arms:
+            key = tuple(arm.settings.get(key) for key in self.differing if key != BETA)
+            groups.setdefault(key, []).append(arm)
+        families = []
+        for arms in groups.values():
+            usual = [arm for arm in arms if arm.beta == self.base_beta] or arms
+            label = without_beta(usual[0], self.differing) or usual[0].label
+            families.append(Family(label, sorted(arms, key=lambda arm: arm.beta or 0.0)))
+        return families
+
+    def difference(self, figure: str, arm: Arm, reference: Arm | None = None) -> Difference | None:
+        """How much higher a figure is in an arm than in the reference."""
+        other = reference or self.reference
+        return difference(figure, arm.label, arm.by_seed(figure), other.label, other.by_seed(figure))
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """The difference of every scalar figure between every arm and the reference."""
+        names = [name for name, info in self.figures.items() if not info.is_curve]
+        pairs = [(name, arm) for name in names for arm in self.arms if arm is not self.reference]
+        return [found for name, arm in pairs if (found := self.difference(name, arm)) is not None]
+
+    @cached_property
+    def at_equal_rate(self) -> list[AtEqualRate]:
+        """What each family with a ladder of weights does at the reference's rate, the reference's own left out."""
+        rates, distortions = self.reference.by_seed("rate"), self.reference.by_seed("distortion")
+        if not rates or not distortions:
+            return []
+        rate = statistic(list(rates.values())).mean
+        found = []
+        for family in self.families:
+            if family.ladder and self.reference not in family.arms:
+                found.append(self._at_rate(family, rate, rates, distortions))
+        return found
+
+    def _at_rate(
+        self, family: Family, rate: float, rates: Mapping[int, float], distortions: Mapping[int, float]
+    ) -> AtEqualRate:
+        means = [stat.mean for arm in family.ladder if (stat := arm.stat("rate")) is not None]
+        if not min(means) <= rate <= max(means):
+            return AtEqualRate(family.label, rate, None, (min(means), max(means)))
+        values = {}
+        for seed in {seed for arm in family.ladder for seed in arm.seeds}:
+            pairs = [(arm.by_seed("rate").get(seed), arm.by_seed("distortion").get(seed)) for arm in family.ladder]
+            points = [(x, y) for x, y in pairs if x is not None and y is not None]
+            # Each seed at its own rate: how the reference's seeds differ in rate is no part of the difference.
+            value = interpolate(points, rates.get(seed, rate))
+            if value is not None:
+                values[seed] = value
+        gap = difference("distortion", family.label, values, self.reference.label, distortions)
+        return AtEqualRate(family.label, rate, gap, None)
+
+    @cached_property
+    def comparisons(self) -> int:
+        """How many differences have an interval and might have been called one by chance."""
+        gaps = [*self.differences, *(found.difference for found in self.at_equal_rate)]
+        return sum(gap is not None and gap.interval is not None for gap in gaps)
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({member.seed for member in self.members})
+
+
+def _group(members: Sequence[Member], differing: Sequence[str]) -> list[Arm]:
+    groups: dict[tuple[Any, ...], list[Member]] = {}
+    for member in members:
+        groups.setdefault(tuple(member.settings.get(key) for key in differing), []).append(member)
+    rows = [dict(zip(differing, values, strict=True)) for values in groups]
+    labels = labels_of(rows, [group[0].settings for group in groups.values()])
+    return [
+        Arm(label, row, sorted(group, key=lambda member: member.seed))
+        for label, row, group in zip(labels, rows, groups.values(), strict=True)
+    ]
+
+
+def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
+    """The arm of this label, or the one nearest to the defaults of the configuration."""
+    if label is not None:
+        for arm in arms:
+            if arm.label == label:
+                return arm
+        labels = [arm.label for arm in arms]
+        named = "\n".join(f"  {name}" for name in labels)
+        raise UserError(f"--reference: there is no arm '{label}'.{nearest(label, labels)} The arms are:\n{named}")
+    axes = catalog.defaults()
+    usual = {key: usual_value(key, [arm.settings for arm in arms]) for key in arms[0].settings}
+
+    def nearness(arm: Arm) -> tuple[Any, ...]:
+        words = [key for key, value in arm.settings.items() if key in axes and axes[key].default == value]
+        others = [key for key, value in arm.settings.items() if key not in axes and value == usual[key]]
+        return arm.has_noise, arm.has_price, len(words), len(others), len(arm.members), -len(arm.label)
+
+    return max(arms, key=nearness)
+
+
+def without_beta(arm: Arm, differing: Sequence[str]) -> str:
+    """The label of an arm without its weight."""
+    weight = f"beta {show(arm.settings[BETA])}" if arm.settings.get(BETA) is not None else ""
+    if BETA not in differing or not weight:
+        return arm.label
+    parts = [part.removesuffix(weight).strip() for part in arm.label.split(", ")]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,80 @@
+"""The fewest words that tell the arms of a comparison apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vae_cli.comparison.members import all_keys
+from vae_cli.config import catalog
+from vae_cli.config.naming import AXES, show
+
+BETA = "regularizer.beta"
+FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # in labels
+
+
+# Labels.
+
+
+def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fewest words that tell arms apart, given what differs between them and all of their settings."""
+    keys = _needed(rows)
+    usual = {key: usual_value(key, rows) for key in keys}
+    labels = [
+        _label(row, whole, keys, usual) or _label(row, whole, keys, {})
+        for row, whole in zip(rows, settings, strict=True)
+    ]
+    if len(rows) == 1:
+        return [str(settings[0].get("sigma", "all runs"))]
+    if len(set(labels)) < len(labels):
+        labels = [", ".join(f"{k} {show(v)}" for k, v in row.items() if v is not None) or "the rest" for row in rows]
+    return labels
+
+
+def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that a label must speak of. What another setting says as well is left out, but for the numbers of
+    sigma and the weight, which are what runs are compared for."""
+    keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
+    for key in reversed(list(keys)):
+        rest = [other for other in keys if other != key]
+        if key in AXES or key == BETA or key.startswith("sigma."):
+            continue
+        if len({tuple(row.get(k) for k in rest) for row in rows}) == len(rows):
+            keys = rest
+    return keys
+
+
+def usual_value(key: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The value that goes without saying: the commonest; of several the configuration's own or, of weights, the 1 of
+    the ELBO; and if it is none of these, none."""
+    counts = Counter(row.get(key) for row in rows if row.get(key) is not None)
+    most = max(counts.values(), default=0)
+    tied = [value for value, count in counts.items() if count == most]
+    if len(tied) == 1:
+        return tied[0]
+    default = catalog.defaults().get(key)
+    own = 1 if key == BETA else None if default is None else default.default
+    return own if own in tied else None
+
+
+def _label(row: Mapping[str, Any], whole: Mapping[str, Any], keys: Sequence[str], usual: Mapping[str, Any]) -> str:
+    axes = list(dict.fromkeys([*FIRST_WORDS, *(key.partition(".")[0] for key in keys)]))
+    parts = []
+    for axis in axes:
+        words = []
+        of_axis = [key for key in keys if key.partition(".")[0] == axis]
+        for key in sorted(of_axis, key=lambda key: (key != axis, not key.endswith(".value"), key)):
+            value = row.get(key)
+            if value is None or (axis != "sigma" and value == usual.get(key)):
+                continue
+            name = key.rpartition(".")[2]
+            if key == axis and axis in AXES:
+                words.append(show(value))
+            elif name == "value":
+                words += [show(value)] if words else [show(whole.get(axis, axis)), show(value)]
+            else:
+                words.append(f"{name} {show(value)}")
+        if words:
+            parts.append(" ".join(words))
+    return ", ".join(parts)

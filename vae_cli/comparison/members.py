@@ -1,0 +1,140 @@
+"""The runs of a comparison: which of them can be compared, and which are left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+from vae_cli.config.naming import hparams, show
+from vae_cli.core.errors import UserError
+from vae_cli.runs.find import last_written
+from vae_cli.runs.folder import RunDir
+
+LISTED = 4  # runs that a message names
+MUST_AGREE = ("dataset", "likelihood")
+EVALUATED_ALIKE = {"images": "fingerprint of the images", "weights": "weights evaluated", "seed": "evaluation seed"}
+NO_SETTING = frozenset(["seed", "experiment"])
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a comparison: its settings without the seed, and its evaluation once there is one."""
+
+    folder: RunDir
+    settings: dict[str, Any]
+    seed: int
+    summary: dict[str, Any]
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self.evaluation.get("figures", {})
+        return found
+
+    def scalar(self, name: str) -> float | None:
+        """A figure that is one number, or None where the run has none of that name."""
+        value = self.figures.get(name, {}).get("value")
+        return float(value) if isinstance(value, int | float) else None
+
+    def curve(self, name: str) -> list[float] | None:
+        """A figure that is a list of numbers, or None."""
+        value = self.figures.get(name, {}).get("value")
+        return value if isinstance(value, list) and value else None
+
+
+def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member:
+    """A finished run as it lies on the disk; its summary need not be read again. Raises UserError or Failure where a
+    file is missing or damaged."""
+    config = folder.config()
+    settings: dict[str, Any] = {**hparams(config), "epochs": config.get("epochs")}
+    # An axis that is told the number of dimensions repeats it.
+    repeated = [k for k, v in settings.items() if k.endswith(".latent") and v == settings.get("latent")]
+    kept = {k: v for k, v in settings.items() if k not in NO_SETTING and k not in repeated and v is not None}
+    return Member(folder, kept, int(config.get("seed", 0)), folder.summary() if summary is None else summary)
+
+
+def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Member, Member]]]:
+    """Keep one of the runs that have the same settings and seed, and say which were left out for which."""
+    kept: dict[Any, Member] = {}
+    twins = []
+    for member in members:
+        key = (tuple(sorted(member.settings.items(), key=str)), member.seed)
+        if key in kept:
+            twins.append((member, kept[key]))
+        kept.setdefault(key, member)
+    return list(kept.values()), twins
+
+
+def refuse_incomparable(members: Sequence[Member]) -> None:
+    """Raise UserError, naming runs, settings and values, unless all runs have one dataset, split and likelihood, and
+    one set of images, seed and kind of weights as far as they are evaluated."""
+    shared = [_must_agree(member) for member in members]
+    differing = [key for key in all_keys(shared) if len({one.get(key) for one in shared}) > 1]
+    if not differing:
+        return
+    lines = []
+    for key in differing:
+        lines.append(f"  {key}:")
+        values = list(dict.fromkeys(one.get(key) for one in shared))
+        for value in values:
+            having = [m for m, one in zip(members, shared, strict=True) if one.get(key) == value]
+            lines.append(f"    {'nothing' if value is None else show(value)} in {_named(having)}")
+    raise UserError(
+        "These runs cannot be compared: their figures are about other images, or in other units.\n"
+        + "\n".join(lines)
+        + f"\nCompare runs that agree in this, for example: {_suggestion(members, shared, differing)}"
+    )
+
+
+def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None]:
+    """Keep the runs that can be compared with the one that was trained last, and say which are left out, and why."""
+    newest = max(members, key=lambda member: last_written(member.folder.path))
+    wanted = _must_agree(newest)
+    kept = [member for member in members if _must_agree(member) == wanted]
+    others = [member for member in members if _must_agree(member) != wanted]
+    if not others:
+        return kept, None
+    keys = all_keys([wanted, *map(_must_agree, others)])
+    differing = [key for key in keys if any(_must_agree(member).get(key) != wanted.get(key) for member in others)]
+    return kept, (
+        f"Left out: {_named(others)}. They cannot be compared with the newest run, {newest.folder.path}: they "
+        f"differ from it in {', '.join(differing)}."
+    )
+
+
+def _must_agree(member: Member) -> dict[str, Any]:
+    """What has to be the same in runs that are compared."""
+    same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
+    return same | {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
+
+
+def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> str:
+    """The command for the largest set of runs that agree: their folder where it holds no others."""
+    keys = [tuple(one.get(key) for key in differing) for one in shared]
+    most = Counter(keys).most_common(1)[0][0]
+    own = [m.folder.path for m, key in zip(members, keys, strict=True) if key == most]
+    others = [m.folder.path for m, key in zip(members, keys, strict=True) if key != most]
+    parent = common_folder(own)
+    if parent != Path() and not any(parent in path.parents for path in others):
+        return f"vae compare {parent}"
+    return "vae compare " + " ".join(str(path) for path in own[:LISTED]) + (" ..." if len(own) > LISTED else "")
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all of these runs; of one run, the folder it lies in."""
+    is_mixed = len({path.is_absolute() for path in paths}) > 1
+    return Path(commonpath([(path.absolute() if is_mixed else path).parent for path in paths]))
+
+
+def _named(members: Sequence[Member]) -> str:
+    names = ", ".join(str(member.folder.path) for member in members[:LISTED])
+    more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
+    return f"{len(members)} run{'s' if len(members) > 1 else ''}: {names}{more}"
+
+
+def all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))

@@ -1,0 +1,108 @@
+"""Find runs below a folder, and one run by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vae_cli.core.errors import Failure, UserError, nearest
+from vae_cli.core.files import plain, read_text, write_json
+
+if TYPE_CHECKING:
+    pass
+from vae_cli.runs.folder import RunDir
+
+SWEEP_FILE = "sweep.json"
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """All runs below a folder, by name, or those of a sweep whose folder it is; hidden folders are not entered."""
+    if (folder / SWEEP_FILE).is_file():
+        return _runs_of_sweep(folder)
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "config.yaml" in files:
+            found.append(Path(path))
+            folders.clear()
+    return sorted(found)
+
+
+def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
+    """Note in a sweep's own folder which runs are its, as seen from there: they lie beside all others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SWEEP_FILE, {"runs": [os.path.relpath(run, folder) for run in runs]})
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    try:
+        listed = json.loads(read_text(folder / SWEEP_FILE))["runs"]
+        runs = [Path(os.path.normpath(folder / name)) for name in listed if plain(name) and "\0" not in name]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Failure(
+            f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder above them."
+        ) from error
+    # Runs that were moved or removed since, and whatever lies outside the folder that holds runs and sweeps.
+    above = folder.absolute().parent.parent
+    return [run for run in runs if run.absolute().is_relative_to(above) and (run / "config.yaml").exists()]
+
+
+def finished_runs(runs: Iterable[Path]) -> list[Path]:
+    """Those of some runs that have come to their end; one whose summary is damaged has not."""
+    finished = []
+    for path in runs:
+        with suppress(Failure):
+            if RunDir(path).status() == "finished":
+                finished.append(path)
+    return finished
+
+
+def find_run(name: str, runs_dir: Path) -> Path:
+    """A run by its path, by `latest` (the one written last), or by a part of its name that no other run has.
+
+    Raises UserError where there is none, or more than one.
+    """
+    path = Path(name)
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"There is no run '{name[:40]}...': no file system has a name as long.")
+    if (path / "config.yaml").exists():
+        return path
+    runs = find_runs(runs_dir)
+    if name != "latest" and path.is_dir():
+        inside = find_runs(path)
+        if len(inside) == 1:
+            return inside[0]
+        if inside:
+            raise UserError(f"{name} holds {len(inside)} runs; name one of them:\n{_listed(inside)}")
+        if not any(name.strip("/") in run.as_posix() for run in runs):  # else the name of a run is meant
+            raise UserError(f"{name} is not a run: it holds no config.yaml.")
+    if not runs:
+        raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
+    if name == "latest":
+        return max(runs, key=last_written)
+    names = {path.relative_to(runs_dir).as_posix(): path for path in runs}
+    exact = [path for key, path in names.items() if name in (key, path.name)]
+    matches = exact or [path for key, path in names.items() if name.strip("/") in key]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"'{name}' could be {len(matches)} runs; name more of it:\n{_listed(matches)}")
+    raise UserError(
+        f"There is no run '{name}' below {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
+        f"It has:\n{_listed(runs)}"
+    )
+
+
+def _listed(runs: list[Path], most: int = 12) -> str:
+    more = [f"  ... and {len(runs) - most} more: vae runs"] if len(runs) > most else []
+    return "\n".join([*(f"  {run}" for run in runs[:most]), *more])
+
+
+def last_written(run: Path) -> float:
+    """When a run was trained last, in seconds."""
+    files = [run / "checkpoint.pt", run / "config.yaml"]
+    return max(file.stat().st_mtime for file in files if file.exists())

@@ -1,0 +1,105 @@
+"""What is to be done in a run's folder: train, resume, or nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from vae_cli.config.naming import show, what_matters
+from vae_cli.config.settings import Config
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import is_locked
+from vae_cli.runs.folder import RunDir
+
+
+class Finished(UserError):
+    """The run has been trained before, and there is nothing to do."""
+
+    exit_code = 0
+
+
+class UnderWay(UserError):
+    """Another process is training the run."""
+
+
+def finished_message(path: Path) -> str:
+    return (
+        f"{path} is finished, and left alone. To train it further type a larger epochs=..., to start anew "
+        f"overwrite=true, to look at it: vae sample {shlex.quote(str(path))}"
+    )
+
+
+def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
+    """Say what is to be done in a run's folder, whose lock may be ours, without changing anything.
+
+    Raises UserError where the folder holds something else: another configuration, a run that is under way, or files
+    that are no run.
+    """
+    path = folder.path
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # what is appended to
+        if file.is_symlink():
+            raise UserError(f"{file} is a link, and is not written through: remove it, or type another run_name=...")
+    if not folder.config_file.exists():
+        foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
+        if foreign:
+            raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
+        return "new"
+    if not is_ours and is_locked(folder.lock_file):
+        raise UnderWay(under_way(folder))
+    if config["overwrite"] and not _is_begun_by(submission(), folder):
+        return "new"
+    refuse_other(folder, config)
+    if not folder.checkpoint_file.exists():
+        return "new"
+    summary = folder.summary()
+    if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
+        return "finished"
+    done = max((record["epoch"] for record in folder.metrics()), default=0)
+    if done > config["epochs"]:
+        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more to finish it.")
+    return "resume"
+
+
+def submission() -> str | None:
+    """The submitit job that this process carries out, which stays the same when the job goes back into the queue."""
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
+
+
+def _is_begun_by(job: str | None, folder: RunDir) -> bool:
+    if job is None:
+        return False
+    try:
+        return folder.summary().get("submission") == job
+    except Failure:
+        return False
+
+
+def under_way(folder: RunDir) -> str:
+    """Say who is training a run."""
+    try:
+        summary = folder.summary()
+    except Failure:
+        summary = {}
+    return (
+        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
+        f"{summary.get('started')}; wait for it, or type another run_name=..."
+    )
+
+
+def refuse_other(folder: RunDir, config: Config) -> None:
+    """Raise UserError, naming the keys, where a folder holds a run whose configuration differs in what matters."""
+    there, here = (what_matters(c) for c in (folder.config(), config))
+    differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
+    if differing:
+        named = ", ".join(
+            f"{k}={show(there.get(k, 'nothing'))} there and {show(here.get(k, 'nothing'))} here" for k in differing
+        )
+        raise UserError(
+            f"{folder.path} holds another run: {named}. Type another run_name=..., or overwrite=true to start anew."
+        )

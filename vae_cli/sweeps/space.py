@@ -1,0 +1,140 @@
+"""What a search may try: its axes, their ends, and the settings of the sweeper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError
+from omegaconf import DictConfig
+
+from vae_cli.config.objective import BETTER
+from vae_cli.core.errors import UserError, nearest
+from vae_cli.core.values import Count, Probability, describe, is_allowed
+from vae_cli.sweeps.runner import is_plugin
+
+if TYPE_CHECKING:
+    from vae_cli.model.vae import VAE
+
+
+# What brings torch with it is imported below, inside functions: `--cfg` and a misspelt word need none of it.
+
+SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Probability}
+EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
+
+
+def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
+    """The names of the figures that are defined for a model, found by showing it one black image (C, H, W)."""
+    import torch
+
+    from vae_cli.core.rng import questioned
+    from vae_cli.training.validation import Posterior, Terms
+
+    names: set[str] = set()
+    with questioned(model, 0, torch.device("cpu")):
+        inference = model(torch.zeros(1, *shape))
+        for metric in (Terms(), Posterior()):
+            metric.update(inference, torch.zeros(1))
+            names |= set(metric.compute())
+    return names
+
+
+def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """From the words of a search, the later of two for one key, those that set one value, and for each axis all of its
+    choices, or the two ends of an interval. Raises UserError for an axis that holds nothing, or is no axis."""
+    fixed: dict[str, str] = {}
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise UserError(f"'{word}' cannot be read as an axis of a search: an axis looks like {EXAMPLE}.") from error
+        key = override.get_key_element()
+        fixed.pop(key, None)
+        axes.pop(key, None)
+        if override.is_sweep_override():
+            axes[key] = _ends(word, override)
+        else:
+            fixed[key] = word
+    searched = [key for key, values in axes.items() if len(values) > 1]
+    if not searched:
+        raise UserError(f"There is nothing to search: give a setting several values or an interval, as {EXAMPLE}.")
+    if "seed" in searched:
+        raise UserError(
+            "A search over seed would find the luckiest one. Give one seed, and train the best run that is found with "
+            "others afterwards: vae train -m seed=1,2,3 and its settings."
+        )
+    return list(fixed.values()), axes
+
+
+def _ends(word: str, override: Override) -> list[str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        start, end = value.start, value.end
+        if start is None or end is None or not start < end:
+            raise UserError(f"'{word}' holds nothing: an interval goes from a smaller number to a larger one.")
+        if "log" in value.tags and start <= 0:
+            raise UserError(f"'{word}': a logarithmic interval begins above 0.")
+        return [str(start), str(end)]
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        if value.start is None or value.stop is None or not value.start < value.stop or value.step <= 0:
+            raise UserError(f"'{word}' holds nothing: a range goes from a smaller number to a larger one.")
+        return [str(value.start), str(value.stop)]  # which Optuna tries too
+    if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
+        return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
+    raise UserError(f"'{word}' is not an axis that can be searched: it looks like {EXAMPLE}.")
+
+
+def words_of(config: DictConfig) -> list[str]:
+    """The axes of the sweeper, then what was typed, which replaces them."""
+    params = config.hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+
+
+def is_optuna(config: DictConfig) -> bool:
+    return is_plugin(config.hydra.sweeper, "OptunaSweeper")
+
+
+def set_optuna_defaults() -> None:
+    """Have it maximize, propose one run at a time, outlive a run that diverges, and propose the same runs each time.
+
+    Hydra refuses a configs/hydra/sweeper/optuna.yaml of ours, for the plugin's own is in its store.
+    """
+    Plugins.instance()  # which loads the plugins, as Hydra would do a moment later
+    store = ConfigStore.instance()
+    with suppress(ConfigLoadError):  # not installed
+        node = store.load("hydra/sweeper/optuna.yaml").node
+        node.direction, node.n_jobs, node.max_failure_rate = "maximize", 1, 1.0
+        store.store(name="optuna", node=node, group="hydra/sweeper", provider="vae")
+        for name in ("tpe", "random", "cmaes", "nsgaii"):
+            node = store.load(f"hydra/sweeper/sampler/{name}.yaml").node
+            node.seed = 0
+            store.store(name=name, node=node, group="hydra/sweeper/sampler", provider="vae")
+
+
+def check_sweeper(sweeper: DictConfig, objective: str) -> None:
+    for key, kind in SETTINGS.items():
+        if not is_allowed(sweeper[key], kind):
+            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it has to be {describe(kind)}.")
+    if sweeper.storage is not None and metadata.version("sqlalchemy") >= "2":
+        raise UserError("hydra.sweeper.storage needs an older sqlalchemy: type pip install 'sqlalchemy<2'.")
+    direction, words = str(sweeper.direction), ("maximize", "minimize")
+    if direction not in words:
+        raise UserError(
+            f"hydra.sweeper.direction={direction} is not allowed: a search has one objective, to maximize or minimize."
+            f"{nearest(direction, words)}"
+        )
+    better = BETTER.get(objective.rpartition("/")[2], direction)
+    if better != direction:
+        raise UserError(
+            f"To {direction} {objective} is to look for the worst run: type hydra.sweeper.direction={better}."
+        )
+    if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
+        raise UserError("A grid learns nothing from its results: leave hydra/sweeper=optuna out, and sweep with -m.")

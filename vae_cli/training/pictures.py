@@ -1,0 +1,45 @@
+"""What TensorBoard shows beside curves: histograms, reconstructions, samples, latent codes."""
+
+from __future__ import annotations
+
+import torch
+
+from vae_cli.config.build import Experiment
+from vae_cli.core.images import grid
+from vae_cli.core.rng import questioned
+from vae_cli.training.tensorboard import EventWriter
+from vae_cli.training.validation import monitored
+
+EMBEDDED = 1000  # test codes that are shown in TensorBoard's projector
+
+
+def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
+    """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
+    test, classes = experiment.splits.test, experiment.splits.classes
+    positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
+    with questioned(experiment.model, experiment.config["seed"], experiment.device):
+        inference = experiment.model(test.batch(positions))
+    labels = None
+    if test.labels is not None:
+        labels = [classes[n] if classes else str(n) for n in test.batch_labels(positions).tolist()]
+    images = inference.x if inference.x.shape[1] in (1, 3) else None
+    events.embedding(inference.loc, labels, images, step)
+
+
+def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
+    """Write histograms of the posterior, images over their reconstructions, and samples from the prior."""
+    model, split = experiment.model, experiment.splits.validation
+    shown = split if len(split) else monitored(experiment)
+    with questioned(model, experiment.config["seed"], experiment.device):
+        inference = model(shown.batch(torch.arange(min(500, len(shown)), device=experiment.device)))
+        histograms = {"posterior/loc": inference.loc}
+        if inference.scale is not None:
+            histograms["posterior/scale"] = inference.scale
+        if inference.rate is not None and inference.rate_per_dimension is not None:
+            histograms["posterior/rate_per_dimension"] = inference.rate_per_dimension.mean(0)
+        events.histograms(histograms, step)
+        count = min(10, len(inference.x))
+        pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
+        events.pictures("images/reconstructions", grid(pairs, count), step)
+        samples = model.decode(model.prior().sample((64,))).mean
+        events.pictures("images/samples", grid(samples, 8), step)
