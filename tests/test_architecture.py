@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def imports(file: Path) -> set[str]:
 def test_every_module_is_in_a_room() -> None:
     rooms = [room for floor in FLOORS for room in floor]
     assert {name.partition(".")[0] for name in MODULES} == set(rooms)
+
+
+@pytest.mark.parametrize("room", [file.parent.name for file in sorted(PACKAGE.glob("*/__init__.py"))])
+def test_a_room_lists_its_modules(room: str) -> None:
+    inside = {name.removeprefix(f"{room}.").partition(".")[0] for name in MODULES if name.startswith(f"{room}.")}
+    assert set(import_module(f"vae_cli.{room}").__all__) == inside
 
 
 @pytest.mark.parametrize("module", MODULES)

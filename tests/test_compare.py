@@ -490,12 +490,12 @@ def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, assess: Callable[..., dict[str, Any]]) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, evaluate_run: Callable[..., dict[str, Any]]) -> None:
     """Put a quick evaluation in the place of the real one."""
     monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Terms",)})
     monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Terms,))
-    monkeypatch.setattr("vae_cli.metrics.evaluate.assess", assess)
-    monkeypatch.setattr("vae_cli.comparison.missing.assessment", read_evaluation)
+    monkeypatch.setattr("vae_cli.metrics.evaluate.evaluate_run", evaluate_run)
+    monkeypatch.setattr("vae_cli.comparison.missing.stored_evaluation", read_evaluation)
 
 
 @pytest.fixture
@@ -503,7 +503,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The runs that were evaluated, by a stand-in that takes its figures from the summary."""
     seen: list[Path] = []
 
-    def assess(
+    def evaluate_run(
         folder: RunDir,
         profile: str = "quick",
         kinds: object = (Terms,),
@@ -538,7 +538,7 @@ def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (folder.path / "evaluation/metrics.json").write_text(json.dumps(evaluation))
         return evaluation
 
-    stand_in(monkeypatch, assess)
+    stand_in(monkeypatch, evaluate_run)
     return seen
 
 
@@ -631,7 +631,7 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
             (folder / name).write_text(name)
         return True
 
-    monkeypatch.setattr("vae_cli.commands.compare.write_all", write)
+    monkeypatch.setattr("vae_cli.comparison.compare.write_all", write)
 
 
 @pytest.fixture
@@ -667,8 +667,8 @@ def test_an_answer_is_kept_as_long_as_nothing_changes(
         raise AssertionError("there is nothing to write")
 
     with monkeypatch.context() as patched:
-        patched.setattr("vae_cli.commands.compare.write_all", write)
-        patched.setattr("vae_cli.commands.compare.collect", write)
+        patched.setattr("vae_cli.comparison.compare.write_all", write)
+        patched.setattr("vae_cli.comparison.compare.collect", write)
         again = compare()
     assert again.replace(UNCHANGED, "") == said
     assert UNCHANGED in again
@@ -801,10 +801,10 @@ def test_unfinished_runs_are_left_out_and_named(
 def test_an_evaluation_that_fails_names_its_run(
     vae: Vae, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def assess(folder: RunDir, **_: object) -> dict[str, Any]:
+    def evaluate_run(folder: RunDir, **_: object) -> dict[str, Any]:
         raise UserError("no images")
 
-    stand_in(monkeypatch, assess)
+    stand_in(monkeypatch, evaluate_run)
     assert vae("compare", "--jobs", "1", "--profile", "full") == 1
     error = capsys.readouterr().err
     assert "6 of 6 runs could not be evaluated" in error

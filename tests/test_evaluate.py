@@ -21,7 +21,7 @@ from vae_cli.config import catalog
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import CLAIMS, Figure, Metric, mean_figure
 from vae_cli.metrics.evaluate import METRICS, find_metrics, word
-from vae_cli.metrics.record import assessment
+from vae_cli.metrics.record import stored_evaluation
 from vae_cli.runs.folder import RunDir
 
 MODES = list(catalog.groups()["sigma"].choices)
@@ -87,13 +87,13 @@ def test_every_figure_says_what_it_is_and_what_it_is_a_mean_over(runs: Path, sig
 
 def test_figures_are_of_the_weights_that_were_measured_and_of_no_others(vae: Vae, tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "runs/learned")
-    assert assessment(folder) == found(tmp_path, "learned")
+    assert stored_evaluation(folder) == found(tmp_path, "learned")
     weights = folder.best_file.read_bytes()
     folder.best_file.write_bytes(weights)  # the same at another time, as in a copy
     os.utime(folder.best_file, ns=(1, 1))
-    assert assessment(folder) == found(tmp_path, "learned")
+    assert stored_evaluation(folder) == found(tmp_path, "learned")
     folder.best_file.write_bytes(weights[:-1] + b"!")
-    assert assessment(folder) is None
+    assert stored_evaluation(folder) is None
 
 
 @pytest.mark.parametrize("sigma", MODES)

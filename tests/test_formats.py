@@ -13,7 +13,7 @@ from vae_cli import load_run
 from vae_cli.axes.regularizer import KL
 from vae_cli.runs.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
 from vae_cli.runs.folder import RunDir
-from vae_cli.training.validation import evaluate
+from vae_cli.training.validation import evaluate_split
 
 FORMATS = Path(__file__).parent / "formats"
 RUNS = sorted(path.parent.relative_to(FORMATS) for path in FORMATS.rglob("checkpoint.pt"))
@@ -36,7 +36,7 @@ def test_there_is_a_run_of_every_format() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=str)
 def test_its_weights_still_mean_the_same(path: Path, here: Path) -> None:
     run = load_run(f"runs/{path}", device="cpu")
-    measured = evaluate(run.model, KL(), run.splits.test, run.config["seed"], run.device)
+    measured = evaluate_split(run.model, KL(), run.splits.test, run.config["seed"], run.device)
     written = RunDir(run.path).summary()["test"]
     assert measured["distortion"] == pytest.approx(written["distortion"], rel=1e-4)
     assert measured["loss"] == pytest.approx(written["loss"], rel=1e-4)

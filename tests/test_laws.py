@@ -26,12 +26,12 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import kernels
-from vae_cli.model.distributions import Coins, CrossEntropy, Delta
+from vae_cli.model.distributions import CrossEntropy, Delta, FastBernoulli
 from vae_cli.model.inference import Inference
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
-from vae_cli.training.validation import evaluate
+from vae_cli.training.validation import evaluate_split
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -228,7 +228,9 @@ def test_active_units_do_not_depend_on_the_scale_of_the_code(compose: Compose) -
             encoder[1].weight.copy_(torch.stack([directions[0], 0.3 * directions[1], 0 * directions[2]]) * size)
         sigma: Any = experiment.model.sigma
         sigma.value.value.fill_(value)
-        measured = evaluate(experiment.model, experiment.regularizer, experiment.splits.train, 0, experiment.device)
+        measured = evaluate_split(
+            experiment.model, experiment.regularizer, experiment.splits.train, 0, experiment.device
+        )
         assert measured["active_units"] == 2
 
 
@@ -287,10 +289,10 @@ def test_evaluation_repeats_and_disturbs_nothing(compose: Compose, overrides: li
     experiment = build_experiment(compose(*overrides))
     state, rng = copy.deepcopy(experiment.model.state_dict()), torch.get_rng_state()
     arguments = (experiment.model, experiment.regularizer, experiment.splits.validation, 0, experiment.device)
-    first, second = evaluate(*arguments), evaluate(*arguments, batch_size=37)
+    first, second = evaluate_split(*arguments), evaluate_split(*arguments, batch_size=37)
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(state[name], value) for name, value in experiment.model.state_dict().items())
-    assert first == evaluate(*arguments)
+    assert first == evaluate_split(*arguments)
     assert experiment.model.training
     assert first.keys() == second.keys()
     assert abs(first["distortion"] - second["distortion"]) < 0.05 * abs(first["distortion"]) + 0.5
@@ -376,10 +378,10 @@ def test_coins_are_torchs_bernoulli() -> None:
     logits = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     value = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     theirs = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
-    torch.testing.assert_close(Coins(logits).log_prob(value), theirs.log_prob(value))
-    assert torch.equal(Coins(logits).mean, theirs.mean)
+    torch.testing.assert_close(FastBernoulli(logits).log_prob(value), theirs.log_prob(value))
+    assert torch.equal(FastBernoulli(logits).mean, theirs.mean)
     several = value.expand(3, 2, -1, -1, -1, -1)
-    torch.testing.assert_close(Coins(logits).log_prob(several), theirs.log_prob(several))
+    torch.testing.assert_close(FastBernoulli(logits).log_prob(several), theirs.log_prob(several))
 
 
 def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
@@ -395,7 +397,7 @@ def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> Non
     logits = size * torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     for value in (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)), (logits > 0).float()):
         exact = F.binary_cross_entropy_with_logits(logits.double(), value.double(), reduction="none").sum((1, 2, 3))
-        torch.testing.assert_close(-Coins(logits).log_prob(value).double(), exact, rtol=3e-7, atol=784 * 6e-8)
+        torch.testing.assert_close(-FastBernoulli(logits).log_prob(value).double(), exact, rtol=3e-7, atol=784 * 6e-8)
 
 
 @pytest.fixture

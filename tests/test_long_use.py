@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vae_cli.commands import train as command
-from vae_cli.metrics.evaluate import assess
+from vae_cli.metrics.evaluate import evaluate_run
 from vae_cli.runs.folder import RunDir
 
 MB = 1 << 20
@@ -66,7 +66,7 @@ def test_many_runs_in_a_folder(
     config = run.config()
     files = ["summary.json", "metrics.jsonl", "best.pt", "checkpoint.pt"]
     if is_long:
-        assess(run, "quick")
+        evaluate_run(run, "quick")
         files.append("evaluation/metrics.json")
     few, many = (50, 2000) if is_long else (20, 200)
     for folder, count in (("few", few), ("runs", many)):

@@ -22,7 +22,7 @@ from torch.distributions import Independent, Laplace
 from vae_cli import Run, load_run
 from vae_cli.commands import train as command
 from vae_cli.config.build import build_experiment
-from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.information import MutualInformation, Rate, SignalToNoise, log_others
 from vae_cli.metrics.scales import PullOverTraining, ScaleDistribution
 from vae_cli.metrics.tolerance import LADDER, NoiseProbe, Quantization, quantize
@@ -62,7 +62,7 @@ class Linear(nn.Module):
         model: Any = self.experiment.model
         self.decoder, self.encoder, self.latent = model.decoder[0], model.encoder[1], latent
 
-    def set(self, decoder: Tensor, encoder: Tensor, scale: Tensor | None = None) -> Subject:
+    def set(self, decoder: Tensor, encoder: Tensor, scale: Tensor | None = None) -> MeasuredRun:
         """W = directions * decoder, V = encoder * directions^T; the subject is measured with these weights."""
         with torch.no_grad():
             self.decoder.weight.copy_(self.directions * decoder)
@@ -76,10 +76,10 @@ class Linear(nn.Module):
         run: Any = SimpleNamespace(
             model=self.experiment.model, device=self.experiment.device, splits=self.experiment.splits, folder=folder
         )
-        return Subject(run, BUDGET)
+        return MeasuredRun(run, BUDGET)
 
 
-def optimum(compose: Compose, overrides: list[str]) -> tuple[Subject, dict[str, Tensor]]:
+def optimum(compose: Compose, overrides: list[str]) -> tuple[MeasuredRun, dict[str, Tensor]]:
     """A linear model at its optimum, and what the closed forms say of each of its dimensions, in nats."""
     linear = Linear(compose, *overrides)
     if overrides == LEARNED:
@@ -97,8 +97,8 @@ def optimum(compose: Compose, overrides: list[str]) -> tuple[Subject, dict[str, 
     return linear.set(decoder, shrinkage / decoder, scale), known
 
 
-def figures(subject: Subject, kind: type[Metric]) -> dict[str, Any]:
-    return measure(subject, [kind])[kind.__name__]
+def figures(subject: MeasuredRun, kind: type[Metric]) -> dict[str, Any]:
+    return compute_metrics(subject, [kind])[kind.__name__]
 
 
 def near(figure: Figure, expected: float, bias: float = 0.0) -> None:
@@ -225,7 +225,7 @@ def test_information_of_a_channel_that_is_not_normal(compose: Compose) -> None:
     true = known(subject.codes("train").loc)
     near(mutual["mutual_information"], true, 1e-3)
     # Several draws of each of a few images.
-    few = Subject(subject.run, Budget(2000, 20, 1, 1, 9990, 1, 1, 1))
+    few = MeasuredRun(subject.run, Budget(2000, 20, 1, 1, 9990, 1, 1, 1))
     information = figures(few, MutualInformation)["mutual_information"]
     assert information.count == 9990
     near(information, known(few.codes("train").loc), 1e-3)
@@ -424,7 +424,7 @@ def test_all_figures_of_a_run(overrides: list[str], tmp_path: Path, monkeypatch:
     command.main([*QUICK, *overrides, "run_name=tiny"])
     run: Run = load_run(tmp_path / "runs" / "tiny", device="cpu")
     found = {}
-    for named in measure(Subject(run, SMALL), KINDS).values():
+    for named in compute_metrics(MeasuredRun(run, SMALL), KINDS).values():
         for name, figure in named.items():
             assert name not in found
             found[name] = figure
@@ -457,7 +457,7 @@ def test_all_figures_of_a_run(overrides: list[str], tmp_path: Path, monkeypatch:
 def test_figures_do_not_depend_on_what_else_is_measured(compose: Compose) -> None:
     linear = Linear(compose, *LEARNED, "dataset.images=2000", "dataset.test=200")
     found = [
-        measure(linear.set(torch.ones(4), torch.ones(4), torch.ones(4)), kinds)["NoiseProbe"]
+        compute_metrics(linear.set(torch.ones(4), torch.ones(4), torch.ones(4)), kinds)["NoiseProbe"]
         for kinds in ([NoiseProbe], [MutualInformation, Quantization, NoiseProbe])
     ]
     assert found[0] == found[1]

@@ -26,7 +26,7 @@ from vae_cli.commands import train as command
 from vae_cli.config import catalog
 from vae_cli.config.instantiate import build
 from vae_cli.metrics import neighbours
-from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
 from vae_cli.metrics.shortcuts import Collapse, Generalization, Probes, Reidentification
 from vae_cli.model.vae import VAE
@@ -61,7 +61,7 @@ def subject(
     likelihood: nn.Module | None = None,
     train: tuple[Tensor, Tensor | None] | None = None,
     folder: Path = Path("none"),
-) -> Subject:
+) -> MeasuredRun:
     """Test images whose codes are known: they are the codes, (N, D). By default they are decoded into themselves."""
     dimensions = codes.shape[1] // getattr(sigma, "raw_size", 1)
     decoder = decoder or nn.Unflatten(1, (1, 1, dimensions))
@@ -72,17 +72,17 @@ def subject(
     run: Any = SimpleNamespace(
         model=model.eval(), device=torch.device("cpu"), splits=splits, shape=shape, folder=RunDir(folder)
     )
-    return Subject(run, BUDGET)
+    return MeasuredRun(run, BUDGET)
 
 
-def figures(of: Subject, kind: type[Metric]) -> dict[str, Figure]:
-    found = measure(of, [kind])[kind.__name__]
+def figures(of: MeasuredRun, kind: type[Metric]) -> dict[str, Figure]:
+    found = compute_metrics(of, [kind])[kind.__name__]
     for figure in found.values():
         as_plain(figure)  # raises where a number is not finite
     return found
 
 
-def numbers(of: Subject, kind: type[Metric]) -> dict[str, float]:
+def numbers(of: MeasuredRun, kind: type[Metric]) -> dict[str, float]:
     return {name: figure.value for name, figure in figures(of, kind).items() if isinstance(figure.value, float)}
 
 
@@ -107,7 +107,7 @@ def fake_net(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- The Jacobian ---
 
 
-def dense(of: Subject, z: Tensor) -> Tensor:
+def dense(of: MeasuredRun, z: Tensor) -> Tensor:
     """The Jacobian in units of the aggregate standard deviation, (B, pixels, D), by reverse differentiation."""
 
     def one(code: Tensor) -> Tensor:
@@ -487,10 +487,10 @@ NEEDS_LABELS = {
 }
 
 
-def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Subject:
+def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> MeasuredRun:
     monkeypatch.chdir(folder)
     command.main([*overrides, "epochs=2", "run_name=tiny"])
-    return Subject(load_run(folder / "runs" / "tiny", device="cpu"), Budget(100, 200, 8, 20, 50, 6, 20, 100))
+    return MeasuredRun(load_run(folder / "runs" / "tiny", device="cpu"), Budget(100, 200, 8, 20, 50, 6, 20, 100))
 
 
 @pytest.mark.usefixtures("fake_net")
@@ -506,13 +506,13 @@ def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPa
 )
 def test_all_of_a_run(overrides: str, undefined: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = trained(tmp_path, overrides.split(), monkeypatch)
-    found = measure(of, METRICS)
+    found = compute_metrics(of, METRICS)
     flat = {name: figure for each in found.values() for name, figure in each.items()}
     assert len(flat) == sum(len(each) for each in found.values()) == 31
     assert {name for name, figure in flat.items() if figure.value is None} == undefined
     for name, figure in flat.items():
         as_plain(figure)
         assert figure.count > 0 or figure.reason, name
-    assert found == measure(of, METRICS)
+    assert found == compute_metrics(of, METRICS)
     for kind in METRICS:
-        assert measure(of, [kind])[kind.__name__] == found[kind.__name__]
+        assert compute_metrics(of, [kind])[kind.__name__] == found[kind.__name__]

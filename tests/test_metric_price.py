@@ -24,7 +24,7 @@ from vae_cli.axes.dataset import Dataset
 from vae_cli.commands import train as command
 from vae_cli.config.instantiate import build
 from vae_cli.metrics import features, price
-from vae_cli.metrics.base import Budget, Figure, Metric, Subject, as_plain, measure
+from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.features import FeatureNet, feature_net
 from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
 from vae_cli.metrics.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 
 def figures(run: Run, kind: type[Metric], budget: Budget = BUDGET) -> dict[str, Figure]:
-    return measure(Subject(run, budget), [kind])[kind.__name__]
+    return compute_metrics(MeasuredRun(run, budget), [kind])[kind.__name__]
 
 
 def number(figure: Figure) -> float:
@@ -105,11 +105,11 @@ def test_bounds_of_an_exact_posterior_are_the_likelihood(trained: Train, monkeyp
     monkeypatch.setattr(price, "WEIGHTS", 20 * 83)
     together = []
 
-    def decode(self: Subject, x: Tensor, z: Tensor) -> Tensor:
+    def decode(self: MeasuredRun, x: Tensor, z: Tensor) -> Tensor:
         together.append(z.shape[:-1].numel())
         return -self.model.decode(z).log_prob(x)
 
-    monkeypatch.setattr(Subject, "distortion", decode)
+    monkeypatch.setattr(MeasuredRun, "distortion", decode)
     found = figures(run, Bound, budget)
     assert max(size for size in together if size != 500) == 37  # batches of 500 are those of every metric
     bound = number(found["iw_bound_k20"])
@@ -198,14 +198,14 @@ def test_aggregate_against_another_normal_and_of_a_point_mass(trained: Train) ->
     with torch.no_grad():
         prior.loc.copy_(torch.linspace(-1, 1, LATENT))
         prior.scale.raw.copy_(torch.linspace(-0.1, 0.05, LATENT))
-    subject = Subject(run, BUDGET)
+    subject = MeasuredRun(run, BUDGET)
     codes = subject.codes("test")
     assert codes.scale is not None
     loc = codes.loc.double()
     matched = MultivariateNormal(loc.mean(0), loc.T.cov(correction=0) + codes.scale.double().square().mean(0).diag())
     with torch.no_grad():
         against = MultivariateNormal(prior.loc.double(), prior.scale().double().square().diag())
-    found = measure(subject, [AggregateFit])["AggregateFit"]
+    found = compute_metrics(subject, [AggregateFit])["AggregateFit"]
     assert number(found["aggregate_kl_gaussian"]) == pytest.approx(float(kl_divergence(matched, against)), rel=1e-5)
 
     run, lam = linear(trained, "deterministic", 0.5)
@@ -298,11 +298,11 @@ ALWAYS = {"distortion", "aggregate_mean_norm", "aggregate_variance", "aggregate_
 
 @pytest.mark.parametrize("overrides", MODES, ids=" ".join)
 def test_every_mode_gives_finite_figures_or_reasons(trained: Train, overrides: list[str]) -> None:
-    subject = Subject(trained(*overrides), SMALL)
+    subject = MeasuredRun(trained(*overrides), SMALL)
     kinds: list[type[Metric]] = [Bound, AggregateFit, RefittedPrior, Quality]
     state = torch.get_rng_state()
-    found = measure(subject, kinds)
-    again = measure(subject, [Quality, Bound])
+    found = compute_metrics(subject, kinds)
+    again = compute_metrics(subject, [Quality, Bound])
     assert torch.equal(state, torch.get_rng_state())
     assert all(found[name] == again[name] for name in again)
     every = {name: figure for group in found.values() for name, figure in group.items()}
@@ -319,11 +319,11 @@ def test_every_mode_gives_finite_figures_or_reasons(trained: Train, overrides: l
 
 
 @pytest.fixture(scope="module")
-def digits(trained: Train) -> Subject:
-    return Subject(trained("sigma=fixed"), SMALL)
+def digits(trained: Train) -> MeasuredRun:
+    return MeasuredRun(trained("sigma=fixed"), SMALL)
 
 
-def test_the_feature_net_is_good_and_disturbs_nothing(digits: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_feature_net_is_good_and_disturbs_nothing(digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_nets", {})
     state = torch.get_rng_state()
     with torch.no_grad():  # as metrics are computed
@@ -361,7 +361,7 @@ def test_a_feature_net_fits_images_of_any_size(shape: tuple[int, int, int]) -> N
 
 
 @pytest.fixture
-def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Subject, list[int]]:
+def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[MeasuredRun, list[int]]:
     """A subject whose feature net is not there yet, and soon trained; the list grows with each training."""
     trainings = []
     train = features.train_net
@@ -377,11 +377,11 @@ def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tu
     monkeypatch.setitem(run.config, "data_dir", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("VAE_DATA_DIR", raising=False)
-    return Subject(run, SMALL), trainings
+    return MeasuredRun(run, SMALL), trainings
 
 
 def test_a_feature_net_goes_to_the_cache_where_the_data_cannot_be_written(
-    quick: tuple[Subject, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: tuple[MeasuredRun, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, trainings = quick
     (tmp_path / "features").write_text("no folder")
@@ -392,7 +392,7 @@ def test_a_feature_net_goes_to_the_cache_where_the_data_cannot_be_written(
     assert len(trainings) == 1
 
 
-def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[Subject, list[int]], tmp_path: Path) -> None:
+def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[MeasuredRun, list[int]], tmp_path: Path) -> None:
     subject, trainings = quick
     (tmp_path / "features").write_text("no folder")
     (tmp_path / "cache" / "vae").mkdir(parents=True)
@@ -405,7 +405,7 @@ def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[Subject, lis
 
 @pytest.mark.parametrize("damage", ["cut short", "another net", "another checkpoint"])
 def test_a_damaged_feature_net_is_trained_anew(
-    quick: tuple[Subject, list[int]], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    quick: tuple[MeasuredRun, list[int]], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     subject, trainings = quick
     assert feature_net(subject) is not None
@@ -426,7 +426,7 @@ def test_a_damaged_feature_net_is_trained_anew(
     assert len(trainings) == 2
 
 
-def test_feature_nets_that_start_together_are_trained_once(quick: tuple[Subject, list[int]]) -> None:
+def test_feature_nets_that_start_together_are_trained_once(quick: tuple[MeasuredRun, list[int]]) -> None:
     subject, trainings = quick
     threads = [threading.Thread(target=feature_net, args=(subject,)) for _ in range(3)]
     for thread in threads:
@@ -438,7 +438,7 @@ def test_feature_nets_that_start_together_are_trained_once(quick: tuple[Subject,
 
 def test_no_feature_net_without_labels(trained: Train) -> None:
     run = trained("experiment=linear_vae", "dataset.images=4000", "dataset.test=1000", "sigma=shared")
-    assert feature_net(Subject(run, SMALL)) is None
+    assert feature_net(MeasuredRun(run, SMALL)) is None
 
 
 def exact(count: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
@@ -529,7 +529,7 @@ def test_neighborhoods_as_they_are_defined() -> None:
     assert shares(made, real) == pytest.approx(expected)
 
 
-def test_quality_of_a_perfect_decoder(digits: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_of_a_perfect_decoder(digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes that are images, and a decoder that gives them back: reconstructions are the test images, and codes of the
     training images' distribution are better than those of the prior."""
     from types import SimpleNamespace
@@ -537,7 +537,7 @@ def test_quality_of_a_perfect_decoder(digits: Subject, monkeypatch: pytest.Monke
     splits, model = digits.splits, digits.model
     monkeypatch.setattr(model, "encode", lambda x: SimpleNamespace(mean=x.flatten(1), rsample=lambda: x.flatten(1)))
     monkeypatch.setattr(model, "decode", lambda z: SimpleNamespace(mean=z.unflatten(1, (1, 8, 8))))
-    monkeypatch.setattr(Subject, "has_noise", False)
+    monkeypatch.setattr(MeasuredRun, "has_noise", False)
     monkeypatch.setattr("vae_cli.metrics.quality.prior_codes", lambda run, count: torch.rand(count, 64))
     found = figures(digits.run, Quality, dataclasses.replace(SMALL, images=200, train_images=1000, pictures=200))
     assert number(found["frechet_reconstructions"]) == pytest.approx(0, abs=1e-6)

@@ -21,7 +21,7 @@ from vae_cli.core.wording import time_left
 from vae_cli.machine import cores
 from vae_cli.runs.find import find_runs
 from vae_cli.sweeps import launcher, runner
-from vae_cli.sweeps.progress import Overview
+from vae_cli.sweeps.progress import SweepProgress
 from vae_cli.sweeps.slurm import states_of
 
 Commands = Any
@@ -206,10 +206,10 @@ def write_run(path: Path, epoch: int = 0, **summary: Any) -> None:
     (path / "metrics.jsonl").write_text("".join(json.dumps({**record, "epoch": n + 1}) + "\n" for n in range(epoch)))
 
 
-def overview(tmp_path: Path, **more: Any) -> tuple[Overview, Console]:
+def overview(tmp_path: Path, **more: Any) -> tuple[SweepProgress, Console]:
     lines = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     runs = {number: (tmp_path / name, 10) for number, name in enumerate("abc")}
-    return Overview(runs, Console(quiet=True, force_terminal=False), lines), lines
+    return SweepProgress(runs, Console(quiet=True, force_terminal=False), lines), lines
 
 
 def test_the_overview_follows_the_runs_folders(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ class Folders:
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None: ...
 
-    def onlooker(self) -> Folders:
+    def monitor(self) -> Folders:
         return self
 
     def look(self) -> None: ...
@@ -427,7 +427,7 @@ def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch
 
     inner = Losing(folders, [])
     config = launcher.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
-    found = runner.Runner(inner, config, onlooker=folders.onlooker)
+    found = runner.Runner(inner, config, monitor=folders.monitor)
     outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
     assert all("it did not begin" in str(outcome) for outcome in outcomes)

@@ -20,9 +20,9 @@ from vae_cli.core.compatibility import Need
 from vae_cli.core.values import Interval
 from vae_cli.machine import distributed
 from vae_cli.model.distributions import (
-    Coins,
     ContinuousBernoulliDistribution,
     DiscretizedLogisticDistribution,
+    FastBernoulli,
     over_pixels,
 )
 from vae_cli.model.scales import LOG_SCALE_BOUND, LearnedScale
@@ -78,7 +78,7 @@ class Bernoulli(Likelihood):
         return mean.clamp(1e-3, 1 - 1e-3).logit()
 
     def forward(self, raw: Tensor) -> Distribution:
-        return Coins(raw)
+        return FastBernoulli(raw)
 
 
 class ContinuousBernoulli(Likelihood):

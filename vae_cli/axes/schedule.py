@@ -23,7 +23,7 @@ class Schedule(Number):
     """A number as a function of the epochs gone by, whole or broken.
 
     The number of this moment is a 0-dimensional buffer, so that it lies on the model's device, travels in the
-    checkpoint, and stays what it was when a run is loaded to be questioned.
+    checkpoint, and stays what it was when a run is loaded to be evaluating.
     """
 
     value: Tensor

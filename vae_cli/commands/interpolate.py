@@ -12,7 +12,7 @@ from vae_cli.commands.indices import parse_indices
 from vae_cli.commands.output import named, place, refuse_unused, write
 from vae_cli.core.errors import UserError, nearest, visible
 from vae_cli.core.images import grid, load_image
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.runs.codes import Path as LatentPath
 from vae_cli.runs.codes import between, decode, inferences
 from vae_cli.runs.find import find_run
@@ -74,7 +74,7 @@ def main(
         weights=weights if weights != "best" else None,
     )
     where, path = place(trained.path, "interpolations", name, out), path or "linear"
-    with questioned(trained.model, seed, trained.device):
+    with evaluating(trained.model, seed, trained.device):
         if traverse:
             _traverse(trained, SPAN if span is None else span, steps, seed, gif, where)
         elif corners is not None:

@@ -18,7 +18,7 @@ from vae_cli.machine.launch import refuse_several
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
 from vae_cli.runs.folder import RunDir
-from vae_cli.runs.plan import look_at
+from vae_cli.runs.plan import plan
 from vae_cli.runs.run import loading
 from vae_cli.training.lifecycle import run_experiment
 
@@ -45,7 +45,7 @@ def main(run: str, overrides: Sequence[str], **flags: Any) -> None:
     if "data_dir" in settings and settings["data_dir"] is None:  # the usual place
         config["dataset"].pop("data_dir", None)
     place = loading(config, settings.get("data_dir"))
-    if look_at(second, config) != "finished":
+    if plan(second, config) != "finished":
         with place():
             experiment = build_experiment(config)
         run_experiment(experiment, second, Console(stderr=True))

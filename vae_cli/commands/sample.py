@@ -13,7 +13,7 @@ from vae_cli.commands.output import named, place, refuse_unused, write
 from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import visible
 from vae_cli.core.images import grid
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.machine.memory import refuse_oversize
 from vae_cli.runs.codes import decode, draw_codes
 from vae_cli.runs.find import find_run
@@ -68,7 +68,7 @@ def main(
     where = place(trained.path, "samples", named(source, count=count, components=components, **asked), out)
     count, components = count or COUNT, components or COMPONENTS
     refuse_oversize(12 * count * math.prod(trained.shape), f"--count {count}", "type a smaller number")
-    with questioned(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
+    with evaluating(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
         z = draw_codes(trained, source, count, temperature, components, seed)
         drawn = decode(trained, z, draw)
     picture = grid(drawn[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
@@ -80,7 +80,7 @@ def main(
 def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int, draw: bool, where: Path) -> None:
     test = run.splits.test
     chosen = torch.tensor(parse_indices(images, len(test), "--images"))
-    with questioned(run.model, seed, run.device):
+    with evaluating(run.model, seed, run.device):
         inference = run.model(run.images(test.batch(chosen)), (draws,))
         loc = inference.loc
         z = torch.lerp(loc, inference.z, temperature).transpose(0, 1)  # (B, draws, D)

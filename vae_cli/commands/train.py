@@ -32,7 +32,7 @@ from vae_cli.sweeps.runner import is_plugin, spell, stop_file
 from vae_cli.sweeps.search import Search
 
 if TYPE_CHECKING:
-    from vae_cli.sweeps.progress import Overview
+    from vae_cli.sweeps.progress import SweepProgress
 
 # What is imported below, inside functions, brings torch with it, and `--cfg` and a misspelt word need none of it.
 
@@ -123,7 +123,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     """
     from vae_cli.machine.distributed import first
     from vae_cli.runs.folder import RunDir
-    from vae_cli.runs.plan import Finished, finished_message, look_at
+    from vae_cli.runs.plan import Finished, finished_message, plan
     from vae_cli.training.lifecycle import build_together
 
     path = named_folder(_root_)
@@ -132,7 +132,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     if _root_.get("arms") is not None:
         raise UserError("arms= makes a study of several runs: type -m with it.")
     plain = to_plain(_root_)
-    if first(lambda: look_at(RunDir(path), plain)) == "finished":
+    if first(lambda: plan(RunDir(path), plain)) == "finished":
         raise Finished(finished_message(relative(path)))
     experiment = build_together(plain)
     if not is_first():
@@ -170,7 +170,7 @@ class Sweep:
         """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
-        from vae_cli.runs.plan import UnderWay, look_at
+        from vae_cli.runs.plan import UnderWay, plan
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
@@ -180,7 +180,7 @@ class Sweep:
                 f"(epochs and device, say, do not make another run)."
             )
         try:
-            self._found[path] = look_at(RunDir(path), plain)
+            self._found[path] = plan(RunDir(path), plain)
         except UnderWay:  # as where an earlier sweep was killed, and one of its workers lives on
             self._found[path] = "elsewhere"
         if self._found[path] in ("finished", "elsewhere"):
@@ -205,13 +205,13 @@ class Sweep:
             said.append(time_left((time.monotonic() - self._began) / (number - 1) * (count - number + 1)))
         print(f"{', '.join(said)}: {spell(words)}", flush=True)
 
-    def onlooker(self) -> Overview:
+    def monitor(self) -> SweepProgress:
         """Who sees to jobs that are trained side by side in other processes."""
         from rich.console import Console
 
-        from vae_cli.sweeps.progress import Overview
+        from vae_cli.sweeps.progress import SweepProgress
 
-        return Overview(self._to_do, Console(stderr=True), Console())
+        return SweepProgress(self._to_do, Console(stderr=True), Console())
 
     def end(self) -> None:
         """Print the runs of the sweep as a table, and what to type next."""

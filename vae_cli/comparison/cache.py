@@ -33,7 +33,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedReport:
     """An answer: the folder of the report, and what was said on the terminal."""
 
     folder: Path
@@ -53,7 +53,7 @@ def _files(run: RunDir) -> tuple[Path, ...]:
     return run.config_file, run.summary_file, run.metrics_file, run.best_file, run.checkpoint_file, metrics_file(run)
 
 
-def find(runs: Sequence[Path], stamped: str, out: Path | None) -> Kept | None:
+def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport | None:
     """The answer that was kept under this stamp, with its report as it was written; None where there is none."""
     beside = dict.fromkeys([common_folder(runs), *(run.parent for run in runs)])
     for folder in [out] if out else [place / "compare" for place in beside]:
@@ -65,7 +65,7 @@ def find(runs: Sequence[Path], stamped: str, out: Path | None) -> Kept | None:
     return None
 
 
-def keep(answer: Kept, stamped: str) -> None:
+def keep(answer: CachedReport, stamped: str) -> None:
     """Keep an answer whose report has just been written, where there is room for it."""
     folder = answer.folder
     with suppress(OSError):
@@ -78,7 +78,7 @@ def forget(folder: Path) -> None:
     (folder / NAME).unlink(missing_ok=True)
 
 
-def _checked(folder: Path, found: Mapping[str, Any]) -> Kept:
+def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
     """Raises ValueError, KeyError or TypeError for what this module has not written."""
     sheet = Sheet(**found["sheet"])
     columns = [sheet.arms, sheet.counts, *sheet.columns.values(), found["notes"]]
@@ -87,7 +87,7 @@ def _checked(folder: Path, found: Mapping[str, Any]) -> Kept:
         raise TypeError
     if not plain(dict(found)) or any(len(column) != len(sheet.arms) for column in columns[:-1]):
         raise ValueError
-    return Kept(folder, found["notes"], sheet)
+    return CachedReport(folder, found["notes"], sheet)
 
 
 def _report(folder: Path) -> str:

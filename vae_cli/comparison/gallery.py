@@ -20,7 +20,7 @@ from vae_cli.comparison.arms import Arm
 from vae_cli.comparison.plots import STYLE, WIDTH, Look, ink
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.runs.codes import between, decode, draw_codes
 from vae_cli.runs.run import Run
 
@@ -62,7 +62,7 @@ class Gallery:
         """Images of codes from the `prior`, or from a `mixture` fitted to the training codes."""
         rows = {}
         for label, run in self.runs.items():
-            with questioned(run.model, self.seed, run.device), suppress(UserError):  # too few codes for a mixture
+            with evaluating(run.model, self.seed, run.device), suppress(UserError):  # too few codes for a mixture
                 z = draw_codes(run, source, COLUMNS, 1.0, COMPONENTS, self.seed)
                 rows[label] = decode(run, z)
         return self._rows(rows)
@@ -72,7 +72,7 @@ class Gallery:
         x = self.test.batch(self.positions)
         rows = {"test image": x}
         for label, run in self.runs.items():
-            with questioned(run.model, self.seed, run.device):
+            with evaluating(run.model, self.seed, run.device):
                 rows[label] = decode(run, run.encode(x).rsample())
         return self._rows(rows)
 
@@ -83,7 +83,7 @@ class Gallery:
         ends = self.test.batch(self.pairs[pair])
         rows = {}
         for label, run in self.runs.items():
-            with questioned(run.model, self.seed, run.device):
+            with evaluating(run.model, self.seed, run.device):
                 loc = run.encode(ends).mean
                 path = decode(run, between(loc[0], loc[1], COLUMNS - 2, "linear"))
             rows[label] = torch.cat([ends[:1].cpu(), path, ends[1:].cpu()])
@@ -118,7 +118,7 @@ class Gallery:
 
     def _scatter(self, axes: Any, run: Run) -> None:
         positions = torch.arange(min(LOOKED_AT, len(self.test)))
-        with questioned(run.model, self.seed, run.device):
+        with evaluating(run.model, self.seed, run.device):
             posterior = run.encode(self.test.batch(positions))
             loc, scale = posterior.mean.cpu(), posterior.stddev.expand_as(posterior.mean).cpu()
             prior = run.model.prior()

@@ -19,13 +19,13 @@ from vae_cli.comparison.members import LISTED, Member
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import reading_many
 from vae_cli.machine.cores import cores
-from vae_cli.metrics.record import PROFILES, Profile, assessment, missing, rank
+from vae_cli.metrics.record import PROFILES, Profile, missing, rank, stored_evaluation
 from vae_cli.runs.folder import RunDir
 
 JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
 
 
-def evaluate(
+def complete_evaluations(
     members: Sequence[Member],
     profile: str | None,
     jobs: int | None,
@@ -37,7 +37,7 @@ def evaluate(
     as thorough as the profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot
     be."""
     with reading_many():
-        recorded = [assessment(member.folder) or {} for member in members]
+        recorded = [stored_evaluation(member.folder) or {} for member in members]
     _refuse_odd(members, recorded)
     if profile is None:
         profiles = Counter(str(found.get("profile")) for found in recorded if found)
@@ -151,18 +151,18 @@ def _one_thread() -> None:
 
 def _assess(work: Work) -> dict[str, Any] | str:
     """The evaluation of a run, or what was wrong."""
-    from vae_cli.metrics.evaluate import METRICS, assess
+    from vae_cli.metrics.evaluate import METRICS, evaluate_run
 
     path, profile, device, data_dir = work
     folder = RunDir(path)
     try:
-        found = assessment(folder)
+        found = stored_evaluation(folder)
         if found is not None and rank(found["profile"]) >= rank(profile):  # only a part of it is missing
             about = {key: found[key] for key in ("profile", "weights", "seed")} | {
                 "samples": found["budget"]["samples"]
             }
             kinds = [kind for kind in METRICS if kind.__name__ in missing(found)]
-            return assess(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
-        return assess(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
+            return evaluate_run(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
+        return evaluate_run(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
     except UserError as error:
         return str(error)

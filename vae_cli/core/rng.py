@@ -24,7 +24,7 @@ def initial_weights(seed: int, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def questioned(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+def evaluating(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Ask a model without changing it: no gradient, no running statistics, and random numbers of its own."""
     was_training = model.training
     random = random_state(device)

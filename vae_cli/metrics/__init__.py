@@ -1,1 +1,16 @@
-"""What is measured of a model: one class a metric, its figures with their units, counts and errors."""
+"""What `vae evaluate` measures: one class for each metric."""
+
+__all__ = [
+    "base",
+    "evaluate",
+    "features",
+    "information",
+    "neighbours",
+    "price",
+    "quality",
+    "record",
+    "scales",
+    "shortcuts",
+    "table",
+    "tolerance",
+]

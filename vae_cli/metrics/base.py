@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.core.compatibility import offers
-from vae_cli.core.rng import questioned, stream
+from vae_cli.core.rng import evaluating, stream
 from vae_cli.model.inference import Inference
 from vae_cli.runs.run import Run
 
@@ -102,7 +102,7 @@ class Codes(NamedTuple):
     labels: Tensor | None
 
 
-class Subject:
+class MeasuredRun:
     """A run under measurement: what several metrics need is computed once, over batches, and the same for all of them.
 
     Images are looked at in an order that is random and fixed by `seed`, so that the first n of them are a fair choice.
@@ -141,7 +141,7 @@ class Subject:
         start = 0
         for positions in self.positions(split, most).split(BATCH):
             x = images.batch(positions).to(self.device)
-            with questioned(self.model, self.stream("observe", split, start), self.device):
+            with evaluating(self.model, self.stream("observe", split, start), self.device):
                 x = self.model.likelihood.observe(x)  # type: ignore[operator]
             yield x, slice(start, start + len(x))
             start += len(x)
@@ -151,7 +151,7 @@ class Subject:
         if split not in self._codes:
             loc, scale, z = [], [], []
             for x, rows in self.batches(split):
-                with questioned(self.model, self.stream("code", split, rows.start), self.device):
+                with evaluating(self.model, self.stream("code", split, rows.start), self.device):
                     posterior = self.model.encode(x)
                     z.append(posterior.rsample())
                 loc.append(posterior.mean)
@@ -206,7 +206,7 @@ class Metric(ABC):
 
     claim: ClassVar[Claim]
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredRun) -> None:
         self.subject = subject
 
     def update(self, inference: Inference) -> None:  # noqa: B027 (most have nothing to see)
@@ -217,14 +217,14 @@ class Metric(ABC):
         """The figures by name, in letters, digits and underscores."""
 
 
-def measure(subject: Subject, kinds: Sequence[type[Metric]]) -> dict[str, dict[str, Figure]]:
+def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict[str, dict[str, Figure]]:
     """The figures of each metric by the metric's name.
 
     A metric draws from a stream of its own, so that its figures do not depend on what else is measured.
     """
     found: dict[str, dict[str, Figure]] = {}
     for kind in kinds:
-        with questioned(subject.model, subject.stream("metric", kind.__name__), subject.device):
+        with evaluating(subject.model, subject.stream("metric", kind.__name__), subject.device):
             metric = kind(subject)
             if kind.update is not Metric.update:
                 for x, _ in subject.batches("test"):

@@ -17,7 +17,7 @@ from vae_cli.config.instantiate import find_class
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.files import write_json
 from vae_cli.machine.device import find_threads
-from vae_cli.metrics.base import BUDGETS, Figure, Metric, Subject, as_plain, measure, undefined
+from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, as_plain, compute_metrics, undefined
 from vae_cli.metrics.record import FORMAT, MODULES, Profile, digest, metrics_file, stamp
 from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
@@ -51,7 +51,7 @@ def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
     return found
 
 
-def assess(
+def evaluate_run(
     folder: RunDir,
     profile: Profile = "default",
     *,
@@ -98,10 +98,10 @@ def assess(
         {name: entry for name, entry in (before or {}).get(part, {}).items() if entry["metric"] not in names}
         for part in ("figures", "left_out")
     )
-    subject = Subject(run, budget, seed)
+    subject = MeasuredRun(run, budget, seed)
     for kind in kinds:
         say(word(kind))
-        for name, figure in measure(subject, [kind])[kind.__name__].items():
+        for name, figure in compute_metrics(subject, [kind])[kind.__name__].items():
             for entries in (figures, left_out):
                 entries.pop(name, None)
             entry = _entry(figure, kind)

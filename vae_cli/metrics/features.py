@@ -15,7 +15,7 @@ from vae_cli.axes.dataset.pack import alone
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.rng import initial_weights, stream
-from vae_cli.metrics.base import BATCH, Subject
+from vae_cli.metrics.base import BATCH, MeasuredRun
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class FeatureNet(nn.Module):
         return self.head(self.features(x)).argmax(-1)
 
 
-def feature_net(subject: Subject) -> FeatureNet | None:
+def feature_net(subject: MeasuredRun) -> FeatureNet | None:
     """The feature net of a run's data set on the run's device; None where the images have no labels, or all the same.
 
     It is trained when it is first asked for, on the training images alone, and kept in the folder `features` of the

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from vae_cli.metrics.base import Figure, Metric, Subject, curve_figure, mean_figure, standard_error, undefined
+from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
 from vae_cli.model.inference import Inference
 from vae_cli.model.scales import diagonal_normal
 
@@ -37,7 +37,7 @@ class Rate(Metric):
 
     claim = "bits"
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredRun) -> None:
         super().__init__(subject)
         self.rates: list[Tensor] = []
         self.parts: list[tuple[Tensor, Tensor]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from vae_cli.metrics.base import BATCH, Figure, Metric, Subject, mean_figure, undefined
+from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.runs.codes import between
 
 DIRECTIONS = 256  # in which the decoder is differentiated for the Frobenius norm, at most
@@ -30,7 +30,7 @@ ONE_IMAGE = "there is only one test image"
 PIXELS = "pixel values"  # where a pixel goes from 0 to 1
 
 
-def pairs(subject: Subject, count: int) -> tuple[Tensor, Tensor] | None:
+def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
     """The rows (count,) of two different test images each, the same for every run of a dataset; None where there are no
     two images."""
     images = len(subject.codes().loc)
@@ -42,14 +42,14 @@ def pairs(subject: Subject, count: int) -> tuple[Tensor, Tensor] | None:
     return first, second
 
 
-def in_spread(subject: Subject, codes: Tensor) -> Tensor:
+def in_spread(subject: MeasuredRun, codes: Tensor) -> Tensor:
     """Codes (N, D) in units of the aggregate standard deviation. A dimension in which nothing but rounding moves is
     left at 0: it has no unit."""
     moves = subject.spread > 1e-6 * subject.codes().loc.abs().amax(0)
     return torch.where(moves, codes / torch.where(moves, subject.spread, 1.0), 0.0)
 
 
-def mean_images(subject: Subject, z: Tensor) -> Tensor:
+def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
     """The likelihood's means (B, C, H, W) at codes (B, D), in float32 whatever the network's precision: what is
     measured are differences between near images, which rounding to bfloat16 would drown."""
     likelihood = subject.model.likelihood(subject.model.decoder(z))
@@ -107,8 +107,8 @@ class Jacobian(Metric):
     """How fast the mean image changes with the code, at budget.points codes of test images (loc), half-way between the
     locs of as many random pairs, and at as many draws of the prior.
 
-    J = d E[x|z'] / d z' with z' = z / a, a_j the aggregate standard deviation (`Subject.spread`), so that modes whose
-    codes differ in scale compare (Arvanitidis et al., Latent Space Oddity, 2018, measure curves by J^T J).
+    J = d E[x|z'] / d z' with z' = z / a, a_j the aggregate standard deviation (`MeasuredRun.spread`), so that modes
+    whose codes differ in scale compare (Arvanitidis et al., Latent Space Oddity, 2018, measure curves by J^T J).
     `jacobian_frobenius_*` is the mean of |J|_F = sqrt(sum of the squared derivatives), exact up to 256 dimensions and
     estimated beyond (see frobenius_norm), `jacobian_norm_*` that of the largest singular value, to about 1e-3 of itself
     from below (see largest_singular_value). Both in pixel values per unit of z', root of the sum over pixels. The error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vae_cli.metrics.base import Codes, Figure, Metric, Subject, mean_figure, undefined
+from vae_cli.metrics.base import Codes, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.model.inference import Inference
 from vae_cli.runs.codes import FITTED, Mixture, fit_mixture
 
@@ -39,7 +39,7 @@ class Bound(Metric):
 
     claim = "price"
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredRun) -> None:
         super().__init__(subject)
         self.distortion: list[Tensor] = []
         self.elbo: list[Tensor] = []
@@ -182,7 +182,7 @@ class RefittedPrior(Metric):
 
     claim = "price"
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: MeasuredRun) -> None:
         super().__init__(subject)
         self.priors: dict[str, Distribution] = {}
         self.elbo: dict[str, list[Tensor]] = {}

@@ -45,7 +45,7 @@ def metrics_file(folder: RunDir) -> Path:
     return folder.path / "evaluation" / "metrics.json"
 
 
-def assessment(folder: RunDir) -> dict[str, Any] | None:
+def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
     """What was measured of the run's weights as they are now; None where nothing was. Raises Failure where the file is
     damaged or was written by a newer version."""
     file = metrics_file(folder)

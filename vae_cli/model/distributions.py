@@ -63,7 +63,7 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
     return -prior.log_prob(point.loc)
 
 
-class Coins(Independent):  # type: ignore[type-arg]
+class FastBernoulli(Independent):  # type: ignore[type-arg]
     """Independent coins for the pixels, with logits (*S, B, C, H, W).
 
     log_prob is computed with its gradient, by CrossEntropy, and changes the sign of an image's sum, not of every pixel:

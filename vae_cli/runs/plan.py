@@ -31,7 +31,7 @@ def finished_message(path: Path) -> str:
     )
 
 
-def look_at(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
+def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
     """Say what is to be done in a run's folder, whose lock may be ours, without changing anything.
 
     Raises UserError where the folder holds something else: another configuration, a run that is under way, or files

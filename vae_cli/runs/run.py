@@ -19,7 +19,7 @@ from vae_cli.config.build import build_model
 from vae_cli.config.instantiate import build, check_value
 from vae_cli.config.settings import SETTINGS, Config, check_latent
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.machine.device import find_device
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint
@@ -110,7 +110,7 @@ class Run:
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """The mean images (n, C, H, W) of n codes drawn from the prior."""
-        with questioned(self.model, seed, self.device):
+        with evaluating(self.model, seed, self.device):
             return self.decode(self.model.prior().sample((n,))).mean
 
 

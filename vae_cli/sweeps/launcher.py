@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, open_dict
 
 from vae_cli.config.messages import translate
 from vae_cli.core.errors import Failure, UserError, explain
-from vae_cli.sweeps.runner import Job, Runner, Watch, error_of, is_plugin, spell
+from vae_cli.sweeps.runner import Job, Runner, SweepReporter, error_of, is_plugin, spell
 from vae_cli.sweeps.study import jobs_of_study
 
 Check = Callable[[DictConfig], bool]
@@ -23,7 +23,7 @@ Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 
 
 @contextmanager
-def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None = None) -> Iterator[None]:
+def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Learn | None = None) -> Iterator[None]:
     """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
 
     `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
@@ -39,7 +39,7 @@ def check_sweeps(check: Check, watch: Watch | None = None, learn: Learn | None =
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
         if learn is not None and not is_plugin(config.hydra.sweeper, "BasicSweeper"):
             return learn(launcher, hydra_context, config)
-        made.append(CheckedLauncher(launcher, check, watch, hydra_context, config))
+        made.append(CheckedLauncher(launcher, check, reporter, hydra_context, config))
         return made[-1]
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
@@ -58,11 +58,16 @@ class CheckedLauncher(Launcher):
     """A launcher around another one, which checks what it is to launch and reports on it."""
 
     def __init__(
-        self, launcher: Launcher, check: Check, watch: Watch | None, hydra_context: HydraContext, config: DictConfig
+        self,
+        launcher: Launcher,
+        check: Check,
+        reporter: SweepReporter | None,
+        hydra_context: HydraContext,
+        config: DictConfig,
     ) -> None:
         self.launcher = launcher
         self.check = check
-        self.watch = watch
+        self.reporter = reporter
         self.hydra_context = hydra_context
         self.config = config
         self.is_launched = False
@@ -84,16 +89,16 @@ class CheckedLauncher(Launcher):
             to_do = [job for job in jobs if self._passes(job)]
             if not to_do:
                 self.forget_record()
-            if self.watch is not None:
-                self.watch.begin()
+            if self.reporter is not None:
+                self.reporter.begin()
         except Exception:  # whatever was refused: nothing starts, and nothing is left behind
             self.forget_record()
             raise
-        watch = self.watch
-        onlooker = None if watch is None else watch.onlooker
-        outcomes = Runner(self.launcher, self.config, watch.start if watch else None, onlooker).run(to_do)
-        if watch is not None:
-            watch.end()
+        reporter = self.reporter
+        monitor = None if reporter is None else reporter.monitor
+        outcomes = Runner(self.launcher, self.config, reporter.start if reporter else None, monitor).run(to_do)
+        if reporter is not None:
+            reporter.end()
         errors = [(job.words, error_of(outcome)) for job, outcome in zip(to_do, outcomes, strict=True)]
         _raise_first([(words, error) for words, error in errors if error is not None], len(to_do))
         return [outcome for outcome in outcomes if isinstance(outcome, JobReturn)]

@@ -40,7 +40,7 @@ class Course:
     begun_at: float = 0.0  # the same before the sweep began
 
 
-class Overview:
+class SweepProgress:
     """The runs of a sweep, by the numbers of their jobs, looked at through what they write into their folders.
 
     On a terminal there are bars; elsewhere, a line for each run that has ended.

@@ -27,7 +27,7 @@ LOOK = 0.5  # seconds between two looks at jobs that run in other processes
 GRACE = 60  # seconds in which runs that were asked to stop save what they have
 
 
-class Onlooker(Protocol):
+class JobMonitor(Protocol):
     """Sees how jobs go on, by their numbers, that other processes carry out."""
 
     def look(self) -> None:
@@ -44,7 +44,7 @@ class Onlooker(Protocol):
         """All of them have ended."""
 
 
-class Watch(Protocol):
+class SweepReporter(Protocol):
     """What is told how a sweep goes on."""
 
     def begin(self) -> None:
@@ -53,7 +53,7 @@ class Watch(Protocol):
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """A job starts, this one of so many that follow each other in this process; so many have failed till now."""
 
-    def onlooker(self) -> Onlooker:
+    def monitor(self) -> JobMonitor:
         """Who sees to jobs that are carried out side by side in other processes."""
 
     def end(self) -> None:
@@ -85,24 +85,24 @@ class Runner:
         launcher: Launcher,
         config: DictConfig,
         start: Callable[[int, int, int, Sequence[str]], None] | None = None,
-        onlooker: Callable[[], Onlooker] | None = None,
+        monitor: Callable[[], JobMonitor] | None = None,
     ) -> None:
         self.launcher = launcher
         self.config = config
         self.start = start
-        self._find_onlooker = onlooker
-        self._onlooker: Onlooker | None = None
+        self._find_monitor = monitor
+        self._monitor: JobMonitor | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """What becomes of each job: a result, which may be an error, or the error that kept it from having one."""
         if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
             return self._one_by_one(jobs)
-        if self._find_onlooker is not None:
-            self._onlooker = self._find_onlooker()
+        if self._find_monitor is not None:
+            self._monitor = self._find_monitor()
         outcomes = self._side_by_side(jobs) if jobs else []
-        if self._onlooker is not None:
-            self._onlooker.look()
-            self._onlooker.close()
+        if self._monitor is not None:
+            self._monitor.look()
+            self._monitor.close()
         return outcomes
 
     def _launch(self, batch: Sequence[Job]) -> list[Outcome]:
@@ -133,17 +133,17 @@ class Runner:
         return [self._told(job, outcomes[job.number]) for job in jobs]
 
     def _not_begun(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:
-        if self._onlooker is None:
+        if self._monitor is None:
             return []
         unsaid = [job for job in jobs if isinstance(outcomes[job.number], Exception)]
         unsaid = [job for job in unsaid if not isinstance(outcomes[job.number], UserError)]
-        return [job for job in unsaid if self._onlooker.state(job.number) == "waiting"]
+        return [job for job in unsaid if self._monitor.state(job.number) == "waiting"]
 
     def _told(self, job: Job, outcome: Outcome) -> Outcome:
         """Replace a launcher's own error by what the run's folder says: one worker's death reaches all jobs."""
-        if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._onlooker is None:
+        if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._monitor is None:
             return outcome
-        state = self._onlooker.state(job.number)
+        state = self._monitor.state(job.number)
         if state == "finished":
             return JobReturn(overrides=list(job.words), status=JobStatus.COMPLETED)
         if state in ("running", "interrupted"):
@@ -200,8 +200,8 @@ class Runner:
             with _terminable():
                 while alive := [thread for thread in threads if thread.is_alive()]:
                     alive[0].join(LOOK)
-                    if self._onlooker is not None:
-                        self._onlooker.look()
+                    if self._monitor is not None:
+                        self._monitor.look()
         except BaseException:  # Ctrl-C, most of all
             with suppress(queue.Empty):
                 while True:
@@ -215,11 +215,11 @@ class Runner:
         is_left = is_plugin(self.config.hydra.launcher, "SlurmLauncher")
         if not is_left:
             stop_file(self.config.hydra).touch()
-        if self._onlooker is None:
+        if self._monitor is None:
             return
-        self._onlooker.stop(is_left)
+        self._monitor.stop(is_left)
         end = time.monotonic() + (0 if is_left else GRACE)
-        while time.monotonic() < end and any(self._onlooker.state(job) == "running" for job in jobs):
+        while time.monotonic() < end and any(self._monitor.state(job) == "running" for job in jobs):
             time.sleep(0.2)
 
 

@@ -30,7 +30,7 @@ from vae_cli.sweeps.launcher import composed
 from vae_cli.sweeps.runner import Job, Outcome, Runner, is_plugin
 
 if TYPE_CHECKING:
-    from vae_cli.sweeps.progress import Overview
+    from vae_cli.sweeps.progress import SweepProgress
 from vae_cli.sweeps.space import check_sweeper, defined_terms, is_optuna, search_space, set_optuna_defaults, words_of
 from vae_cli.sweeps.trials import Trial, mark_failed, reason_of, result_of, shortened, values_of
 
@@ -278,7 +278,7 @@ class _Launcher(Launcher):
             if trial.state == "new" and all(trial.path != other.path for other in todo):
                 todo.append(trial)
         jobs = [Job(number, trial.words) for number, trial in enumerate(todo, start=initial_job_idx)]
-        outcomes = Runner(self.launcher, search.config, onlooker=lambda: self._overview(jobs, todo)).run(jobs)
+        outcomes = Runner(self.launcher, search.config, monitor=lambda: self._overview(jobs, todo)).run(jobs)
         for trial, outcome in zip(todo, outcomes, strict=True):
             self._take(trial, outcome)
         for trial in proposed:
@@ -290,7 +290,7 @@ class _Launcher(Launcher):
     def _look_at(self, trial: Trial, index: int) -> None:
         """Find the folder of a trial, and its objective where the run is finished."""
         from vae_cli.config.build import check_config
-        from vae_cli.runs.plan import look_at
+        from vae_cli.runs.plan import plan
 
         try:
             with composed(self.hydra_context, self.search.config, trial.words, index) as config:
@@ -299,7 +299,7 @@ class _Launcher(Launcher):
                 trial.path, trial.epochs = path, plain["epochs"]
                 if self._repeat(trial):
                     return
-                if look_at(RunDir(path), plain) == "finished":
+                if plan(RunDir(path), plain) == "finished":
                     self._leave_alone(trial, plain["epochs"])
         except Exception as error:  # a proposal that cannot be a run is one that failed; a mistake of ours is none
             if translate(error, trial.words) is None:
@@ -323,14 +323,14 @@ class _Launcher(Launcher):
             trial.note = f", {summary['epoch']} epochs"
         self._check_value(trial)
 
-    def _overview(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> Overview:
+    def _overview(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> SweepProgress:
         """The bars of trials that are trained side by side; what became of them is said as of all others."""
         from rich.console import Console
 
-        from vae_cli.sweeps.progress import Overview
+        from vae_cli.sweeps.progress import SweepProgress
 
         runs = {job.number: (trial.path, trial.epochs) for job, trial in zip(jobs, trials, strict=True) if trial.path}
-        return Overview(runs, Console(stderr=True), Console(quiet=True))
+        return SweepProgress(runs, Console(stderr=True), Console(quiet=True))
 
     def _take(self, trial: Trial, outcome: Outcome) -> None:
         try:

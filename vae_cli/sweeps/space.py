@@ -34,11 +34,11 @@ def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
     """The names of the figures that are defined for a model, found by showing it one black image (C, H, W)."""
     import torch
 
-    from vae_cli.core.rng import questioned
+    from vae_cli.core.rng import evaluating
     from vae_cli.training.validation import Posterior, Terms
 
     names: set[str] = set()
-    with questioned(model, 0, torch.device("cpu")):
+    with evaluating(model, 0, torch.device("cpu")):
         inference = model(torch.zeros(1, *shape))
         for metric in (Terms(), Posterior()):
             metric.update(inference, torch.zeros(1))

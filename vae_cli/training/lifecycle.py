@@ -28,7 +28,7 @@ from vae_cli.machine import distributed
 from vae_cli.machine.launch import this_process
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import ANEW, Follower, RunDir
-from vae_cli.runs.plan import Finished, UnderWay, finished_message, look_at, submission, under_way
+from vae_cli.runs.plan import Finished, UnderWay, finished_message, plan, submission, under_way
 from vae_cli.training.divergence import diverged, restart
 from vae_cli.training.loop import train
 from vae_cli.training.meter import NotFinite
@@ -37,7 +37,7 @@ from vae_cli.training.progress import Progress
 from vae_cli.training.provenance import describe
 from vae_cli.training.state import State, restore
 from vae_cli.training.tensorboard import EventWriter, NoEvents
-from vae_cli.training.validation import measure
+from vae_cli.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def prepare(folder: RunDir, config: Config) -> bool:
     """Leave in a run's folder what the training begins with, and say whether it is a new one. Raises Finished."""
     for part in (*folder.path.glob(".*.part"), *folder.path.glob("projector/.*.part")):  # a killed process wrote them
         part.unlink()
-    todo = look_at(folder, config, is_ours=True)
+    todo = plan(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))
     if todo == "new":
@@ -152,7 +152,7 @@ def final(experiment: Experiment, folder: RunDir, events: EventWriter, state: St
     if state.best:
         experiment.model.load_state_dict(load_checkpoint(folder.best_file)["model"])
     record = state.best.get("record", state.record)
-    tested = measure(experiment, experiment.splits.test)
+    tested = validate(experiment, experiment.splits.test)
     bad = [f"test/{name}" for name, value in tested.items() if not math.isfinite(value)]
     if bad:
         raise NotFinite(step, bad)

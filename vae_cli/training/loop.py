@@ -18,7 +18,7 @@ from vae_cli.training.pictures import picture
 from vae_cli.training.progress import Progress, is_milestone
 from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save
 from vae_cli.training.tensorboard import EventWriter
-from vae_cli.training.validation import measure, monitored
+from vae_cli.training.validation import monitored, validate
 
 
 def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State) -> None:
@@ -95,7 +95,7 @@ def end_epoch(
     config, held_out = experiment.config, experiment.splits.validation
     means = state.meter.epoch()
     clock.stop()
-    measured = distributed.first(lambda: measure(experiment, held_out if len(held_out) else monitored(experiment)))
+    measured = distributed.first(lambda: validate(experiment, held_out if len(held_out) else monitored(experiment)))
     record = {f"train/{name}": value for name, value in means.items()}
     if len(held_out):
         record |= {f"validation/{name}": value for name, value in measured.items() if name not in POSTERIOR}

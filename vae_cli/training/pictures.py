@@ -6,7 +6,7 @@ import torch
 
 from vae_cli.config.build import Experiment
 from vae_cli.core.images import grid
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.training.tensorboard import EventWriter
 from vae_cli.training.validation import monitored
 
@@ -17,7 +17,7 @@ def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
     test, classes = experiment.splits.test, experiment.splits.classes
     positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
-    with questioned(experiment.model, experiment.config["seed"], experiment.device):
+    with evaluating(experiment.model, experiment.config["seed"], experiment.device):
         inference = experiment.model(test.batch(positions))
     labels = None
     if test.labels is not None:
@@ -30,7 +30,7 @@ def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Write histograms of the posterior, images over their reconstructions, and samples from the prior."""
     model, split = experiment.model, experiment.splits.validation
     shown = split if len(split) else monitored(experiment)
-    with questioned(model, experiment.config["seed"], experiment.device):
+    with evaluating(model, experiment.config["seed"], experiment.device):
         inference = model(shown.batch(torch.arange(min(500, len(shown)), device=experiment.device)))
         histograms = {"posterior/loc": inference.loc}
         if inference.scale is not None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from vae_cli.axes.dataset import Split
 from vae_cli.config.build import Experiment
-from vae_cli.core.rng import questioned
+from vae_cli.core.rng import evaluating
 from vae_cli.model.inference import Inference
 from vae_cli.model.vae import VAE
 
 
-def evaluate(
+def evaluate_split(
     model: VAE,
     regularizer: nn.Module,
     split: Split,
@@ -32,7 +32,7 @@ def evaluate(
     batch_size.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
-    with questioned(model, seed, device):
+    with evaluating(model, seed, device):
         for positions in split.in_order(batch_size):
             inference = model(split.batch(positions))
             penalty = regularizer(inference)
@@ -125,9 +125,9 @@ class Posterior:
 MONITORED = 1000  # training images whose posterior is looked at where none are held out
 
 
-def measure(experiment: Experiment, split: Split) -> dict[str, float]:
+def validate(experiment: Experiment, split: Split) -> dict[str, float]:
     """The terms of the loss and the shape of the posterior over a split."""
-    return evaluate(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
+    return evaluate_split(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
 
 
 def monitored(experiment: Experiment) -> Split:

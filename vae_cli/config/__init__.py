@@ -1,0 +1,14 @@
+"""From words to objects: the catalog of choices, Hydra, names, checks, and the experiment they build."""
+
+__all__ = [
+    "aliases",
+    "build",
+    "catalog",
+    "compose",
+    "hydra",
+    "instantiate",
+    "messages",
+    "naming",
+    "objective",
+    "settings",
+]
