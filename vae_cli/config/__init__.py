@@ -4,6 +4,7 @@ __all__ = [
     "aliases",
     "build",
     "catalog",
+    "claims",
     "compose",
     "hydra",
     "instantiate",
