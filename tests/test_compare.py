@@ -292,7 +292,7 @@ def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.Monk
     other = {"likelihood": "bernoulli"}
     members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
     ages = {one.folder.path: age for age, one in enumerate(members)}
-    monkeypatch.setattr("vae_cli.comparison.arms.last_written", ages.__getitem__)
+    monkeypatch.setattr("vae_cli.comparison.members.last_written", ages.__getitem__)
     kept, note = like_the_newest(members)
     assert kept == [members[1], members[3]]
     assert note is not None

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from vae_cli.core.errors import Failure, UserError
@@ -308,7 +309,7 @@ def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], mo
     monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(5), "waiting"))
     inner = Dying(folders, deadly)
-    config = launcher.OmegaConf.create(
+    config = OmegaConf.create(
         {
             "hydra": {
                 "sweeper": {"_target_": "hydra.BasicSweeper"},
@@ -340,7 +341,7 @@ def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
             raise RuntimeError("no such queue")
 
-    config = launcher.OmegaConf.create(
+    config = OmegaConf.create(
         {"hydra": {"sweeper": {"_target_": "x.BasicSweeper"}, "launcher": {"_target_": "x.JoblibLauncher"}}}
     )
     checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
@@ -426,7 +427,7 @@ def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch
             raise RuntimeError("the result is lost")
 
     inner = Losing(folders, [])
-    config = launcher.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
+    config = OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
     found = runner.Runner(inner, config, monitor=folders.monitor)
     outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
