@@ -43,9 +43,9 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def beyond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Split, list[int]]:
     """A packed split that counts as one which memory may not hold, and the rows of its file that were asked for."""
-    for name, value in {"BLOCK": 3 * 12, "BLOCKS": 4}.items():
+    for name, value in {"BLOCK_BYTES": 3 * 12, "BLOCKS_TOGETHER": 4}.items():
         monkeypatch.setattr(mapped, name, value)
-    monkeypatch.setattr(pack, "BEYOND", 0)
+    monkeypatch.setattr(pack, "BLOCKWISE_ABOVE", 0)
     pixels = np.random.default_rng(0).integers(0, 256, (101, 3, 2, 2), dtype=np.uint8)
     packed = pack.write_pack(tmp_path, "here", (3, 2, 2), (pack.Chunk(pixels, None) for _ in range(1)))
     asked: list[int] = []
@@ -302,7 +302,7 @@ def test_other_settings_have_a_pack_of_their_own(photos: Path) -> None:
 
 
 def test_a_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "IMAGES_A_STEP", 10)
+    monkeypatch.setattr(pack, "IMAGES_PER_STEP", 10)
     image_folder(photos).load()
     (old,) = packs(photos)
     _add(photos)
@@ -405,7 +405,7 @@ def test_the_progress_bar_ends_before_the_error_is_shown(tmp_path: Path) -> None
 def test_a_finished_pack_needs_no_writing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image_folder(photos).load()
     monkeypatch.setattr(Path, "mkdir", None)
-    monkeypatch.setattr(pack, "alone", None)
+    monkeypatch.setattr(pack, "exclusive", None)
     image_folder(photos).load()
 
 
@@ -425,7 +425,7 @@ def test_corrupt_images_are_named(photos: Path) -> None:
 
 
 def test_corrupt_images_are_skipped_where_that_is_asked_for(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "IMAGES_A_STEP", 7)
+    monkeypatch.setattr(pack, "IMAGES_PER_STEP", 7)
     spoil(photos)
     splits = image_folder(photos, skip_corrupt=True).load()
     assert len(splits.train.images) == 28

@@ -26,7 +26,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import kernels
-from vae_cli.model.distributions import CrossEntropy, Delta, FastBernoulli
+from vae_cli.model.distributions import BinaryCrossEntropy, Delta, FastBernoulli
 from vae_cli.model.inference import Inference
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard
@@ -388,8 +388,9 @@ def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(CrossEntropy.apply, (logits, value), check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(CrossEntropy.apply, (logits, value))
+    function = BinaryCrossEntropy.apply
+    assert torch.autograd.gradcheck(function, (logits, value), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, (logits, value))
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 10.0, 1e2, 1e4])
@@ -403,9 +404,9 @@ def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> Non
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Dense, nn.Linear]]:
     """A layer whose products oneDNN has, whatever the processor, and torch's with the same parameters."""
-    if not kernels._has_onednn():
+    if not kernels.has_onednn():
         pytest.skip("this torch has no such product")
-    monkeypatch.setattr(kernels, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(kernels, "WORTHWHILE", 0)
 
     def pair(inputs: int, outputs: int, bias: bool = True) -> tuple[Dense, nn.Linear]:
@@ -427,7 +428,7 @@ def test_a_dense_layer_is_torchs_linear(onednn: Any, batch: int, inputs: int, ou
         y = layer(leaf)
         y.backward(gradient)
         results.append([y.detach(), leaf.grad, layer.weight.grad, layer.bias.grad])
-    assert "Product" in str(ours(x).grad_fn)
+    assert "OneDNNLinear" in str(ours(x).grad_fn)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -467,14 +468,14 @@ def test_a_dense_layer_leaves_to_torch_what_is_not_for_it(onednn: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), theirs(x))
     for other in (x[0], x.expand(2, -1, -1), x.double()):
-        assert "Product" not in str(layer.to(other.dtype)(other).grad_fn)
+        assert "OneDNNLinear" not in str(layer.to(other.dtype)(other).grad_fn)
     assert layer.to("meta")(x.to("meta")).shape == (6, 20)
 
 
-def test_a_slow_mkl_is_found_where_nothing_is_computed() -> None:
-    expected = kernels.mkl_is_slow.__wrapped__()
+def test_a_slow_mkl_is_found_while_tensors_are_made_on_meta() -> None:
+    expected = kernels.onednn_is_faster.__wrapped__()
     with torch.device("meta"):
-        assert kernels.mkl_is_slow.__wrapped__() == expected
+        assert kernels.onednn_is_faster.__wrapped__() == expected
 
 
 ADAMS: dict[str, dict[str, Any]] = {

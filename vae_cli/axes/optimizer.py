@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vae_cli.axes.schedule import Constant, as_schedule
 from vae_cli.core.errors import UserError, nearest
-from vae_cli.model.kernels import FusedAdam
+from vae_cli.model.kernels import FusedAdam, without_compiler
 
 
 class ScheduledOptimizer:
@@ -37,7 +37,8 @@ class ScheduledOptimizer:
         # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
         try:
-            self.inner = kind(list(parameters), **{**arguments, **rates})
+            with without_compiler():
+                self.inner = kind(list(parameters), **{**arguments, **rates})
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"{kind.__name__} refuses its arguments: {error}") from error
 
@@ -76,10 +77,12 @@ class ScheduledOptimizer:
             self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
+        with without_compiler():
+            return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state)
+        with without_compiler():
+            self.inner.load_state_dict(state)
         self._fused = None  # whose tensors are others now
 
 

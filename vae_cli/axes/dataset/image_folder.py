@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from vae_cli.axes.dataset.pack import (
     Chunk,
     Pack,
-    alone,
     cannot_write,
     data_folder,
+    exclusive,
     in_threads,
     open_pack,
     pack_folder,
@@ -127,7 +127,7 @@ class ImageFolder(Dataset):
         label = {name: number for number, name in enumerate(classes or ())}
         labels = [label[top] for top in tops if top is not None] if classes else None
         try:
-            with alone(folder):
+            with exclusive(folder):
                 return open_pack(folder, fingerprint) or write_pack(
                     folder, fingerprint, self._shape, self._chunks(files, labels), classes
                 )

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Count, Natural, Positive
 from vae_cli.machine.memory import refuse_oversize
 
@@ -68,7 +69,7 @@ class LinearGaussian(Dataset):
     @property
     def eigenvectors(self) -> Tensor:
         pixels = len(self.eigenvalues)
-        q, r = np.linalg.qr(random_state(self.split_seed, 2).standard_normal((pixels, pixels)))
+        q, r = np.linalg.qr(numpy_generator(self.split_seed, 2).standard_normal((pixels, pixels)))
         # With the signs of r's diagonal taken out, q is uniform among the rotations, whatever LAPACK's convention.
         return torch.from_numpy(q * np.sign(np.diag(r)))
 
@@ -78,8 +79,8 @@ class LinearGaussian(Dataset):
 
     def load(self) -> Splits:
         pixels = len(self.eigenvalues)
-        noise = random_state(self.split_seed, 0).standard_normal((self._images, pixels))
-        test_noise = random_state(self.split_seed, 1).standard_normal((self._test, pixels))
+        noise = numpy_generator(self.split_seed, 0).standard_normal((self._images, pixels))
+        test_noise = numpy_generator(self.split_seed, 1).standard_normal((self._test, pixels))
         train, validation, test = (
             self._color(part) for part in (noise[self._train_rows], noise[self._validation_rows], test_noise)
         )

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 # Fixed numbers, not shares of a machine's memory: the same seed gives the same order everywhere.
-BEYOND = 1 << 30  # bytes of images that are shuffled without a thought; more of them go by blocks
-BLOCK = 1 << 20  # bytes that are read in one piece
-BLOCKS = 256  # that are shuffled together
+BLOCKWISE_ABOVE = 1 << 30  # bytes of images that are shuffled without a thought; more of them go by blocks
+BLOCK_BYTES = 1 << 20  # bytes that are read in one piece
+BLOCKS_TOGETHER = 256  # that are shuffled together
 
 
 class Mapped:
@@ -42,15 +42,15 @@ class Mapped:
     def shuffled(self, index: Tensor, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Tensor]:
         """Yield the positions 0 ... len(index) - 1 in batches, without the first `skip`, and have the rows of the file
         at index (n,) read ahead."""
-        images = max(1, BLOCK // self._row_bytes)  # in a block
+        images = max(1, BLOCK_BYTES // self._row_bytes)  # in a block
         blocks = index.argsort().split(images)
         blocks = [blocks[number] for number in torch.randperm(len(blocks), generator=generator).tolist()]
-        together = torch.cat(blocks).split(images * BLOCKS)
+        together = torch.cat(blocks).split(images * BLOCKS_TOGETHER)
         order = torch.cat([group[torch.randperm(len(group), generator=generator)] for group in together])
-        asked = skip * batch_size // (images * BLOCKS) * BLOCKS
+        asked = skip * batch_size // (images * BLOCKS_TOGETHER) * BLOCKS_TOGETHER
         for number, positions in enumerate(order.split(batch_size)[skip:], start=skip):
             # All that this batch may draw from, and some more for the disk to be at.
-            for block in blocks[asked : (number + 1) * batch_size // images + BLOCKS * 5 // 4]:
+            for block in blocks[asked : (number + 1) * batch_size // images + BLOCKS_TOGETHER * 5 // 4]:
                 first, last = index[block[[0, -1]]].tolist()
                 self.will_need(first, last)
                 asked += 1

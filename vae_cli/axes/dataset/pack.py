@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.mapped import BEYOND, Mapped
+from vae_cli.axes.dataset.mapped import BLOCKWISE_ABOVE, Mapped
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import flush_folder, locked
 
 FORMAT = 1  # of a pack; another number and all are packed again
-IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
-BYTES_A_STEP = 1 << 26
+IMAGES_PER_STEP = 256  # of a packing, or fewer where they are so large
+BYTES_PER_STEP = 1 << 26
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
     together download or pack once. The system ends the wait when a process dies."""
     if _only_reads.get():
@@ -121,7 +121,7 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
         return None
     if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and labels.shape != images.shape[:1]):
         return None
-    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BEYOND else None
+    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BLOCKWISE_ABOVE else None
     return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped)
 
 
@@ -134,9 +134,8 @@ def write_pack(
 ) -> Pack:
     """Write the images as `<folder>/<fingerprint>/`, remove what else is packed in the folder and return the pack.
 
-    The pack appears at once and whole, by the renaming of its folder: a packing that is killed leaves no pack, and the
-    next one begins with removing its remains. Only one process at a time may be in here (see alone). Failure where the
-    disk is full or cannot be written.
+    The pack's folder is renamed into place when it is complete: a process that is killed leaves no pack, and the next
+    call removes what it left. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written.
     """
     try:
         for remains in folder.glob(".partial-*"):
@@ -220,7 +219,7 @@ def in_threads(
     bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         task = bar.add_task(description, total=count)
-        step = max(1, min(IMAGES_A_STEP, BYTES_A_STEP // prod(shape)))
+        step = max(1, min(IMAGES_PER_STEP, BYTES_PER_STEP // prod(shape)))
         for start in range(0, count, step):
             results = list(threads.map(read, range(start, min(start + step, count))))
             bar.advance(task, len(results))

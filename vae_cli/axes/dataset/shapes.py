@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Count, Interval, Natural
 from vae_cli.machine.memory import refuse_oversize
 
 SHAPES = ("square", "ellipse", "heart")
 MARGIN = 0.4  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
 RADIUS = 0.5  # of the circle around a sprite of scale 1: no sprite is ever cut
-IMAGES_A_STEP = 512
+IMAGES_PER_STEP = 512
 
 # A heart is a square of side 1 that stands on a corner and a half disc on each of its two upper sides. These are the
 # height of its centroid over the square's center, and the distance from there to its tip, the farthest point.
@@ -58,7 +59,7 @@ class Shapes(Dataset):
         )
         self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
         # Two streams, so that the number of training images does not move the test images.
-        draws = np.concatenate([random_state(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
+        draws = np.concatenate([numpy_generator(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
         low, high = np.array([0, 0.5, 0, 0, 0]), np.array([len(SHAPES), 1, 2 * pi, 1, 1])
         factors = low + (high - low) * draws
         factors[:, 0] = np.floor(factors[:, 0])
@@ -87,7 +88,9 @@ def render(factors: Array, side: int) -> NDArray[np.uint8]:
     # Most of an image is black: only a window around the sprite is drawn.
     window = min(side, int(2 * RADIUS / pixel) + 4)
     for kind, distance in enumerate((_square, _ellipse, _heart)):
-        for rows in np.split(np.flatnonzero(factors[:, 0] == kind), range(IMAGES_A_STEP, len(factors), IMAGES_A_STEP)):
+        for rows in np.split(
+            np.flatnonzero(factors[:, 0] == kind), range(IMAGES_PER_STEP, len(factors), IMAGES_PER_STEP)
+        ):
             _, scale, angle, x, y = (column[:, None, None] for column in factors[rows].T)
             center_x, center_y = (MARGIN * (2 * place - 1) for place in (x, y))
             left, top = (

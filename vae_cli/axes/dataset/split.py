@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_cli.axes.dataset.mapped import Mapped
 from vae_cli.core.errors import UserError
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Natural
 from vae_cli.machine.memory import memory_of
 
@@ -139,14 +140,6 @@ class Dataset(ABC):
         the images, Failure where they cannot be had."""
 
 
-def random_state(*seed: int) -> np.random.RandomState:
-    """Return a generator whose numbers are the same in every version of NumPy: it keeps RandomState's stream as it is.
-
-    Several numbers name independent streams of one seed.
-    """
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
-
-
 def partition(count: int, validation: Natural, split_seed: Natural, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows of the train, validation and test images among `count`, each int64 (n,).
 
@@ -164,7 +157,7 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
             f"dataset.validation={validation} leaves nothing to train on: there are {count - test} training images. "
             f"Give dataset.validation a number between 0 and {count - test - 1}."
         )
-    rows = torch.from_numpy(random_state(split_seed).permutation(count).astype(np.int64))
+    rows = torch.from_numpy(numpy_generator(split_seed).permutation(count).astype(np.int64))
     return rows[test : count - validation], rows[count - validation :], rows[:test]
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from vae_cli.axes.dataset.pack import (
     Chunk,
     Pack,
-    alone,
     cannot_write,
     data_folder,
+    exclusive,
     in_threads,
     open_pack,
     pack_folder,
@@ -31,7 +31,7 @@ from vae_cli.axes.dataset.pack import (
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.images import middle, to_pixels
+from vae_cli.core.images import center_box, to_pixels
 from vae_cli.core.values import Count, Natural
 
 PACKED = "complete"  # published datasets do not change, so there is nothing to compare
@@ -114,7 +114,7 @@ class Torchvision(Dataset):
         images = _array(source)
         if images is None:
             try:
-                with alone(folder):
+                with exclusive(folder):
                     return open_pack(folder, PACKED) or write_pack(
                         folder, PACKED, self._shape, self._chunks(source), classes
                     )
@@ -154,7 +154,7 @@ class Torchvision(Dataset):
         except _troubles():
             pass  # not there, not whole, or another process is at work on them
         try:
-            with alone(data):
+            with exclusive(data):
                 return attempt(root=data, download=True)
         except _troubles() as error:
             raise self._cannot_have(data, error) from error
@@ -191,7 +191,7 @@ class Torchvision(Dataset):
             )
         if self.transpose:
             images = images.transpose(2, 3)
-        top, left, rows, columns = middle(images.shape[2], images.shape[3], self._shape, self.crop)
+        top, left, rows, columns = center_box(images.shape[2], images.shape[3], self._shape, self.crop)
         images = images[:, :, top : top + rows, left : left + columns]
         if (rows, columns) != (height, width):
             images = torch.cat([_resize(part, height, width) for part in images.split(RESIZE_IMAGES)])
