@@ -145,11 +145,11 @@ train dataset=shapes dataset.side=7 | between 8 and 128
 train dataset=shapes dataset.images=999999999 | would take .* of memory
 train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 for each pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
-train dataset=linear_gaussian dataset.test=5 | takes 17 images or more
+train dataset=linear_gaussian dataset.test=5 | takes at least 17 images
 train dataset=image_folder | type dataset\.path=VALUE
 train dataset=image_folder dataset.path=nowhere | does not exist\. Give the folder
 train dataset=image_folder dataset.path=file.txt | is a file, not a folder
-train dataset=image_folder dataset.path=empty | holds no images: it is empty
+train dataset=image_folder dataset.path=empty | has no images: it is empty
 train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
 train dataset=image_folder dataset.path=photos | too few .*Give smaller numbers
 train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096

@@ -442,7 +442,7 @@ def test_many_corrupt_images_end_the_packing(photos: Path, monkeypatch: pytest.M
         image_folder(photos).load()
     for file in (photos / "dogs").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="No image of the folder can be read"):
+    with pytest.raises(UserError, match="No image in the folder can be read"):
         image_folder(photos, skip_corrupt=True).load()
 
 
@@ -454,7 +454,9 @@ def test_a_decompression_bomb_is_named(photos: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_too_few_images(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"30 images, too few for 5 to test on, 25 to hold out"):
+    with pytest.raises(
+        UserError, match="30 images, too few for 5 test images, 25 validation images and one to"
+    ):
         image_folder(photos, validation=25).load()
     with pytest.raises(UserError, match=r"30 images, too few for 30 .*dataset.test=1\.0"):
         image_folder(photos, test=1.0, validation=0).load()
