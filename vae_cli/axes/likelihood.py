@@ -182,8 +182,8 @@ class OneLearnedScale(LearnedScale, Number):
 class OptimalScale(Number):
     """One scale for all pixels: the one that fits the last several hundred training images best.
 
-    It is a running mean over batches of the best scale (power 1) or of its square (power 2), with each batch weighted by
-    its number of images. At the best scale the loss has no slope in the scale, so no gradient passes through it.
+    It is a running mean over batches of the best scale (power 1) or of its square (power 2), each batch weighted by its
+    number of images. At the best scale the loss has no slope in the scale, so no gradient passes through it.
     Training, evaluation and sampling use the same number: a batch of test images never sets its own.
 
     images  the running mean covers about this many

@@ -149,7 +149,7 @@ class Conv(Network):
 
 
 class ResNet(Network):
-    """Pre-activation residual blocks with group normalization at every resolution, from full size to a side of 4 or less.
+    """Pre-activation residual blocks with group normalization at every resolution, down to a side of 4 or less.
 
     The decoder mirrors the encoder. For images of 8 to 128 pixels a side. He et al., Identity Mappings in Deep Residual
     Networks, ECCV 2016.
@@ -230,7 +230,7 @@ def output_linear(inputs: int, start: Tensor) -> Dense:
 
 
 def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
-    """Set the bias of the last layer, a convolution, to the mean of start (C, H, W) over each channel; return layers."""
+    """Set the bias of the last layer, a convolution, to the mean of start (C, H, W) per channel; return the layers."""
     bias = layers[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():

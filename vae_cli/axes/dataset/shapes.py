@@ -31,7 +31,9 @@ Array = NDArray[np.float32]
 
 
 class Shapes(Dataset):
-    """White squares, ellipses and hearts on black, anti-aliased: dSprites (Matthey et al. 2017), continuous.
+    """White squares, ellipses and hearts on black, anti-aliased.
+
+    They follow dSprites (Matthey et al. 2017), but with continuous factors of variation.
 
     factors is float32 (N, 5), one row per row of `Split.images`: `factors[split.index]` are those of a split. The
     columns, all independent and uniform, are

@@ -172,12 +172,10 @@ class Torchvision(Dataset):
             for path in data.rglob("*")
         )
         damaged = " Existing files are incomplete or damaged: remove them." if remains else ""
-        by_hand = (
-            f"Put {', '.join(self.files)}{unpacked} there by hand" if self.files else "Put its files there by hand"
-        )
+        files = f"{', '.join(self.files)}{unpacked}" if self.files else "its files"
         return Failure(
-            f"Cannot read {self.source} in {data}, nor download it there ({reason}). {by_hand}, or give the folder that "
-            f"has it: data_dir=<folder>.{damaged} dataset=digits needs no download."
+            f"Cannot read {self.source} in {data}, nor download it there ({reason}). Put {files} there by hand, or "
+            f"give the folder that has it: data_dir=<folder>.{damaged} dataset=digits needs no download."
         )
 
     def _fit(self, images: Tensor) -> Tensor:
