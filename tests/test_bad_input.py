@@ -158,7 +158,7 @@ train dataset=image_folder dataset.path=photos dataset.background=pink | white o
 train dataset=image_folder dataset.path=photos dataset.test=1.5 | dataset\.test=1\.5 is not allowed
 train dataset=image_folder dataset.path=photos data_dir=file.txt | is a file\. Give a folder
 train dataset=mnist dataset.shape=[1,28] | channels \(1 or 3\), height and width
-train dataset=mnist dataset.source=os | not one of torchvision\.datasets
+train dataset=mnist dataset.source=os | is not a class of torchvision\.datasets
 train dataset=mnist dataset.train=3 | several settings, as \{train: true\}
 train dataset=mnist dataset.crop=0 | dataset=mnist has no 'crop'; dataset=celeba has
 train +schedule@regularizer.beta=linear regularizer.beta.epochs=0 | regularizer\.beta\.epochs=0 is not allowed
