@@ -1,13 +1,14 @@
 """Fast paths through torch's private functions: matrix products by oneDNN, and a step of Adam in one kernel.
 
-This is the only module that uses names of torch's that begin with an underscore. Each of them has a public way to the
-same numbers, which is taken if the name is gone or has changed; only speed is lost.
+What unites them: this is the only module that uses torch's private names, those with a leading underscore. For each
+name there is a public way to the same numbers, up to rounding. It is taken if the name is gone or has changed, and
+only speed is lost.
 
 name                                        used by           gain                               public way
 torch.ops.mkldnn._linear_pointwise          Dense             half the time on AMD with AVX-512  nn.Linear
 torch._C._are_functorch_transforms_active   Dense             torch.func works on the layer      nn.Linear
 torch._fused_adam_, torch._foreach_add_     FusedAdam         half the time of a small update    Adam.step
-__dynamo_disable                            without_compiler  0.5 to 1 s of every start          the slower start
+__dynamo_disable                            without_compiler  most of a second of each start     the slower start
 
 tests/test_quarantine_torch.py fails if a name is gone or its result differs from the public way.
 """
@@ -191,8 +192,8 @@ _DISABLED = "__dynamo_disable"  # the attribute in which torch remembers a funct
 def without_compiler() -> Iterator[None]:
     """Make an optimizer, or read or load its state, without importing torch's compiler.
 
-    torch marks these functions as not to be compiled. On the first call it imports its compiler, which takes 0.5 to
-    1 s, only to be given the function itself back. Here that answer is written down for it beforehand. This changes
+    torch marks these functions as not to be compiled. On the first call it imports its compiler, which takes most of
+    a second, only to be given the function itself back. Here that answer is written down for it beforehand. This changes
     torch's state for the whole process inside the `with` block; on leaving, it is as before.
     """
     wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
