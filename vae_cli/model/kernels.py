@@ -193,8 +193,8 @@ def without_compiler() -> Iterator[None]:
     """Make an optimizer, or read or load its state, without importing torch's compiler.
 
     torch marks these functions as not to be compiled. On the first call it imports its compiler, which takes most of
-    a second, only to be given the function itself back. Here that answer is written down for it beforehand. This changes
-    torch's state for the whole process inside the `with` block; on leaving, it is as before.
+    a second, only to be given the function itself back. Here that answer is written down beforehand. Inside the `with`
+    block this changes torch's state for the whole process; on leaving, the state is as before.
     """
     wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
     unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, _DISABLED)]
