@@ -128,7 +128,7 @@ def carry_out(asked: dict[str, Any]) -> None:
     from vae_cli.axes.dataset import pack
     from vae_cli.cli import main
 
-    pack.IMAGES_A_STEP = 16  # more writes to be killed in
+    pack.IMAGES_PER_STEP = 16  # more writes to be killed in
     code: object = 1
     try:
         exec(asked["before"], {})

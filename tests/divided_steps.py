@@ -20,7 +20,7 @@ from vae_cli.config.build import Experiment, build_experiment
 from vae_cli.config.catalog import configs_dir, groups
 from vae_cli.config.compose import to_plain
 from vae_cli.core.errors import UserError
-from vae_cli.core.rng import stream
+from vae_cli.core.rng import derive_seed
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import launched
 from vae_cli.training.meter import Meter, NotFinite
@@ -69,7 +69,7 @@ def build(overrides: list[str]) -> Experiment | None:
 def steps(experiment: Experiment) -> Steps:
     """Take a step on each batch, but for the optimizer's part of it, and give whatever one could look at."""
     before = deepcopy(experiment.model.state_dict())
-    torch.manual_seed(stream(0, "noise"))
+    torch.manual_seed(derive_seed(0, "noise"))
     model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
     meter, found = Meter(), {}
     parameters = {**dict(experiment.model.named_parameters()), **dict(experiment.regularizer.named_parameters())}

@@ -126,8 +126,8 @@ train optimizer.betas=[0.9] | takes two, as \[0\.9,0\.999\]
 train optimizer.betas=[2,2] | Invalid beta
 train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it has to be a number
 train optimizer.fused=maybe | true or false or null
-train +optimizer.momentm=1 | no argument of Adam\..* Allowed are lr
-train optimizer._target_=torch.optim.LBFGS | no argument of LBFGS
+train +optimizer.momentm=1 | not an argument of Adam\..* Allowed are lr
+train optimizer._target_=torch.optim.LBFGS | not an argument of LBFGS
 train optimizer._target_=torch.optim.Optimizer | what all choices of optimizer have in common
 train network.hidden=400 | network\.hidden=400 is not allowed: it has to be a list
 train network.hidden=[0] | each item a whole number
@@ -143,22 +143,22 @@ train dataset.validation=1500 | a number between 0 and 1499
 train dataset.split_seed=abc | dataset\.split_seed=abc is not allowed
 train dataset=shapes dataset.side=7 | between 8 and 128
 train dataset=shapes dataset.images=999999999 | would take .* of memory
-train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 for each pixel
+train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 per pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
-train dataset=linear_gaussian dataset.test=5 | takes 17 images or more
+train dataset=linear_gaussian dataset.test=5 | takes at least 17 images
 train dataset=image_folder | type dataset\.path=VALUE
 train dataset=image_folder dataset.path=nowhere | does not exist\. Give the folder
 train dataset=image_folder dataset.path=file.txt | is a file, not a folder
-train dataset=image_folder dataset.path=empty | holds no images: it is empty
+train dataset=image_folder dataset.path=empty | has no images: it is empty
 train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
-train dataset=image_folder dataset.path=photos | too few .*Give smaller numbers
+train dataset=image_folder dataset.path=photos | too few .*Choose smaller numbers than
 train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096
 train dataset=image_folder dataset.path=photos dataset.channels=2 | it has to be 1 or 3
 train dataset=image_folder dataset.path=photos dataset.background=pink | white or black
 train dataset=image_folder dataset.path=photos dataset.test=1.5 | dataset\.test=1\.5 is not allowed
-train dataset=image_folder dataset.path=photos data_dir=file.txt | is a file\. Name a folder
+train dataset=image_folder dataset.path=photos data_dir=file.txt | is a file\. Give a folder
 train dataset=mnist dataset.shape=[1,28] | channels \(1 or 3\), height and width
-train dataset=mnist dataset.source=os | not one of torchvision\.datasets
+train dataset=mnist dataset.source=os | is not a class of torchvision\.datasets
 train dataset=mnist dataset.train=3 | several settings, as \{train: true\}
 train dataset=mnist dataset.crop=0 | dataset=mnist has no 'crop'; dataset=celeba has
 train +schedule@regularizer.beta=linear regularizer.beta.epochs=0 | regularizer\.beta\.epochs=0 is not allowed

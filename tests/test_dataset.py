@@ -1,4 +1,4 @@
-"""Splits, and the datasets that need no files of the user's."""
+"""Splits, and the datasets that need neither a download nor files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vae_cli.core.errors import UserError
 
 EIGENVALUES = [8.0, 5.0, 3.0, 2.0, 0.7, 0.5, 0.3, 0.1, 0.05]
 
-SMALL: dict[str, Callable[..., Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": Digits,
     "linear_gaussian": lambda **settings: LinearGaussian(eigenvalues=EIGENVALUES, images=300, test=40, **settings),
     "shapes": lambda **settings: Shapes(side=16, images=300, test=40, **settings),
 }
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=DATASETS)
 def make(request: pytest.FixtureRequest) -> Callable[..., Dataset]:
-    return SMALL[request.param]
+    return DATASETS[request.param]
 
 
 def contents(split: Split) -> torch.Tensor:
@@ -48,7 +48,7 @@ def assert_same(one: Splits, other: Splits) -> None:
 # -- every dataset --------------------------------------------------------------------------------------------------
 
 
-def test_images_are_as_promised(make: Callable[..., Dataset]) -> None:
+def test_images_have_the_promised_shape_and_range(make: Callable[..., Dataset]) -> None:
     dataset = make(validation=50)
     splits = dataset.load()
     assert len(splits.validation) == 50
@@ -76,7 +76,7 @@ def test_splits_depend_on_the_split_seed_alone(make: Callable[..., Dataset]) -> 
     first = make(validation=50, split_seed=3).load()
     torch.manual_seed(2)
     np.random.seed(2)
-    make(validation=20, split_seed=4).load()  # an order of calls that may not matter
+    make(validation=20, split_seed=4).load()  # other calls in between must not matter
     dataset = make(validation=50, split_seed=3)
     assert_same(first, dataset.load())
     assert_same(first, dataset.load())
@@ -91,7 +91,7 @@ def test_no_validation_trains_on_all(make: Callable[..., Dataset]) -> None:
     assert torch.equal(contents(none.test), contents(some.test))
 
 
-def test_nothing_left_to_train_on(make: Callable[..., Dataset]) -> None:
+def test_a_split_without_training_images_is_refused(make: Callable[..., Dataset]) -> None:
     training = len(make(validation=0).load().train)
     for validation in (training, training + 1):
         with pytest.raises(UserError, match=rf"validation={validation} .*{training} training images.*{training - 1}"):
@@ -188,7 +188,7 @@ def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(torch.cat([split.index for split in fast[:3]]).tolist()) == list(range(1797))
 
 
-def test_digits_do_without_importing_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_are_read_without_importing_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -216,7 +216,7 @@ def test_every_split_has_exactly_the_covariance() -> None:
 
 
 def test_splits_of_linear_gaussian_share_no_image() -> None:
-    """Whitening moves the images a little, so what is shared would be near, not equal."""
+    """Whitening changes the images a little, so a shared image would be near, not equal."""
     dataset = LinearGaussian(eigenvalues=EIGENVALUES, images=3000, test=1000, validation=1000)
     scale = dataset.eigenvectors / dataset.eigenvalues.sqrt()
     parts = [contents(split).flatten(1).double() @ scale for split in dataset.load()[:3]]
@@ -254,7 +254,7 @@ def test_too_few_images_for_a_covariance(settings: dict[str, Any], message: str)
 
 
 @pytest.mark.parametrize("side", [16, 32, 61])
-def test_factors_say_what_is_drawn(side: int) -> None:
+def test_the_factors_describe_the_images(side: int) -> None:
     dataset = Shapes(side=side, images=300, test=60, validation=0)
     images = dataset.load().train.images[:, 0].double() / 255
     shape, scale, _, x, y = dataset.factors.double().T
@@ -289,12 +289,12 @@ def test_orientation_turns_counterclockwise() -> None:
     turned[:, 2] = pi / 2
     before, after = render(upright, 64), render(turned, 64)
     assert np.abs(np.rot90(before, axes=(2, 3)).astype(int) - after).max() <= 2
-    # Upright, the ellipse lies and the heart stands on its tip.
+    # Upright, the ellipse is wide and the heart stands on its tip.
     assert before[1, 0].any(0).sum() > before[1, 0].any(1).sum()
     lines = np.flatnonzero(before[2, 0].any(1))
     assert before[2, 0, lines[0] + 2].sum() > 2 * before[2, 0, lines[-1] - 2].sum()
 
 
-def test_more_training_images_leave_the_test_images_alone() -> None:
+def test_more_training_images_do_not_change_the_test_images() -> None:
     few, many = (Shapes(side=8, images=images, test=20, validation=0).load() for images in (30, 50))
     assert torch.equal(contents(few.test), contents(many.test))

@@ -1,4 +1,4 @@
-"""Datasets that read and write files: the user's images and those of torchvision."""
+"""Datasets that read and write files: folders of images, and torchvision."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file.relative_to(folder)): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
-# -- more images than memory holds ----------------------------------------------------------------------------------
+# -- more images than fit into memory ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def beyond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Split, list[int]]:
-    """A packed split that counts as one which memory may not hold, and the rows of its file that were asked for."""
-    for name, value in {"BLOCK": 3 * 12, "BLOCKS": 4}.items():
+    """A packed split that is treated as too large for memory, and the rows of its file that were requested."""
+    for name, value in {"BLOCK_BYTES": 3 * 12, "BLOCKS_TOGETHER": 4}.items():
         monkeypatch.setattr(mapped, name, value)
-    monkeypatch.setattr(pack, "BEYOND", 0)
+    monkeypatch.setattr(pack, "BLOCKWISE_ABOVE", 0)
     pixels = np.random.default_rng(0).integers(0, 256, (101, 3, 2, 2), dtype=np.uint8)
     packed = pack.write_pack(tmp_path, "here", (3, 2, 2), (pack.Chunk(pixels, None) for _ in range(1)))
     asked: list[int] = []
@@ -78,7 +78,7 @@ def test_blocks_hold_every_image_once_in_an_order_of_the_seed(beyond: tuple[Spli
     assert (places == 1).float().mean() < 0.3
 
 
-def test_blocks_are_asked_for_before_they_are_used(beyond: tuple[Split, list[int]]) -> None:
+def test_blocks_are_requested_before_they_are_used(beyond: tuple[Split, list[int]]) -> None:
     split, asked = beyond
     for skip in (0, 7):
         asked.clear()
@@ -86,10 +86,10 @@ def test_blocks_are_asked_for_before_they_are_used(beyond: tuple[Split, list[int
             assert set(split.index[positions].tolist()) <= set(asked)
     asked.clear()
     next(split.shuffled(torch.Generator().manual_seed(0), 8))
-    assert len(set(asked)) < 60, "no more than some blocks ahead"
+    assert len(set(asked)) < 60, "only some blocks ahead"
 
 
-def test_batches_of_mapped_images_are_those_of_memory(beyond: tuple[Split, list[int]]) -> None:
+def test_batches_of_mapped_images_equal_those_in_memory(beyond: tuple[Split, list[int]]) -> None:
     split, asked = beyond
     asked.clear()
     there = Split(split.images.clone(), None, split.index)
@@ -105,7 +105,7 @@ def test_few_images_are_shuffled_without_blocks(tmp_path: Path) -> None:
     assert pack.write_pack(tmp_path, "here", (3, 2, 2), (pack.Chunk(pixels, None) for _ in range(1))).mapped is None
 
 
-# -- the data folder ------------------------------------------------------------------------------------------------
+# -- the data folder --------------------------------------------------------------------------------------------------
 
 
 def test_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data_folder(str(tmp_path / "file"))
 
 
-# -- any picture to pixels ------------------------------------------------------------------------------------------
+# -- any image to pixels ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
@@ -148,7 +148,7 @@ def test_every_mode_becomes_levels(mode: str, channels: int) -> None:
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
-def test_colors_come_in_the_order_red_green_blue() -> None:
+def test_channels_are_red_green_blue() -> None:
     pixels = to_pixels(Image.new("RGB", (8, 8), (10, 20, 30)), (3, 2, 2))
     assert pixels[:, 0, 0].tolist() == [10, 20, 30]
 
@@ -179,7 +179,7 @@ def test_shrinking_is_anti_aliased() -> None:
     assert np.abs(to_pixels(Image.fromarray(stripes), (1, 8, 8)).astype(int) - 127).max() < 10
 
 
-def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+def test_a_photograph_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
     array = np.zeros((16, 16), np.uint8)
     array[:8] = 255
     exif = Image.Exif()
@@ -190,7 +190,7 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     assert (pixels[0, :, :8] == 0).all()
 
 
-# -- image_folder ---------------------------------------------------------------------------------------------------
+# -- image_folder -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_images_at_the_top_have_no_labels(photos: Path) -> None:
 def test_an_unchanged_folder_is_packed_once(photos: Path) -> None:
     image_folder(photos).load()
     first = listing(photos.parent / "data")
-    image_folder(photos, test=0.5, validation=0, split_seed=9).load()  # not a matter of the pack
+    image_folder(photos, test=0.5, validation=0, split_seed=9).load()  # not part of the pack
     assert listing(photos.parent / "data") == first
 
 
@@ -301,8 +301,8 @@ def test_other_settings_have_a_pack_of_their_own(photos: Path) -> None:
     assert len(packs(photos)) == 4
 
 
-def test_a_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "IMAGES_A_STEP", 10)
+def test_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "IMAGES_PER_STEP", 10)
     image_folder(photos).load()
     (old,) = packs(photos)
     _add(photos)
@@ -323,8 +323,8 @@ def test_a_packing_that_fails_leaves_no_pack(photos: Path, monkeypatch: pytest.M
     assert len(image_folder(photos).load().train.images) == 31
 
 
-def test_a_packing_that_is_killed_leaves_no_pack(photos: Path) -> None:
-    """The process ends in the last instant before the pack gets its name; nothing can tidy up after it."""
+def test_packing_that_is_killed_leaves_no_pack(photos: Path) -> None:
+    """The process ends just before the pack is renamed into place, so it cannot clean up."""
     program = (
         "import os, sys; from vae_cli.axes.dataset import ImageFolder; os.replace = lambda *names: os._exit(7);"
         "ImageFolder(path=sys.argv[1], side=8, channels=1, test=5, validation=5, data_dir=sys.argv[2]).load()"
@@ -363,7 +363,7 @@ def test_runs_that_start_together_pack_once(photos: Path, monkeypatch: pytest.Mo
     assert len(written) == 1
 
 
-def test_a_data_folder_that_cannot_be_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_data_folder(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *arguments: Any, **settings: Any) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -398,14 +398,14 @@ def test_the_progress_bar_ends_before_the_error_is_shown(tmp_path: Path) -> None
 
     with pytest.raises(Failure, match="No space left") as caught:
         pack.write_pack(tmp_path, "fingerprint", (1, 2, 2), chunks())
-    assert caught.tb  # which holds on to the chunks
+    assert caught.tb  # which keeps the generator alive
     assert ended
 
 
 def test_a_finished_pack_needs_no_writing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image_folder(photos).load()
     monkeypatch.setattr(Path, "mkdir", None)
-    monkeypatch.setattr(pack, "alone", None)
+    monkeypatch.setattr(pack, "exclusive", None)
     image_folder(photos).load()
 
 
@@ -424,8 +424,8 @@ def test_corrupt_images_are_named(photos: Path) -> None:
     assert not packs(photos)
 
 
-def test_corrupt_images_are_skipped_where_that_is_asked_for(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "IMAGES_A_STEP", 7)
+def test_corrupt_images_are_skipped_with_skip_corrupt(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "IMAGES_PER_STEP", 7)
     spoil(photos)
     splits = image_folder(photos, skip_corrupt=True).load()
     assert len(splits.train.images) == 28
@@ -442,7 +442,7 @@ def test_many_corrupt_images_end_the_packing(photos: Path, monkeypatch: pytest.M
         image_folder(photos).load()
     for file in (photos / "dogs").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="No image of the folder can be read"):
+    with pytest.raises(UserError, match="No image in the folder can be read"):
         image_folder(photos, skip_corrupt=True).load()
 
 
@@ -454,7 +454,7 @@ def test_a_decompression_bomb_is_named(photos: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_too_few_images(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"30 images, too few for 5 to test on, 25 to hold out"):
+    with pytest.raises(UserError, match="30 images, too few for 5 test images, 25 validation images and one to"):
         image_folder(photos, validation=25).load()
     with pytest.raises(UserError, match=r"30 images, too few for 30 .*dataset.test=1\.0"):
         image_folder(photos, test=1.0, validation=0).load()
@@ -463,7 +463,7 @@ def test_too_few_images(photos: Path) -> None:
     assert len(image_folder(photos, test=1, validation=0).load().test) == 1
 
 
-def test_a_path_that_is_no_folder_of_images(photos: Path, tmp_path: Path) -> None:
+def test_a_path_without_images_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.path=<folder>"):
         image_folder(photos, path=None)
     with pytest.raises(UserError, match=r"nowhere does not exist"):
@@ -480,7 +480,7 @@ def test_a_path_that_is_no_folder_of_images(photos: Path, tmp_path: Path) -> Non
     image_folder(photos).check()
 
 
-def test_links_in_a_circle_and_to_nowhere(photos: Path) -> None:
+def test_cyclic_and_broken_links(photos: Path) -> None:
     (photos / "cats" / "circle").symlink_to(photos)
     assert len(image_folder(photos).load().train.images) == 30
     (photos / "cats" / "lost.png").symlink_to(photos / "nowhere.png")
@@ -488,7 +488,7 @@ def test_links_in_a_circle_and_to_nowhere(photos: Path) -> None:
         image_folder(photos).load()
 
 
-# -- torchvision ----------------------------------------------------------------------------------------------------
+# -- torchvision ------------------------------------------------------------------------------------------------------
 
 
 def choice(name: str, data: Path, **settings: Any) -> Torchvision:
@@ -728,11 +728,11 @@ def test_celeba_is_cropped_and_packed_once(faces: Path) -> None:
     assert splits.train.images.shape == (8, 3, 64, 64)
     assert (splits.train.images == 10 * torch.arange(8)[:, None, None, None]).all()
     assert splits.test.images[:, 0, 0, 0].tolist() == [110, 120, 130]
-    shutil.rmtree(faces / "celeba")  # it is not read again
+    shutil.rmtree(faces / "celeba")  # it is not needed again
     assert torch.equal(dataset.load().test.images, splits.test.images)
 
 
-def test_an_unpacking_that_was_interrupted_is_not_taken_for_complete(faces: Path) -> None:
+def test_interrupted_unpacking_is_noticed(faces: Path) -> None:
     (faces / "celeba" / "img_align_celeba" / "000005.png").unlink()
     with pytest.raises(Failure, match=r"000005.png.*incomplete or damaged"):
         choice("celeba", faces, validation=2).load()

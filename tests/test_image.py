@@ -1,4 +1,4 @@
-"""Pictures: their pixels, and files written and read."""
+"""Pictures: their pixels, and the files they are written to and read from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_cli.core.errors import UserError
 from vae_cli.core.images import BACKGROUND, SEPARATOR, grid, load_image, save_gif, save_png, to_uint8
 
 
-def test_to_uint8_clamps_rounds_and_hides_what_is_not_finite() -> None:
+def test_to_uint8_clamps_and_rounds_and_maps_nan_and_infinity_to_0() -> None:
     values = torch.tensor([-1.0, 0.0, 0.499, 0.999, 2.0, float("nan"), float("inf"), -float("inf")])
     assert to_uint8(values.reshape(2, 1, 2, 2)).flatten().tolist() == [0, 0, 127, 255, 255, 0, 0, 0]
     assert to_uint8(values).dtype == torch.uint8
@@ -47,7 +47,7 @@ def test_a_grid_enlarges_small_images_by_a_whole_factor(size: int, shown: int) -
     assert grid(torch.rand(1, 1, size, size), columns=8, pad=0).shape == (shown, shown, 3)
 
 
-def test_row_labels_stand_beside_their_rows() -> None:
+def test_row_labels_are_beside_their_rows() -> None:
     images = torch.zeros(4, 1, 8, 8)
     plain, labeled = grid(images, 2), grid(images, 2, row_labels=["input", ""])
     margin = labeled.shape[1] - plain.shape[1]
@@ -57,14 +57,14 @@ def test_row_labels_stand_beside_their_rows() -> None:
     assert (labeled[66:, :margin] == BACKGROUND).all()
 
 
-def test_a_grid_of_nothing_or_of_strange_channels_is_refused() -> None:
+def test_a_grid_without_images_or_with_2_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="an image"):
         grid(torch.zeros(0, 1, 8, 8), 2)
     with pytest.raises(ValueError, match="not 2"):
         grid(torch.zeros(1, 2, 8, 8), 2)
 
 
-def test_a_png_is_read_back_as_written_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_a_png_is_read_back_as_written_and_leaves_no_other_file(tmp_path: Path) -> None:
     picture = grid(torch.rand(4, 3, 8, 8), 2)
     save_png(tmp_path / "new" / "a.png", picture)
     save_png(tmp_path / "new" / "a.png", picture)  # replaces
@@ -72,7 +72,7 @@ def test_a_png_is_read_back_as_written_and_leaves_nothing_beside(tmp_path: Path)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_written_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(image: Image.Image, file: IO[bytes], **options: object) -> None:
         file.write(b"half")
         raise OSError("No space left on device")
@@ -122,7 +122,7 @@ def test_an_image_of_any_mode_is_read(mode: str, channels: int, tmp_path: Path) 
     torch.testing.assert_close(loaded, torch.from_numpy(half / 255).float().expand(channels, -1, -1), atol=0.02, rtol=0)
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -153,7 +153,7 @@ SHORT = b"qoif" + (4).to_bytes(4, "big") * 2 + b"\x03\x00"
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken", HUGE, SHORT, "cut", "folder"])
-def test_a_file_that_is_no_image_is_named(content: bytes | str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(content: bytes | str, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     if content == "folder":
         path.mkdir()
@@ -166,12 +166,12 @@ def test_a_file_that_is_no_image_is_named(content: bytes | str, tmp_path: Path) 
         load_image(path, (3, 8, 8))
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file '.*picture\.png'"):
         load_image(tmp_path / "picture.png", (3, 8, 8))
 
 
-def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+def test_a_photograph_is_rotated_upright(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8), np.uint8)
     pixels[:, :4] = 255
     tags = Image.Exif()

@@ -26,7 +26,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import kernels
-from vae_cli.model.distributions import CrossEntropy, Delta, FastBernoulli
+from vae_cli.model.distributions import BinaryCrossEntropy, Delta, FastBernoulli
 from vae_cli.model.inference import Inference
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard
@@ -36,7 +36,7 @@ from vae_cli.training.validation import evaluate_split
 Compose = Callable[..., dict[str, Any]]
 
 GROUPS = catalog.groups()
-SMALL = {  # what makes a choice quick, or possible, for a test
+QUICK = {  # settings that make a choice quick, or possible, in a test
     "dataset": {
         "linear_gaussian": ["likelihood=gaussian", "dataset.images=200", "dataset.test=50", "dataset.validation=50"],
         "shapes": ["dataset.images=200", "dataset.test=50", "dataset.validation=50", "dataset.side=16"],
@@ -45,7 +45,8 @@ SMALL = {  # what makes a choice quick, or possible, for a test
 }
 PRESETS_OF_DOWNLOADS = {"mnist_table"}
 PRESETS_OF_PLUGINS = {"search"}  # see test_search.py
-NOT_HERE = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}  # downloads
+# Choices that need a download, or images of the user's own.
+DOWNLOADED = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}
 
 
 def choices(*axes: str) -> list[list[str]]:
@@ -54,10 +55,10 @@ def choices(*axes: str) -> list[list[str]]:
     for axis in axes:
         for choice in GROUPS[axis].choices:
             if (
-                not (axis == "dataset" and choice in NOT_HERE)
+                not (axis == "dataset" and choice in DOWNLOADED)
                 and choice not in PRESETS_OF_DOWNLOADS | PRESETS_OF_PLUGINS
             ):
-                found.append([f"{axis}={choice}", *SMALL.get(axis, {}).get(choice, [])])
+                found.append([f"{axis}={choice}", *QUICK.get(axis, {}).get(choice, [])])
     return found
 
 
@@ -74,7 +75,7 @@ def one_step(experiment: Experiment, count: int = 32) -> Inference:
 
 
 @pytest.mark.parametrize("overrides", choices(*AXES), ids=" ".join)
-def test_every_parameter_gets_a_finite_gradient_and_moves(compose: Compose, overrides: list[str]) -> None:
+def test_every_parameter_gets_a_finite_gradient_and_changes(compose: Compose, overrides: list[str]) -> None:
     experiment = build_experiment(compose(*overrides))
     before = copy.deepcopy(experiment.model.state_dict())
     inference = one_step(experiment)
@@ -182,12 +183,12 @@ def test_density_integrates_to_one_and_mean_is_its_mean(compose: Compose, choice
 
 
 @pytest.mark.parametrize("overrides", choices("likelihood"), ids=" ".join)
-def test_an_untrained_decoder_draws_about_the_mean_image(compose: Compose, overrides: list[str]) -> None:
+def test_an_untrained_decoder_outputs_about_the_mean_image(compose: Compose, overrides: list[str]) -> None:
     experiment = build_experiment(compose(*overrides, "network=linear"))
     with torch.no_grad():
         drawn = experiment.model.decode(torch.zeros(1, experiment.config["latent"])).mean[0]
     mean = experiment.splits.train.mean()
-    grey = (mean > 0.2) & (mean < 0.8)  # a density on [0, 1] cannot have its mean at the edge
+    grey = (mean > 0.2) & (mean < 0.8)  # the mean of a density on [0, 1] is never at an edge
     torch.testing.assert_close(drawn[grey], mean[grey], rtol=0, atol=0.05)
 
 
@@ -207,7 +208,7 @@ def test_the_output_bias_is_at_the_logit_of_the_mean(compose: Compose, overrides
 @pytest.mark.parametrize(
     ("prior", "regularizer"), list(itertools.product(*(GROUPS[g].choices for g in ("prior", "regularizer"))))
 )
-def test_what_a_prior_can_learn_is_learned_or_refused(compose: Compose, prior: str, regularizer: str) -> None:
+def test_the_parameters_of_a_prior_are_learned_or_it_is_refused(compose: Compose, prior: str, regularizer: str) -> None:
     config = compose(f"prior={prior}", f"regularizer={regularizer}")
     try:
         check_config(config)
@@ -248,7 +249,7 @@ def test_fixed_and_deterministic_differ_only_by_epsilon(compose: Compose, monkey
         assert torch.equal(fixed, deterministic)
 
 
-def test_all_sigma_modes_begin_with_the_same_locations_and_decoder(compose: Compose) -> None:
+def test_all_sigma_modes_start_with_the_same_locations_and_decoder(compose: Compose) -> None:
     models = {s: build_experiment(compose(f"sigma={s}")) for s in GROUPS["sigma"].choices}
     x = models["learned"].splits.train.batch(torch.arange(10))
     for experiment in models.values():
@@ -285,7 +286,7 @@ def test_one_seed_gives_the_same_bits(compose: Compose, overrides: list[str]) ->
 
 
 @pytest.mark.parametrize("overrides", choices("sigma", "likelihood"), ids=" ".join)
-def test_evaluation_repeats_and_disturbs_nothing(compose: Compose, overrides: list[str]) -> None:
+def test_evaluation_is_repeatable_and_changes_nothing(compose: Compose, overrides: list[str]) -> None:
     experiment = build_experiment(compose(*overrides))
     state, rng = copy.deepcopy(experiment.model.state_dict()), torch.get_rng_state()
     arguments = (experiment.model, experiment.regularizer, experiment.splits.validation, 0, experiment.device)
@@ -309,8 +310,8 @@ def test_several_draws_of_one_code_share_a_posterior(compose: Compose) -> None:
     torch.testing.assert_close(inference.likelihood.log_prob(inference.x)[2], one)
 
 
-@pytest.mark.parametrize("choice", sorted(NOT_HERE - {"image_folder"}))
-def test_every_data_set_that_is_not_here_can_be_configured(compose: Compose, choice: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("choice", sorted(DOWNLOADED - {"image_folder"}))
+def test_every_downloaded_dataset_can_be_configured(compose: Compose, choice: str, tmp_path: Any) -> None:
     config = compose(f"dataset={choice}", f"data_dir={tmp_path}")
     check_config(config)
 
@@ -320,7 +321,7 @@ def test_point_mass() -> None:
     point = Delta(loc)
     state = torch.get_rng_state()
     assert torch.equal(point.rsample(), loc)
-    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
+    assert torch.equal(torch.get_rng_state(), state)  # no random number was drawn
     assert point.rsample((5,)).shape == (5, 4, 3)
     assert point.batch_shape == (4,)
     assert point.event_shape == (3,)
@@ -335,7 +336,7 @@ def test_point_mass() -> None:
     assert torch.equal(loc.grad, loc.detach())
 
 
-def test_a_failure_to_get_data_is_one(compose: Compose, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_a_failure(compose: Compose, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise OSError("no network")
 
@@ -374,7 +375,7 @@ def test_the_standard_normal_is_torchs_to_the_last_bit() -> None:
     assert torch.equal(*gradients)
 
 
-def test_coins_are_torchs_bernoulli() -> None:
+def test_the_fast_bernoulli_is_torchs() -> None:
     logits = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     value = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     theirs = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
@@ -388,12 +389,13 @@ def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(CrossEntropy.apply, (logits, value), check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(CrossEntropy.apply, (logits, value))
+    function = BinaryCrossEntropy.apply
+    assert torch.autograd.gradcheck(function, (logits, value), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, (logits, value))
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 10.0, 1e2, 1e4])
-def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> None:
+def test_a_cross_entropy_is_exact_for_logits_of_any_size(size: float) -> None:
     logits = size * torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     for value in (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)), (logits > 0).float()):
         exact = F.binary_cross_entropy_with_logits(logits.double(), value.double(), reduction="none").sum((1, 2, 3))
@@ -402,10 +404,10 @@ def test_a_cross_entropy_is_exact_for_coins_of_any_certainty(size: float) -> Non
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Dense, nn.Linear]]:
-    """A layer whose products oneDNN has, whatever the processor, and torch's with the same parameters."""
-    if not kernels._has_onednn():
-        pytest.skip("this torch has no such product")
-    monkeypatch.setattr(kernels, "mkl_is_slow", lambda: True)
+    """Make a layer that uses oneDNN on any processor, and torch's Linear with the same parameters."""
+    if not kernels.has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(kernels, "WORTHWHILE", 0)
 
     def pair(inputs: int, outputs: int, bias: bool = True) -> tuple[Dense, nn.Linear]:
@@ -427,7 +429,7 @@ def test_a_dense_layer_is_torchs_linear(onednn: Any, batch: int, inputs: int, ou
         y = layer(leaf)
         y.backward(gradient)
         results.append([y.detach(), leaf.grad, layer.weight.grad, layer.bias.grad])
-    assert "Product" in str(ours(x).grad_fn)
+    assert "OneDNNLinear" in str(ours(x).grad_fn)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -438,7 +440,7 @@ def test_a_dense_layer_has_every_kind_of_derivative(onednn: Any) -> None:
     for layer in onednn(30, 20):
         leaf = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(layer(leaf).tanh().sum(), leaf, create_graph=True)
-        slope.square().sum().backward()  # what a penalty on the slope asks for
+        slope.square().sum().backward()  # as for a gradient penalty
         found = [layer.weight.grad, leaf.grad, jvp(layer, (x,), (direction,))[1], vmap(layer)(x.expand(2, -1, -1))]
         with forward_ad.dual_level():
             weight, bias = layer.weight.detach(), layer.bias.detach()
@@ -461,20 +463,20 @@ def test_a_dense_layer_may_have_no_bias(onednn: Any) -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-def test_a_dense_layer_leaves_to_torch_what_is_not_for_it(onednn: Any) -> None:
+def test_a_dense_layer_uses_torch_for_other_inputs(onednn: Any) -> None:
     layer, theirs = onednn(30, 20)
     x = torch.randn(6, 30)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), theirs(x))
     for other in (x[0], x.expand(2, -1, -1), x.double()):
-        assert "Product" not in str(layer.to(other.dtype)(other).grad_fn)
+        assert "OneDNNLinear" not in str(layer.to(other.dtype)(other).grad_fn)
     assert layer.to("meta")(x.to("meta")).shape == (6, 20)
 
 
-def test_a_slow_mkl_is_found_where_nothing_is_computed() -> None:
-    expected = kernels.mkl_is_slow.__wrapped__()
+def test_a_slow_mkl_is_found_while_tensors_are_made_on_meta() -> None:
+    expected = kernels.onednn_is_faster.__wrapped__()
     with torch.device("meta"):
-        assert kernels.mkl_is_slow.__wrapped__() == expected
+        assert kernels.onednn_is_faster.__wrapped__() == expected
 
 
 ADAMS: dict[str, dict[str, Any]] = {
@@ -490,7 +492,7 @@ ADAMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("arguments", ADAMS.values(), ids=ADAMS)
 @pytest.mark.parametrize("idle", [(), (0,), (3,), range(9)], ids=["all learn", "late", "a pause", "never"])
 def test_a_step_of_adam_is_torchs_to_the_last_bit(arguments: dict[str, Any], idle: Sequence[int]) -> None:
-    """One parameter has no gradient in the idle steps; the optimizer is saved and loaded on its way."""
+    """One parameter has no gradient in the idle steps; the optimizer is saved and loaded in between."""
     torch.manual_seed(0)
     ours, theirs = ([nn.Parameter(torch.ones(5, 3)), nn.Parameter(torch.ones(2))] for _ in range(2))
     arguments = {"lr": 1e-2, "fused": True, **arguments}

@@ -1,7 +1,7 @@
 """The linear VAE reaches its closed-form optimum.
 
-Learned sigma: Lucas et al., Don't Blame the ELBO!, NeurIPS 2019. Fixed sigma: the same calculation with the scale held.
-lam are the eigenvalues of the data covariance, eta = 1 the decoder's scale, s the encoder's.
+Learned sigma: Lucas et al., Don't Blame the ELBO!, NeurIPS 2019. Fixed sigma: the same calculation with a constant
+scale. lam: eigenvalues of the data covariance; s: the scale of the encoder's noise; the likelihood's scale is 1.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_optimum(trained: Callable[[str], Run], sigma: str) -> None:
     lam = torch.linalg.eigvalsh(covariance).flip(0)
     s = {LEARNED: None, FIXED[0]: 1.0, FIXED[1]: 0.5}[sigma]
 
-    # What the table of closed forms says, for as many dimensions as the code has.
+    # The closed forms, for each latent dimension.
     top = lam[:LATENT]
     active = top > (1.0 if s is None else s * s)
     shrinkage = torch.where(active, 1 - 1 / top if s is None else 1 - s / top.sqrt(), 0.0)
@@ -64,7 +64,7 @@ def test_optimum(trained: Callable[[str], Run], sigma: str) -> None:
     floor = 0.0 if s is None else (s * s - 1 - math.log(s * s)) / 2
     rate = information if s is None else torch.where(active, s * s * (top.sqrt() / s - 1) / 2, 0.0) + floor
 
-    # What was learned.
+    # The trained model.
     found = torch.linalg.eigvals(W @ V).real.sort(descending=True).values[:LATENT]
     torch.testing.assert_close(found, shrinkage, rtol=0.02, atol=0.01)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_optimum(trained: Callable[[str], Run], sigma: str) -> None:
     channel = (torch.logdet(signal + noise.diag()) - noise.log().sum()) / 2
     torch.testing.assert_close(channel, information.sum(), rtol=0.02, atol=0)
     if s is None:
-        # An axis per principal component, so that the units that are active can be counted.
+        # Each axis is a principal component, so active units can be counted.
         units = inference.loc.double().var(0) > 0.01
         assert int(units.sum()) == int(active.sum()) == experiment.folder.summary()["test"]["active_units"]
         assert inference.rate_per_dimension is not None
@@ -85,14 +85,14 @@ def test_optimum(trained: Callable[[str], Run], sigma: str) -> None:
         each = (1 + signal.diagonal() / noise).log() / 2
         torch.testing.assert_close(each.sort(descending=True).values, information, rtol=0.02, atol=0.01)
     else:
-        # The noise is round, so the code may be turned: its own axes are those of the signal in it.
+        # Fixed noise is isotropic, so the code may be rotated: its axes are those of the signal.
         turned = torch.linalg.eigvalsh(signal).flip(0)
         assert int((turned > 0.01 * s * s).sum()) == int(active.sum())
         torch.testing.assert_close((1 + turned / (s * s)).log() / 2, information, rtol=0.02, atol=0.01)
         torch.testing.assert_close(turned / 2 + floor, rate, rtol=0.02, atol=0.01)
 
     if s is None:
-        explained = torch.where(active, top, 1.0)  # the model's variances; pPCA with its noise held at 1
+        explained = torch.where(active, top, 1.0)  # the model's variances; pPCA with noise variance 1
         model = torch.cat([explained, torch.ones(len(lam) - LATENT)])
         likelihood = -0.5 * (model.log() + lam / model + math.log(2 * math.pi)).sum()
         assert inference.elbo is not None

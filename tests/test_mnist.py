@@ -1,6 +1,6 @@
-"""The table in the README, on the real MNIST where it lies beside the clone.
+"""The table in the README, on the real MNIST if it is beside the clone.
 
-Figures of another implementation of the same setting, one seed: test distortion, rate and -ELBO in nats per image.
+Reference figures of another implementation, one seed: test distortion, rate and -ELBO in nats per image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TABLE = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "MNIST").exists(), reason="MNIST does not lie beside the clone")
+@pytest.mark.skipif(not (DATA / "MNIST").exists(), reason="MNIST is not beside the clone")
 @pytest.mark.parametrize("words", TABLE)
 def test_table(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

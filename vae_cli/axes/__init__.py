@@ -1,3 +1,3 @@
-"""What a word on the command line chooses: one module for each axis, as one folder in configs/."""
+"""The axes of an experiment: one module for each group of configs/, one class for each choice."""
 
 __all__ = ["dataset", "likelihood", "network", "optimizer", "prior", "regularizer", "schedule", "sigma"]

@@ -1,7 +1,7 @@
-"""What a decoder's output says about pixels: all choices of the axis `likelihood`.
+"""The axis `likelihood`: what the decoder's output means as a distribution over pixels.
 
-Each choice turns the decoder's output, raw (*S, B, raw_size * C, H, W), into p(x|z), a distribution of batch (*S, B)
-and event (C, H, W). Log-probabilities are in nats.
+Each choice maps the decoder's output raw (*S, B, raw_size * C, H, W) to p(x|z), a distribution of batch (*S, B) and
+event (C, H, W). Log-probabilities are in nats per image.
 """
 
 from __future__ import annotations
@@ -33,32 +33,39 @@ Scale = Annotated[float, Interval(1e-6, 1e6)] | Schedule | Literal["learned", "o
 
 
 class Likelihood(nn.Module):
-    """A family of likelihoods: forward maps raw to p(x|z)."""
+    """A family of likelihoods: forward maps raw (*S, B, raw_size * C, H, W) to p(x|z).
+
+    raw_size  how many numbers the decoder outputs per pixel and channel
+    """
 
     raw_size: ClassVar[int] = 1
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def observe(self, x: Tensor) -> Tensor:
-        """The data that the likelihood is over, from images (B, C, H, W) with values in [0, 1]."""
+        """Return what the likelihood models of images (B, C, H, W) with values in [0, 1]: the same shape."""
         return x
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        """The raw output (raw_size * C, H, W) that describes the training images best before there is a code.
+        """Return the raw output (raw_size * C, H, W) that fits the training images best without any code.
 
-        mean (C, H, W) is their mean, spread the root mean squared distance of their pixels from it. Parameters of the
-        likelihood's own are set to fit.
+        mean (C, H, W) is their mean, spread the root mean squared distance of their pixels from it. The likelihood's
+        own parameters, if it has any, are set to fit too.
         """
         return mean
 
     def fit(self, x: Tensor, raw: Tensor) -> None:
-        """Follow a training batch in what has a closed form and is not learned by gradient; most have nothing such."""
+        """Update on a training batch what has a closed form and is not learned by gradient; most choices have nothing.
+
+        x (B, C, H, W) is observed, raw (*S, B, raw_size * C, H, W) the decoder's output for it.
+        """
 
 
 class Bernoulli(Likelihood):
-    """One coin per pixel, log p(x|z) = sum x ln p + (1 - x) ln(1 - p) with p = sigmoid(raw).
+    """A Bernoulli per pixel: log p(x|z) = sum (x ln p + (1 - x) ln(1 - p)) with p = sigmoid(raw).
 
-    Grey values count as probabilities, which makes this a cross-entropy, unless they are binarized: `dynamic` draws a
-    new binary image at each presentation, in evaluation too (Burda et al. 2016), `threshold` cuts at one half.
+    Grey values are used as they are, which makes this a cross-entropy, unless they are binarized: `dynamic` draws a new
+    binary image each time an image is used, in evaluation too (Burda et al., Importance Weighted Autoencoders, ICLR
+    2016); `threshold` sets pixels above 1/2 to 1 and all others to 0.
     """
 
     needs = (GREY_VALUES,)
@@ -82,14 +89,17 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """p(x|z) = C(p) p^x (1 - p)^(1 - x) on [0, 1] with p = sigmoid(raw): the Bernoulli made a proper density of grey
-    values. Loaiza-Ganem and Cunningham, The continuous Bernoulli, NeurIPS 2019."""
+    """p(x|z) = prod C(p) p^x (1 - p)^(1 - x) with p = sigmoid(raw): a proper density of grey values in [0, 1].
+
+    C(p) normalizes what the Bernoulli leaves unnormalized. Loaiza-Ganem and Cunningham, The continuous Bernoulli,
+    NeurIPS 2019.
+    """
 
     needs = (GREY_VALUES,)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        # The mean is no closed form of the logit, but its derivative is the variance: Newton's method, held back where
-        # the curve is flat.
+        # No closed form gives the logit for a mean. The derivative of the mean is the variance, so this is Newton's
+        # method, with its step clamped because the curve is nearly flat at the ends.
         mean = mean.clamp(0.01, 0.99)
         raw = torch.zeros_like(mean)
         for _ in range(100):
@@ -104,7 +114,7 @@ class ContinuousBernoulli(Likelihood):
 class _LocationScale(Likelihood):
     """A location per pixel, loc = raw, and one scale for all pixels, which is fixed, learned or optimal.
 
-    power says of what best_scale is a mean: of absolute residuals (1) or of their squares (2).
+    power  the best scale is the mean of |x - loc|^power, to the power of 1 / power
     """
 
     power: ClassVar[int]
@@ -120,7 +130,7 @@ class _LocationScale(Likelihood):
             self.scale = as_schedule(scale)
 
     def best_scale(self, residual: Tensor) -> Tensor:
-        """The scale under which residuals x - loc are most probable, a 0-dimensional tensor."""
+        """Return the scale that maximizes the likelihood of residuals x - loc of any shape, a 0-dimensional tensor."""
         return distributed.mean(residual.abs().pow(self.power)) ** (1 / self.power)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
@@ -135,9 +145,9 @@ class _LocationScale(Likelihood):
 
 
 class Gaussian(_LocationScale):
-    """N(loc, scale^2): log p(x|z) = -sum ((x - loc)^2 / (2 scale^2) + ln scale + ln(2 pi) / 2).
+    """N(loc, scale^2): log p(x|z) = -sum ((x - loc)^2 / (2 scale^2) + ln scale + ln(2 pi) / 2), with loc = raw.
 
-    scale is a number or a schedule (fixed), `learned` by gradient, or `optimal`: the root mean squared error, the
+    scale is a number or schedule (fixed), "learned" by gradient, or "optimal": the root mean squared error, as in the
     sigma-VAE of Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, ICML 2021.
     """
 
@@ -151,9 +161,9 @@ class Gaussian(_LocationScale):
 
 
 class Laplace(_LocationScale):
-    """Laplace(loc, scale): log p(x|z) = -sum (|x - loc| / scale + ln(2 scale)).
+    """Laplace(loc, scale): log p(x|z) = -sum (|x - loc| / scale + ln(2 scale)), with loc = raw.
 
-    scale is a number or a schedule (fixed), `learned` by gradient, or `optimal`: the mean absolute error.
+    scale is a number or schedule (fixed), "learned" by gradient, or "optimal": the mean absolute error.
     """
 
     power = 1
@@ -166,15 +176,18 @@ class Laplace(_LocationScale):
 
 
 class OneLearnedScale(LearnedScale, Number):
-    """One scale for all pixels, learned by gradient through its logarithm."""
+    """One scale for all pixels, whose logarithm is learned by gradient."""
 
 
 class OptimalScale(Number):
-    """One scale for all pixels, the one that fits the last several hundred training images best.
+    """One scale for all pixels: the one that fits the last several hundred training images best.
 
-    It is a running mean of the squares (of the values, for power 1) of the scales that fit each batch, each counted by
-    its images. At the best scale the loss is flat in it, so no gradient goes through it. Training, evaluation and
-    sampling use the same number: no batch of test images sets its own.
+    It is a running mean over batches of the best scale (power 1) or of its square (power 2), each batch weighted by its
+    number of images. At the best scale the loss has no slope in the scale, so no gradient passes through it.
+    Training, evaluation and sampling use the same number: a batch of test images never sets its own.
+
+    images  the running mean covers about this many
+    floor   the scale is never smaller
     """
 
     scale: Tensor
@@ -185,30 +198,31 @@ class OptimalScale(Number):
         self.register_buffer("scale", torch.ones(()))
 
     def set(self, scale: float) -> None:
-        """Begin at this scale."""
+        """Start at this scale."""
         self.scale.fill_(scale)
 
     def follow(self, scale: Tensor, count: int) -> None:
-        """Move towards the scale that fits a batch of count images."""
+        """Move towards the scale that fits a batch of `count` images best."""
         share = count / (count + self.images)
         moved = torch.lerp(self.scale**self.power, scale**self.power, share) ** (1 / self.power)
         self.scale.copy_(moved.clamp_min(self.floor))
 
     def forward(self) -> Tensor:
-        return self.scale.clone()  # later batches change the buffer in place, and backward may still need this value
+        return self.scale.clone()  # the next batch changes the buffer in place, and backward may still need this value
 
 
 class DiscretizedLogistic(Likelihood):
-    """A logistic per pixel, cut into the 256 levels of 8-bit images.
+    """A logistic per pixel, discretized to the 256 levels of 8-bit images: P(x = k / 255) for k = 0 ... 255.
 
-    raw holds C locations and then C logarithms of scales. Salimans et al., PixelCNN++, 2017, with one component.
+    raw (*S, B, 2 * C, H, W) holds C locations, then C log scales. Salimans et al., PixelCNN++, ICLR 2017, with one
+    component.
     """
 
     raw_size = 2
     needs = (Need("dataset", "levels", "its values are not 8-bit levels; type likelihood=gaussian"),)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        # A logistic of scale s has the standard deviation s pi / sqrt(3).
+        # The standard deviation of a logistic of scale s is s pi / sqrt(3).
         return torch.cat([mean, torch.full_like(mean, math.log(max(spread, 1e-2) * math.sqrt(3) / math.pi))])
 
     def forward(self, raw: Tensor) -> Distribution:

@@ -1,7 +1,7 @@
-"""The layers of encoder and decoder: all choices of the axis `network`. Tensors to tensors, no probability inside.
+"""The axis `network`: the layers of encoder and decoder, which map tensors to tensors and know nothing of probability.
 
 Each choice builds an encoder, images (B, C, H, W) -> raw (B, raw_size * D), and a decoder of the same kind,
-codes (B, D) -> raw (B, channels, H, W).
+codes (B, D) -> raw (B, raw_size * C, H, W); each raw_size is that of the sigma mode or the likelihood.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Network(ABC):
-    """A kind of network, from which an encoder and a decoder are built.
+    """A kind of network, which builds an encoder and a decoder.
 
-    output_bias says what the decoder draws before training: the `mean` of the training images, where the likelihood
-    has a parameter for it (Burda et al. 2016), or whatever an output of zero stands for.
+    bias_per_pixel  whether every pixel has its own output bias, or all pixels of a channel share one
+    output_bias     "mean": the untrained decoder outputs the mean of the training images (Burda et al., Importance
+                    Weighted Autoencoders, ICLR 2016); "zero": it outputs raw = 0
     """
 
-    # Whether every pixel has an output bias of its own, or all pixels of a channel share one.
     bias_per_pixel: ClassVar[bool] = True
 
     def __init__(self, output_bias: OutputBias = "mean") -> None:
@@ -49,15 +49,16 @@ class Network(ABC):
 
     @abstractmethod
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
-        """Images of this shape to raw_size numbers for each of the latent dimensions."""
+        """Build the encoder, images (B, *shape) -> raw (B, raw_size * latent)."""
 
     @abstractmethod
     def decoder(self, latent: int, start: Tensor) -> nn.Module:
-        """Codes to images of start's shape; `start` is the bias of the output, what is drawn before training."""
+        """Build the decoder, codes (B, latent) -> raw (B, *start.shape); start is the bias of the output."""
 
 
 class Linear(Network):
-    """One linear layer each way. Lucas et al., Don't Blame the ELBO!, NeurIPS 2019, give the optimum."""
+    """One linear layer each way: the linear VAE, whose optimum is known (Lucas et al., Don't Blame the ELBO!, NeurIPS
+    2019)."""
 
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), head(math.prod(shape), latent, raw_size))
@@ -67,7 +68,7 @@ class Linear(Network):
 
 
 class MLP(Network):
-    """Fully connected layers with `hidden` units, from image to code; the decoder has them in reverse."""
+    """Fully connected layers. `hidden` lists their units from image to code; the decoder has them in reverse."""
 
     def __init__(self, hidden: list[Count], activation: Activation = "relu", output_bias: OutputBias = "mean") -> None:
         super().__init__(output_bias)
@@ -93,8 +94,10 @@ class MLP(Network):
 
 
 class Conv(Network):
-    """Strided 4x4 convolutions that halve the image until a side is 4 or less, one fully connected layer, and the
-    mirror of it. For images of 8 to 128 pixels a side."""
+    """Strided 4x4 convolutions that halve the image until a side is 4 or less, then one fully connected layer.
+
+    The decoder mirrors the encoder. For images of 8 to 128 pixels a side.
+    """
 
     bias_per_pixel = False
 
@@ -138,7 +141,7 @@ class Conv(Network):
         layers: list[nn.Module] = [Dense(latent, self.hidden), self.activation(), Dense(self.hidden, flat)]
         layers += [self.activation(), nn.Unflatten(1, (widths[-1], *sizes[-1]))]
         for level in range(len(sizes) - 1, 0, -1):
-            # An odd side loses a pixel on the way down and gets it back here.
+            # Halving an odd side drops a pixel, which is added back here.
             odd = (sizes[level - 1][0] % 2, sizes[level - 1][1] % 2)
             layers += [nn.ConvTranspose2d(widths[level], widths[level - 1], 4, 2, 1, output_padding=odd)]
             layers += self._after(widths[level - 1]) if level > 1 else []
@@ -146,9 +149,11 @@ class Conv(Network):
 
 
 class ResNet(Network):
-    """Pre-activation residual blocks with group normalization at every resolution, from the whole image down to a side
-    of 4 or less, and the mirror of it. He et al., Identity Mappings in Deep Residual Networks, 2016. For images of 8 to
-    128 pixels a side."""
+    """Pre-activation residual blocks with group normalization at every resolution, down to a side of 4 or less.
+
+    The decoder mirrors the encoder. For images of 8 to 128 pixels a side. He et al., Identity Mappings in Deep Residual
+    Networks, ECCV 2016.
+    """
 
     bias_per_pixel = False
 
@@ -189,7 +194,7 @@ class ResNet(Network):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))), the same shape out as in."""
+    """x -> x + conv(act(norm(conv(act(norm(x)))))), from (B, C, H, W) to the same shape."""
 
     def __init__(self, channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -203,9 +208,9 @@ class ResidualBlock(nn.Module):
 
 
 def head(inputs: int, latent: int, raw_size: int) -> Dense:
-    """The encoder's last layer: raw_size blocks of latent outputs, each initialized as a layer of its own.
+    """Return the encoder's last layer: raw_size blocks of `latent` outputs, each initialized like a separate layer.
 
-    The first block, the locations, thus begins with the same weights whatever the sigma mode asks for beside it.
+    So the first block, the locations, starts with the same weights whatever else the sigma mode needs.
     """
     blocks = [Dense(inputs, latent) for _ in range(raw_size)]
     merged = Dense(inputs, latent * raw_size)
@@ -217,7 +222,7 @@ def head(inputs: int, latent: int, raw_size: int) -> Dense:
 
 
 def output_linear(inputs: int, start: Tensor) -> Dense:
-    """The decoder's last layer, one output per number of start, which is its bias."""
+    """Return the decoder's last fully connected layer, (B, inputs) -> (B, start.numel()), with `start` as its bias."""
     layer = Dense(inputs, start.numel())
     with torch.no_grad():
         layer.bias.copy_(start.flatten())
@@ -225,7 +230,7 @@ def output_linear(inputs: int, start: Tensor) -> Dense:
 
 
 def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
-    """Give the last layer, a convolution, what start is all over a channel as its bias."""
+    """Set the bias of the last layer, a convolution, to the mean of start (C, H, W) per channel; return the layers."""
     bias = layers[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():
@@ -234,16 +239,22 @@ def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalization with as many as 8 groups."""
+    """Return group normalization with gcd(8, channels) groups."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 def halvings(size: tuple[int, ...], name: str) -> list[tuple[int, int]]:
-    """A height and width, halved until a side is 4 or less. Raises UserError where a side is not within 8 to 128."""
+    """Return a height and width and its halves, down to a side of 4 or less.
+
+    name is the network's, for the message. Raises UserError unless both sides are between 8 and 128.
+
+    >>> halvings((28, 28), "conv")
+    [(28, 28), (14, 14), (7, 7), (3, 3)]
+    """
     height, width = size
     if not all(8 <= side <= 128 for side in size):
         raise UserError(
-            f"network={name} takes images of 8 to 128 pixels a side, not {height}x{width}; type network=mlp."
+            f"network={name} accepts images of 8 to 128 pixels a side, not {height}x{width}; type network=mlp."
         )
     sizes = [(height, width)]
     while min(sizes[-1]) > 4:
@@ -252,5 +263,9 @@ def halvings(size: tuple[int, ...], name: str) -> list[tuple[int, int]]:
 
 
 def doublings(width: int, max_width: int, count: int) -> list[int]:
-    """Channels of `count` levels: each has twice as many as the one before, but none more than max_width."""
+    """Return the channels of `count` levels: each has twice as many as the one before, but at most max_width.
+
+    >>> doublings(32, 100, 3)
+    [32, 64, 100]
+    """
     return [min(max_width, width * 2**level) for level in range(count)]

@@ -1,4 +1,4 @@
-"""How the loss goes down: the axis `optimizer`, any of torch.optim, with a learning rate that may be a schedule."""
+"""The axis `optimizer`: any class of torch.optim, with a learning rate that may be a schedule."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 
 from vae_cli.axes.schedule import Constant, as_schedule
 from vae_cli.core.errors import UserError, nearest
-from vae_cli.model.kernels import FusedAdam
+from vae_cli.model.kernels import FusedAdam, without_compiler
 
 
 class ScheduledOptimizer:
     """An optimizer whose learning rate follows a schedule.
 
-    arguments are those of the class, lr a number or a Schedule. Raises UserError for what the class does not take.
+    arguments are the class's own; arguments["lr"] is a number or a Schedule. Raises UserError for arguments that the
+    class does not accept, and for classes such as LBFGS that need a closure.
     """
 
     def __init__(self, kind: type[Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]) -> None:
@@ -25,21 +26,21 @@ class ScheduledOptimizer:
         for key in arguments:
             if key not in allowed:
                 raise UserError(
-                    f"optimizer.{key} is no argument of {kind.__name__}.{nearest(key, allowed)} "
+                    f"optimizer.{key} is not an argument of {kind.__name__}.{nearest(key, allowed)} "
                     f"Allowed are {', '.join(allowed)}."
                 )
         if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
             raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
         self._factor = 1.0
         self._fused: FusedAdam | None = None
-        # What is not given is the class's own default.
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
-        # Some optimizers divide by the first rate or refuse 0, with which a warm-up begins.
+        # Some optimizers divide by the first rate, or refuse 0, with which a warm-up starts.
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
         try:
-            self.inner = kind(list(parameters), **{**arguments, **rates})
+            with without_compiler():
+                self.inner = kind(list(parameters), **{**arguments, **rates})
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise UserError(f"{kind.__name__} refuses its arguments: {error}") from error
+            raise UserError(f"{kind.__name__} does not accept these arguments: {error}") from error
 
     @property
     def rate(self) -> float:
@@ -47,20 +48,20 @@ class ScheduledOptimizer:
         return float(self.inner.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
-        # As the optimizer's own zero_grad, without what it notes for a profiler, which costs more than all the rest.
+        """Set all gradients to None."""
+        # The optimizer's own zero_grad also records an event for the profiler, which takes longer than the rest.
         for group in self.inner.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     def advance(self, epoch: float) -> None:
-        """Set the learning rate of this moment."""
+        """Set the learning rate to the schedule's after `epoch` epochs, a whole number or a fraction."""
         if isinstance(self.lr, Constant):
             return
         self._set_rate(self.lr.at(epoch))
 
     def slow_down(self, factor: float) -> None:
-        """Take every learning rate from now on times this factor."""
+        """Multiply every learning rate of the schedule by this factor from now on."""
         self._factor = factor
         if isinstance(self.lr, Constant):
             self._set_rate(self.lr.number)
@@ -70,20 +71,25 @@ class ScheduledOptimizer:
             group["lr"] = rate * self._factor
 
     def step(self) -> None:
+        """Update the parameters, by one fused kernel if that takes the same step (see FusedAdam)."""
         if self._fused is None:
             self._fused = FusedAdam.of(self.inner)
         if self._fused is None or not self._fused.step():
             self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
+        """Return the optimizer's own state; the schedule is a function of the epoch and has none."""
+        with without_compiler():
+            return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state)
-        self._fused = None  # whose tensors are others now
+        """Restore the optimizer's state."""
+        with without_compiler():
+            self.inner.load_state_dict(state)
+        self._fused = None  # it holds the tensors of the old state
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
-    """Scale the gradient down to a norm where it is longer."""
+    """Scale the gradient down if its Euclidean norm exceeds `norm`; None never clips."""
     if norm is not None:
         nn.utils.clip_grad_norm_(parameters, norm)

@@ -1,4 +1,4 @@
-"""Where codes are expected: all choices of the axis `prior`, p(z) with batch () and event (D,)."""
+"""The axis `prior`: the distribution p(z), batch () and event (D,), from which codes are expected to come."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
 
 
 class Prior(nn.Module):
-    """A prior: forward() gives p(z).
+    """A prior: forward() returns p(z).
 
-    provides  "dimensions" where p(z) is a product over latent dimensions, so that the rate splits into theirs;
-              "given" where there is nothing in it to learn
+    provides  "dimensions" if p(z) is a product over latent dimensions, so that the rate is a sum over them;
+              "given" if nothing in it is learned
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -25,7 +25,7 @@ class Prior(nn.Module):
 
 
 class StandardNormal(Prior):
-    """N(0, I)."""
+    """The standard normal p(z) = N(0, I). Nothing is learned."""
 
     provides = frozenset({"dimensions", "given"})
 
@@ -34,7 +34,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent: Count) -> None:
         super().__init__()
-        # Not part of a checkpoint: there is nothing to remember.
+        # Constants, so not part of a checkpoint.
         self.register_buffer("loc", torch.zeros(latent), persistent=False)
         self.register_buffer("scale", torch.ones(latent), persistent=False)
 
@@ -43,9 +43,10 @@ class StandardNormal(Prior):
 
 
 class ScaledNormal(Prior):
-    """N(loc, diag(scale^2)), both learned for each dimension. It begins as N(0, I).
+    """p(z) = N(loc, diag(scale^2)) with loc (D,) and scale (D,) learned; it starts as N(0, I).
 
-    Under it a fixed sigma = 1 is one learned sigma per dimension that all images share, up to the scale of z.
+    Under this prior sigma=fixed is equivalent to sigma=shared under N(0, I): one learned sigma per dimension, the same
+    for all images, up to the location and scale of z.
     """
 
     provides = frozenset({"dimensions"})
@@ -53,8 +54,7 @@ class ScaledNormal(Prior):
         Need(
             "sigma",
             "noise",
-            "the energy of a point mass has no lower bound where the prior's scale is learned; "
-            "type prior=standard_normal",
+            "the energy of a point mass has no lower bound if the prior's scale is learned; type prior=standard_normal",
         ),
     )
 

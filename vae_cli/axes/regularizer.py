@@ -1,4 +1,7 @@
-"""What the code costs: all choices of the axis `regularizer`, each a function Inference -> penalty (B,) in nats."""
+"""The axis `regularizer`: what is added to the distortion. Each choice maps an Inference to a penalty (B,) in nats.
+
+loss = mean over the batch of (distortion + penalty).
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,20 @@ from vae_cli.model.inference import Inference, over_samples
 
 Weight = NonNegative | Schedule
 
-GIVEN = Need("prior", "given", "what the prior could learn has no part in this loss; type prior=standard_normal")
+GIVEN = Need("prior", "given", "the prior's parameters have no part in this loss; type prior=standard_normal")
 
 
 class Regularizer(nn.Module):
-    """The term that is added to the distortion: loss = mean(distortion + penalty)."""
+    """A regularizer: forward maps an Inference to the penalty (B,), in nats per image."""
 
     needs: ClassVar[tuple[Need, ...]] = ()
 
 
 class KL(Regularizer):
-    """beta * KL(q(z|x) || p(z)); for a point mass the energy -log p(loc) stands for the KL.
+    """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy with the energy -log p(loc).
 
-    With beta = 1 the loss is the negative ELBO. Kingma and Welling 2014; beta as in Higgins et al. 2017.
+    With beta = 1 the loss is the negative ELBO of Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014; with
+    another beta it is the beta-VAE of Higgins et al., ICLR 2017.
     """
 
     def __init__(self, beta: Weight = 1.0) -> None:
@@ -39,17 +43,16 @@ class KL(Regularizer):
 
 
 class FreeBits(Regularizer):
-    """beta * sum_j max(floor, mean over the batch of KL_j): a dimension pays only for what exceeds the floor.
+    """beta * sum_j max(floor, mean over the batch of KL_j): only what exceeds the floor is penalized.
 
-    The mean over the batch stands inside the maximum, so the penalty is the same number for every image of a batch.
-    floor is in nats per latent dimension. Kingma et al., Improved Variational Inference with IAF, 2016, appendix C.8.
+    floor is in nats per latent dimension. The mean over the batch is inside the maximum, so the penalty is the same for
+    every image of a batch. Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, NeurIPS
+    2016, appendix C.8.
     """
 
     needs = (
-        Need(
-            "sigma", "noise", "the rate of a point mass is infinite, so that no floor can be kept; type regularizer=kl"
-        ),
-        Need("prior", "dimensions", "under this prior the rate does not split into those of the latent dimensions"),
+        Need("sigma", "noise", "the rate of a point mass is infinite, so a floor has no effect; type regularizer=kl"),
+        Need("prior", "dimensions", "under this prior the rate is not a sum over latent dimensions"),
     )
 
     def __init__(self, floor: Weight = 0.1, beta: Weight = 1.0) -> None:
@@ -58,16 +61,16 @@ class FreeBits(Regularizer):
         self.beta = as_schedule(beta)
 
     def forward(self, inference: Inference) -> Tensor:
-        assert inference.rate_per_dimension is not None  # what `needs` has made sure of
+        assert inference.rate_per_dimension is not None  # ensured by `needs`
         rates = distributed.mean(inference.rate_per_dimension, 0)
         return (self.beta() * torch.maximum(rates, self.floor()).sum()).expand(len(inference.x))
 
 
 class Capacity(Regularizer):
-    """gamma * |mean over the batch of KL - capacity|: steers the rate to a target in nats per image.
+    """gamma * |mean over the batch of KL - capacity|: steers the rate to the capacity, in nats per image.
 
-    The mean over the batch stands inside the absolute value, so the penalty is the same number for every image of a
-    batch. Burgess et al., Understanding disentangling in beta-VAE, 2018.
+    The mean over the batch is inside the absolute value, so the penalty is the same for every image of a batch.
+    Burgess et al., Understanding disentangling in beta-VAE, 2018.
     """
 
     needs = (Need("sigma", "noise", "the rate of a point mass is infinite and cannot be steered; type regularizer=kl"),)
@@ -82,9 +85,9 @@ class Capacity(Regularizer):
 
 
 class Energy(Regularizer):
-    """beta * |z|^2 / 2, averaged over the draws of z: a price on the code, none on how small the noise is.
+    """beta * |z|^2 / 2, averaged over the draws of z: the size of the code has a cost, small noise has none.
 
-    RAE-L2 of Ghosh et al., From Variational to Deterministic Autoencoders, 2020.
+    RAE-L2 of Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020.
     """
 
     needs = (GIVEN,)
@@ -98,7 +101,7 @@ class Energy(Regularizer):
 
 
 class Nothing(Regularizer):
-    """No price: the loss is the distortion."""
+    """No penalty, 0 for every image: the loss is the distortion."""
 
     needs = (GIVEN,)
 

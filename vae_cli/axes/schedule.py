@@ -1,4 +1,7 @@
-"""A number that changes while a model trains: all choices of the group `schedule`."""
+"""The group `schedule`: numbers that change during training, as functions of the epoch.
+
+The epoch is fractional: after s steps of n per epoch it is s / n.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from vae_cli.core.values import Count, NonNegative, Positive, Probability
 
 
 class Number(nn.Module, ABC):
-    """One number that the model uses: forward() gives it, 0-dimensional, and its course is shown as a curve."""
+    """A number that the model uses: forward() returns it as a 0-dimensional tensor; TensorBoard shows it as a curve."""
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """The number of this moment."""
+        """Return the current number, a 0-dimensional tensor."""
 
 
 class Schedule(Number):
-    """A number as a function of the epochs gone by, whole or broken.
+    """A number as a function of the epoch.
 
-    The number of this moment is a 0-dimensional buffer, so that it lies on the model's device, travels in the
-    checkpoint, and stays what it was when a run is loaded to be evaluating.
+    The current number is a 0-dimensional buffer, so it is on the model's device, is saved in checkpoints, and is
+    restored when a run is loaded for evaluation.
     """
 
     value: Tensor
@@ -34,14 +37,14 @@ class Schedule(Number):
 
     @abstractmethod
     def at(self, epoch: float) -> float:
-        """The number after so many epochs."""
+        """Return the number after `epoch` epochs, a whole number or a fraction."""
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest number that it ever takes."""
+        """Return the smallest and the largest number that the schedule ever reaches."""
 
     def advance(self, epoch: float) -> None:
-        """Move to so many epochs."""
+        """Set the current number to the one after `epoch` epochs."""
         self.value.fill_(self.at(epoch))
 
     def forward(self) -> Tensor:
@@ -49,7 +52,11 @@ class Schedule(Number):
 
 
 class Constant(Schedule):
-    """One number from beginning to end."""
+    """The same number throughout.
+
+    >>> Constant(2).at(7)
+    2.0
+    """
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -63,11 +70,11 @@ class Constant(Schedule):
         return self.number, self.number
 
     def advance(self, epoch: float) -> None:
-        """Stay: a number that does not change costs no work in a step."""
+        """Do nothing: a number that does not change needs no work in a step."""
 
 
 class _Ramp(Schedule):
-    """A number that moves between two others."""
+    """A number that moves from start to stop."""
 
     def __init__(self, start: float, stop: float) -> None:
         super().__init__()
@@ -78,12 +85,17 @@ class _Ramp(Schedule):
         return min(self.start, self.stop), max(self.start, self.stop)
 
     def between(self, share: float) -> float:
-        """The number at a share in [0, 1] of the way; at both ends exact."""
+        """Return the number at a fraction of the way from start to stop, exact at both ends; above 1 it is stop."""
         return self.stop if share >= 1 else self.start + (self.stop - self.start) * share
 
 
 class Linear(_Ramp):
-    """A straight line from start to stop over so many epochs, then stop."""
+    """A straight line from start to stop over `epochs` epochs, then stop.
+
+    >>> warmup = Linear(0, 1, epochs=10)
+    >>> [warmup.at(epoch) for epoch in (0, 5, 10, 99)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
 
     def __init__(self, start: float, stop: float, epochs: Positive) -> None:
         self.epochs = epochs
@@ -94,7 +106,15 @@ class Linear(_Ramp):
 
 
 class Cosine(_Ramp):
-    """Half a cosine wave from start to stop over so many epochs, after a straight line from 0 to start."""
+    """Half a cosine wave from start to stop over `epochs` epochs, then stop.
+
+    It begins after `warmup` epochs in which the number rises in a straight line from 0 to start. Loshchilov and Hutter,
+    SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
+
+    >>> rate = Cosine(1, 0, epochs=10, warmup=2)
+    >>> [round(rate.at(epoch), 2) for epoch in (0, 1, 2, 7, 12)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
 
     def __init__(self, start: float, stop: float, epochs: Positive, warmup: NonNegative = 0) -> None:
         self.epochs, self.warmup = epochs, warmup
@@ -112,9 +132,14 @@ class Cosine(_Ramp):
 
 
 class Cyclic(_Ramp):
-    """Cycles of so many epochs: in each the number rises from start to stop during a share `ramp` and then stays.
+    """Cycles of `epochs` epochs: the number moves from start to stop during the fraction `ramp` of a cycle, then holds.
 
-    After the last cycle it stays at stop. Fu et al., Cyclical Annealing Schedule, NAACL 2019.
+    After the last cycle it stays at stop. Fu et al., Cyclical Annealing Schedule: A Simple Approach to Mitigating KL
+    Vanishing, NAACL 2019.
+
+    >>> beta = Cyclic(0, 1, epochs=10, cycles=2, ramp=0.5)
+    >>> [beta.at(epoch) for epoch in (0, 2.5, 5, 9, 10, 12.5, 20)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0]
     """
 
     def __init__(self, start: float, stop: float, epochs: Positive, cycles: Count = 4, ramp: Probability = 0.5) -> None:
@@ -129,5 +154,5 @@ class Cyclic(_Ramp):
 
 
 def as_schedule(number: float | Schedule) -> Schedule:
-    """A number or a schedule, as a schedule."""
+    """Return a schedule as it is, and a number as a Constant."""
     return number if isinstance(number, Schedule) else Constant(number)

@@ -1,7 +1,6 @@
-"""Who sets the encoder's noise: all choices of the axis `sigma`.
+"""The axis `sigma`: who sets the scale of the encoder's noise in z = loc(x) + sigma * epsilon, epsilon ~ N(0, I).
 
-z = loc(x) + sigma * epsilon, epsilon ~ N(0, I). Each choice turns the network's output for an image into q(z|x), a
-distribution of batch (B,) and event (D,). `raw_size` says how many numbers it reads for each latent dimension.
+Each choice maps the encoder's output raw (B, raw_size * D) to q(z|x), a distribution of batch (B,) and event (D,).
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from vae_cli.core.values import Count
 from vae_cli.model.distributions import Delta
 from vae_cli.model.scales import LearnedScale, bounded_exp, diagonal_normal
 
-LEAST, MOST = 1e-6, 1e6  # of a hard-coded scale: its square, and the inverse of that, stay within float32
+LEAST, MOST = 1e-6, 1e6  # bounds of a fixed scale: its square, and the inverse of its square, stay within float32
 
 
 class Sigma(nn.Module):
     """A family of posteriors: forward maps raw (B, raw_size * D) to q(z|x).
 
-    provides  "noise" unless the posterior is a point mass, for which rate and ELBO are not defined
+    raw_size  how many numbers the encoder outputs per latent dimension
+    provides  "noise", unless the posterior is a point mass, for which rate and ELBO are not defined
     """
 
     raw_size: ClassVar[int] = 1
@@ -31,9 +31,10 @@ class Sigma(nn.Module):
 
 
 class Learned(Sigma):
-    """N(loc(x), scale(x)^2): the encoder sets loc and log scale of every image and dimension (Kingma and Welling 2014).
+    """N(loc(x), scale(x)^2): the encoder sets location and scale of every image and latent dimension.
 
-    raw (B, 2 * D) holds the D locations and then the D logarithms of the scales.
+    raw (B, 2 * D) holds the D locations, then the D log scales. Kingma and Welling, Auto-Encoding Variational Bayes,
+    ICLR 2014.
     """
 
     raw_size = 2
@@ -44,7 +45,7 @@ class Learned(Sigma):
 
 
 class Shared(Sigma):
-    """N(loc(x), s^2): s is one learned vector, the same for all images. It begins at 1."""
+    """N(loc(x), s^2): s (D,) is a learned vector, the same for all images, which starts at 1; raw (B, D) holds loc."""
 
     def __init__(self, latent: Count) -> None:
         super().__init__()
@@ -55,9 +56,11 @@ class Shared(Sigma):
 
 
 class Fixed(Sigma):
-    """N(loc(x), value^2): a hard-coded constant or a schedule, in which no parameter has a say.
+    """N(loc(x), value^2): value is a constant or schedule; nothing about the scale is learned. raw (B, D) holds loc.
 
-    Raises UserError where the value is, or becomes, less than 1e-6 or more than 1e6.
+    The default 1.0 is the prior's own scale; CV-VAE is a constant tuned by hand (Ghosh et al., From Variational to
+    Deterministic Autoencoders, ICLR 2020). Raises UserError if the value is, or becomes, less than 1e-6 or more than
+    1e6.
     """
 
     def __init__(self, value: float | Schedule = 1.0) -> None:
@@ -66,10 +69,10 @@ class Fixed(Sigma):
         least, most = self.value.bounds()
         if least >= LEAST and most <= MOST:
             return
-        allowed = f"the noise has a scale between {LEAST:g} and {MOST:g}"
+        allowed = f"the scale of the noise must be between {LEAST:g} and {MOST:g}"
         if least != most:
             raise UserError(
-                f"sigma.value goes from {least:g} to {most:g}, and {allowed}: say where the schedule starts and stops, "
+                f"sigma.value goes from {least:g} to {most:g}, but {allowed}: say where the schedule starts and stops, "
                 "for example sigma.value.start=0.1 sigma.value.stop=1."
             )
         none = " For no noise at all type sigma=deterministic." if least < LEAST else ""
@@ -80,7 +83,7 @@ class Fixed(Sigma):
 
 
 class Deterministic(Sigma):
-    """A point mass at loc(x): no epsilon, and no random number is drawn."""
+    """A point mass at loc(x): z = loc(x), without noise; no random number is drawn. raw (B, D) holds loc."""
 
     provides = frozenset()
 

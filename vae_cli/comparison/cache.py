@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_cli.comparison.members import common_folder
-from vae_cli.core.files import plain, read_text, write_json
+from vae_cli.core.files import is_printable, read_text, write_json
 from vae_cli.metrics.record import metrics_file
 from vae_cli.runs.folder import RunDir
 
@@ -85,7 +85,7 @@ def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
     texts = [sheet.title, sheet.below, *(text for column in columns for text in column)]
     if not all(isinstance(column, list) for column in columns) or not all(isinstance(text, str) for text in texts):
         raise TypeError
-    if not plain(dict(found)) or any(len(column) != len(sheet.arms) for column in columns[:-1]):
+    if not is_printable(dict(found)) or any(len(column) != len(sheet.arms) for column in columns[:-1]):
         raise ValueError
     return CachedReport(folder, found["notes"], sheet)
 

@@ -1,4 +1,4 @@
-"""What the choices of one axis offer to the others and ask of them."""
+"""Which choices of different axes go together: what each part provides, and what it needs from the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from vae_cli.core.errors import UserError
 
 
 class Need(NamedTuple):
-    """What a part asks of the choice made on another axis, and why, as a clause that ends an error message."""
+    """A requirement of a part: the choice made on `axis` must provide `word`.
+
+    reason says why, as a clause that ends an error message.
+    """
 
     axis: str
     word: str
@@ -17,15 +20,23 @@ class Need(NamedTuple):
 
 
 def offers(part: Any, word: str) -> bool:
-    """Whether a part says that it provides something."""
+    """Return whether a part lists this word in its `provides`."""
     return word in getattr(part, "provides", ())
 
 
 def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """Refuse a combination that mathematics does not define.
 
-    parts maps an axis to its part, choices to the word that chose it. A part may have `provides`, a set of words, and
-    `needs`, some Needs. Raises UserError with one sentence that names both choices.
+    parts maps each axis to its part, choices to the word that chose it. A part may have `provides`, a set of words, and
+    `needs`, a tuple of Needs. Raises UserError with one sentence that names both choices.
+
+    >>> from types import SimpleNamespace as Part
+    >>> prior = Part(needs=[Need("sigma", "noise", "a point mass has no rate")])
+    >>> check_together({"sigma": Part(provides={"noise"}), "prior": prior}, {"sigma": "fixed", "prior": "flow"})
+    >>> check_together({"sigma": Part(), "prior": prior}, {"sigma": "deterministic", "prior": "flow"})
+    Traceback (most recent call last):
+    ...
+    vae_cli.core.errors.UserError: prior=flow cannot be combined with sigma=deterministic: a point mass has no rate.
     """
     for axis, part in parts.items():
         for need in getattr(part, "needs", ()):

@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of this program, as one message and an exit code."""
+"""Errors that are not bugs: each has one message for the user and an exit code."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something that was given cannot be used: what was given, what is allowed, what to type instead. Exit code 2."""
+    """A mistake in the user's input. The message says what was given, what is allowed and what to type. Exit code 2."""
 
     exit_code = 2
 
 
 class Failure(UserError):
-    """A command that was well put could not be carried out: a full disk, a diverged run. Exit code 1."""
+    """A valid command that could not be carried out, for example on a full disk. Exit code 1."""
 
     exit_code = 1
 
 
 class Stopped(Failure):
-    """A run had to stop before its end; it is saved, and goes on where it stands. Exit code 1."""
+    """A run that had to stop early. It is saved and resumes from its checkpoint. Exit code 1."""
 
 
 def is_failure(kind: type[BaseException]) -> bool:
-    """Whether a run that ended by it has failed, and was not merely interrupted."""
+    """Return whether a run that ended with this type of exception has failed, rather than been interrupted."""
     return issubclass(kind, Exception) and not issubclass(kind, Stopped)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """One message for whatever has gone wrong, and the exit code."""
+    """Return the message to print for an error, and the exit code.
+
+    >>> explain(UserError("latent=0 is not allowed."))
+    ('latent=0 is not allowed.', 2)
+    >>> explain(ZeroDivisionError("division by zero"))
+    ('ZeroDivisionError: division by zero', 1)
+    """
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
@@ -41,16 +47,32 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def visible(text: str) -> str:
-    """A text in which what would steer a terminal is spelt out: a name that somebody else gave can hold anything."""
+    r"""Return a text with its control characters escaped, so that a name from elsewhere cannot steer the terminal.
+
+    Newlines and tabs are kept.
+
+    >>> visible("a \x1b[2J b")
+    'a \\x1b[2J b'
+    """
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return " Did you mean 'X'?" for the allowed word nearest to the one given, or nothing where none is near."""
+    """Return " Did you mean 'X'?" for the allowed word most like the given one, or "" if none is similar.
+
+    >>> nearest("latnet", ["latent", "epochs"])
+    " Did you mean 'latent'?"
+    >>> nearest("xyz", ["latent", "epochs"])
+    ''
+    """
     matches = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What another program's error says in its first line, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty.
+
+    >>> first_line(RuntimeError("no compiler found\\nsearched: ..."))
+    'no compiler found'
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

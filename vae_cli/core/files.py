@@ -1,4 +1,4 @@
-"""Files that are whole or not there: nothing half-written ever stands in place of a good one."""
+"""Files that are written whole or not at all, read with care, and locked between processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import IO, Any
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, flush it to the disk, and only then give it its name.
+    """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
 
-    Raises OSError, and leaves what stood there before as it was, where it cannot be written.
+    A reader sees the old file or the new one, never a part. Raises OSError if it cannot be written; the old file is
+    then unchanged.
     """
-    with blaming(path):
-        # The first part of the name alone: TensorBoard reads whatever has tfevents in its name.
+    with reporting_path(path):
+        # Only the first part of the name: TensorBoard reads every file that has tfevents in its name.
         descriptor, beside = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.stem.partition('.')[0]}.", suffix=".part"
         )
@@ -38,8 +39,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 @contextmanager
-def blaming(path: Path) -> Iterator[None]:
-    """Have errors of the system name the file that a person knows of: a full disk names none at all."""
+def reporting_path(path: Path) -> Iterator[None]:
+    """Make system errors name this path: the error of a full disk names no file, others a temporary one."""
     try:
         yield
     except OSError as error:
@@ -49,43 +50,54 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power failure, where the system can do that."""
+    """Make new or renamed files in a folder survive a power failure, if the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # what some network file systems answer
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # from network file systems without fsync
             raise
     finally:
         os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file."""
+    """Replace a text file, in UTF-8 (see replace_file)."""
     replace_file(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file; numbers that JSON has no word for are refused with ValueError."""
+    """Replace a JSON file (see replace_file). Raises ValueError for NaN and infinity, which JSON cannot hold."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_text(path: Path, most: int = 64_000_000) -> str:
-    """The text of a file. Raises OSError, ValueError where it is no text, or is so large that it cannot be what it is
-    taken for: a device and a pipe, which have no end, are none."""
+def read_text(path: Path, max_bytes: int = 64_000_000) -> str:
+    """Return the text of a file, in UTF-8.
+
+    Raises OSError, or ValueError if it is not text, not a regular file (a device or a pipe may have no end) or larger
+    than max_bytes.
+    """
     stat = path.stat()
     if S_ISDIR(stat.st_mode):
         raise ValueError("it is a folder, not a file")
-    if not S_ISREG(stat.st_mode) or stat.st_size > most:
-        raise ValueError("it is no file of its kind" if stat.st_size <= most else f"it has {stat.st_size:,} bytes")
+    if stat.st_size > max_bytes:
+        raise ValueError(f"it has {stat.st_size:,} bytes, more than {max_bytes:,}")
+    if not S_ISREG(stat.st_mode):
+        raise ValueError("it is not a regular file")
     return path.read_text(encoding="utf-8")
 
 
-def plain(value: object, depth: int = 20) -> bool:
-    """Whether what a file has held can be shown as it is: no text in it steers a terminal, and no part of it lies
-    deeper than a screen could show."""
+def is_printable(value: object, depth: int = 20) -> bool:
+    r"""Return whether a value read from a file can be printed as it is.
+
+    All strings in it are free of control characters (newlines and tabs are allowed), and it is nested at most `depth`
+    levels deep.
+
+    >>> is_printable({"name": ["a", "b"]}), is_printable({"name": "\x1b[2J"})
+    (True, False)
+    """
     texts, level = [], [value]
     for _ in range(depth + 1):
         inside: list[object] = []
@@ -104,7 +116,7 @@ def plain(value: object, depth: int = 20) -> bool:
 
 @contextmanager
 def reading_many() -> Iterator[None]:
-    """Read many files without the garbage collector, which would look through all that they hold again and again."""
+    """Pause the garbage collector while many files are read: it would scan all that was read again and again."""
     gc.disable()
     try:
         yield
@@ -115,18 +127,18 @@ def reading_many() -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file, which is made if need be, and give True; or without waiting give False where another
-    process holds it. The system takes the lock back from a process that has died, however it died.
+    """Hold the lock of a file, created if missing, and yield True.
 
-    On systems without such locks (Windows), and file systems without them, it is always given.
+    With wait=False, yield False at once if another process holds the lock. The system releases the lock of a process
+    that dies. On systems (Windows) and file systems without such locks, True is always yielded.
     """
     with open(file, "ab") as lock:
         yield _lock(lock, wait)
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a process holds the lock of a file; nothing is made or changed."""
-    if not file.is_file():  # nothing, or what is none of ours: a pipe would keep us waiting
+    """Return whether a process holds the lock of a file. No file is created or changed."""
+    if not file.is_file():  # missing, or something else: opening a pipe would block
         return False
     with open(file, "rb") as lock:
         return not _lock(lock, wait=False)

@@ -1,4 +1,7 @@
-"""Pictures from tensors: grids, files to look at, and files to read."""
+"""Images and pictures: tensors to grids, PNG and GIF files, and image files to tensors.
+
+An image is a float tensor (C, H, W) with values in [0, 1]; a picture is what a person looks at, uint8 (H, W, 3).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vae_cli.core.errors import UserError
 from vae_cli.core.files import replace_file
 
-if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need them: commands start faster
+if TYPE_CHECKING:  # numpy, Pillow and torch are imported by the functions that need them: commands start faster
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
@@ -20,28 +23,40 @@ if TYPE_CHECKING:  # numpy and Pillow are imported by the functions that need th
     Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 
 BACKGROUND = 255
-SEPARATOR = 214  # a grey that parts white pictures as well as black ones
+SEPARATOR = 214  # a grey that is visible between white images and between black ones
 INK = 70
-# What Pillow raises for a file that it cannot read, besides DecompressionBombError.
+# What Pillow raises for a file that it cannot read, in addition to DecompressionBombError.
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError),
     *(struct.error, zlib.error),
 )
-PIXELS = 89_000_000  # of one picture: what Pillow opens again without a warning
+MAX_PIXELS = 89_000_000  # of one picture: Pillow warns when it opens a larger one
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images in [0, 1] of any shape as uint8 in 0 to 255: clamped, rounded, what is not finite as 0."""
+    """Return images of any shape with values in [0, 1] as uint8 levels 0 to 255.
+
+    Values outside [0, 1] are clamped, NaN and infinity become 0.
+
+    >>> import torch
+    >>> to_uint8(torch.tensor([-1.0, 0.5, 1.0, float("nan")]))
+    tensor([  0, 128, 255,   0], dtype=torch.uint8)
+    """
     return images.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).mul(255).round().byte()
 
 
 def grid(
     images: Tensor, columns: int, side: int = 64, pad: int = 6, row_labels: Sequence[str] | None = None
 ) -> Picture:
-    """Return images (N, C, H, W) in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
+    """Return images (N, C, H, W) with values in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
 
-    Images have 1 or 3 channels. Small ones are enlarged by a whole factor, without smoothing, so that their longer side
-    is about `side` pixels; `pad` pixels part them. `row_labels` are written at the left of the rows, one each.
+    C is 1 or 3. Small images are enlarged by a whole factor, without smoothing, so that their longer side is about
+    `side` pixels. `pad` pixels separate them. `row_labels` are written to the left of the rows, one per row.
+    Raises UserError for a picture of more than MAX_PIXELS pixels.
+
+    >>> import torch
+    >>> grid(torch.rand(6, 1, 8, 8), columns=3).shape  # two rows of three images, enlarged to 64 pixels
+    (146, 216, 3)
     """
     import numpy as np
 
@@ -55,10 +70,10 @@ def grid(
     columns = min(columns, count)
     rows = -(-count // columns)
     margin = _label_width(row_labels, height) if row_labels else 0
-    if (pixels := rows * (height + pad) * (margin + columns * (width + pad))) > PIXELS:
+    if (pixels := rows * (height + pad) * (margin + columns * (width + pad))) > MAX_PIXELS:
         raise UserError(
             f"A picture of {rows} rows of {columns} images would have {pixels / 1e6:,.0f} million pixels, more than "
-            f"the {PIXELS / 1e6:,.0f} million that programs show; ask for fewer images."
+            f"the {MAX_PIXELS / 1e6:,.0f} million that programs show; ask for fewer images."
         )
 
     cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
@@ -67,10 +82,9 @@ def grid(
     for index, cell in enumerate(cells):
         top = pad + (index // columns) * (height + pad)
         left = margin + pad + (index % columns) * (width + pad)
-        # Each image brings its own frame, so that places without one stay background.
+        # Each image draws its own frame, so that empty places stay background.
         picture[top - pad : top + height + pad, left - pad : left + width + pad] = SEPARATOR
         picture[top : top + height, left : left + width] = cell
-    # A frame overlaps the image before it and above it by nothing but the separator they share.
     return _draw_labels(picture, row_labels, height, pad) if row_labels else picture
 
 
@@ -101,7 +115,7 @@ def _draw_labels(picture: Picture, labels: Sequence[str], height: int, pad: int)
 
 
 def save_png(path: Path, picture: Picture) -> None:
-    """Write a picture (H, W, 3) as PNG: the file is there whole or not at all."""
+    """Write a picture (H, W, 3) as a PNG file (see replace_file); its folder is created if missing."""
     from PIL import Image
 
     image = Image.fromarray(picture)
@@ -110,10 +124,10 @@ def save_png(path: Path, picture: Picture) -> None:
 
 
 def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
-    """Write one picture (H, W, 3) or more as a GIF that repeats for ever, each shown for so many milliseconds."""
+    """Write one or more pictures (H, W, 3) as an endlessly looping GIF; each is shown for `milliseconds`."""
     from PIL import Image
 
-    # Grey pictures keep all their 256 shades; a palette of colors would be shared out between them.
+    # In mode L, grey pictures keep all 256 shades; a color palette would have fewer.
     grey = all((frame == frame[..., :1]).all() for frame in frames)
     images = [Image.fromarray(frame).convert("L" if grey else "RGB") for frame in frames]
     options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
@@ -122,10 +136,10 @@ def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
 
 
 def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Return the image file as a float tensor of the given shape (C, H, W) in [0, 1], C being 1 or 3.
+    """Return an image file as a float tensor of this shape (C, H, W) with values in [0, 1]; C is 1 or 3.
 
-    The shorter side is scaled to fit and the middle is kept; what is transparent becomes white.
-    Raises `UserError` for a file that is missing or is no image.
+    The largest centered part with the proportions of `shape` is resized to it; transparent pixels become white.
+    Raises UserError if the file is missing or is not a readable image.
     """
     import torch
     from PIL import Image, UnidentifiedImageError
@@ -137,18 +151,23 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
         raise UserError(f"'{path}' is not an image that can be read.") from None
-    # What the readers of Pillow raise for broken files.
     except Image.DecompressionBombError:
-        many = "it has so many pixels that it may be an attack; make it smaller"
+        many = "it has too many pixels to be safe to open; make it smaller"
         raise UserError(f"'{path}' is not an image that can be read: {many}.") from None
     except UNREADABLE as error:
         raise UserError(f"'{path}' is not an image that can be read: {error}") from error
     return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
 
 
-def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of the part of an image that is kept: the centered square of `crop` pixels
-    or, without one, the largest centered part with the proportions of `shape`. UserError where the crop is larger."""
+def center_box(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
+    """Return the top, left, height and width of the part of an image that is kept.
+
+    It is the centered square of `crop` pixels a side or, if crop is None, the largest centered part with the
+    proportions of `shape` (C, H, W). Raises UserError if the crop is larger than the image.
+
+    >>> center_box(10, 30, (1, 28, 28), None), center_box(10, 30, (1, 28, 28), 4)
+    ((0, 10, 10, 10), (3, 13, 4, 4))
+    """
     if crop is not None and crop > min(height, width):
         raise UserError(
             f"dataset.crop={crop} is larger than an image of {height} by {width} pixels. "
@@ -162,10 +181,10 @@ def middle(height: int, width: int, shape: tuple[int, int, int], crop: int | Non
 def to_pixels(
     image: Image.Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
 ) -> NDArray[np.uint8]:
-    """Return a picture of any mode and size as levels uint8 (C, H, W), C = 1 or 3.
+    """Return a Pillow image of any mode and size as uint8 levels of this shape (C, H, W); C is 1 or 3.
 
-    It is turned as its EXIF data say, laid on the background where it is transparent, cut to its middle and resized
-    with anti-aliasing.
+    It is rotated as its EXIF data say, composited onto the background if it has transparency, cropped to its center
+    (see center_box) and resized with anti-aliasing.
     """
     import numpy as np
     from PIL import Image as Pillow
@@ -173,21 +192,21 @@ def to_pixels(
 
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
-    # A JPEG far larger than wanted is decoded at a fraction of its size, still at least twice what is wanted.
+    # A JPEG far larger than needed is decoded at a fraction of its size, at least twice the wanted one.
     if crop is None:
         image.draft(None, (2 * width, 2 * height))
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit grey, which convert would clip at 255
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
-        # A floating-point image says nothing of its range: values up to 1 are taken for shares, others for levels.
+        # A floating-point image does not say its range: if no value exceeds 1 it is taken as 0 to 1, else as 0 to 255.
         top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1 else 255.0
         image = Pillow.fromarray(((grey / top).clip(0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         paper = Pillow.new("RGBA", image.size, background)
         image = Pillow.alpha_composite(paper, image.convert("RGBA"))
     image = image.convert(mode)
-    top, left, rows, columns = middle(image.height, image.width, shape, crop)
+    top, left, rows, columns = center_box(image.height, image.width, shape, crop)
     image = image.crop((left, top, left + columns, top + rows))
-    # The filter of a reduction is as wide as the reduction asks for: this is what makes it anti-aliased.
+    # Pillow widens the filter by the factor of the reduction, which makes it anti-aliased.
     image = image.resize((width, height), Pillow.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Types that say which values are allowed, and the check of a configuration's value against a type."""
+"""Types that state which values a setting allows, and the check of a value against a type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number that a float can hold: a truth value is none, nor is a whole number of 400 digits."""
+    """Return whether a value is a finite number; booleans and integers too large for a float are rejected.
+
+    >>> is_finite(3), is_finite(float("inf")), is_finite(True), is_finite(10**400)
+    (True, False, False, False)
+    """
     if type(value) is float:
         return isfinite(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -23,13 +27,22 @@ def is_finite(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """The numbers between two bounds."""
+    """The numbers from `low` to `high`, both included unless `open_low` excludes `low`.
+
+    >>> str(Interval(0, open_low=True)), str(Interval(0)), str(Interval(0, 1, open_low=True))
+    ('above 0', '0 or more', 'between 0 and 1, not 0')
+    """
 
     low: float = -inf
     high: float = inf
     open_low: bool = False
 
     def holds(self, number: Any) -> bool:
+        """Return whether a value is a finite number within the interval.
+
+        >>> Interval(0, 1).holds(0), Interval(0, 1, open_low=True).holds(0), Interval(0).holds(float("nan"))
+        (True, False, False)
+        """
         above = self.low < number if self.open_low else self.low <= number
         return bool(is_finite(number) and above and number <= self.high)
 
@@ -43,13 +56,19 @@ class Interval:
 Positive = Annotated[float, Interval(0, open_low=True)]
 NonNegative = Annotated[float, Interval(0)]
 Probability = Annotated[float, Interval(0, 1)]
-Count = Annotated[int, Interval(1, 10**9)]  # what a machine can count to, and torch can take for a size
+Count = Annotated[int, Interval(1, 10**9)]  # torch accepts these as sizes
 Natural = Annotated[int, Interval(0)]
 
 
 def is_allowed(value: object, kind: Any) -> bool:
-    """Whether a value is of a kind: int, float, str, bool, None, Literal, Annotated[number, Interval], a union, a
-    sequence of one kind, or a class. A whole number is also a float, a truth value is never a number."""
+    """Return whether a value is of a type: int, float, str, bool, None, Literal, Annotated[number, Interval], a union,
+    a sequence of one type, or a class. An integer is also a float; a boolean is never a number.
+
+    >>> is_allowed(2, Positive), is_allowed(0, Positive), is_allowed(True, int)
+    (True, False, False)
+    >>> is_allowed("relu", Literal["relu", "tanh"]), is_allowed([1, 2], list[int]), is_allowed(None, int | None)
+    (True, True, True)
+    """
     origin = get_origin(kind)
     if kind is Any:
         return True
@@ -74,7 +93,11 @@ def is_allowed(value: object, kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Say in words which values a kind allows."""
+    """Return which values a type allows, in words for an error message.
+
+    >>> describe(Positive), describe(Literal["relu", "tanh"]), describe(int | None), describe(list[str])
+    ('a number above 0', 'relu or tanh', 'a whole number or null', 'a list, each item a word')
+    """
     origin = get_origin(kind)
     if origin is Annotated:
         base, *bounds = get_args(kind)

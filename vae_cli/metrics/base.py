@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.core.compatibility import offers
-from vae_cli.core.rng import evaluating, stream
+from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.model.inference import Inference
 from vae_cli.runs.run import Run
 
@@ -124,7 +124,7 @@ class MeasuredRun:
 
     def stream(self, *names: object) -> int:
         """A seed for one purpose."""
-        return stream(self.seed, "evaluate", *names)
+        return derive_seed(self.seed, "evaluate", *names)
 
     def positions(self, split: SplitName, most: int | None = None) -> Tensor:
         """The images of a split that are looked at, in their order, (N,)."""

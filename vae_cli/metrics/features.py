@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_cli.axes.dataset import Split, Splits, data_folder
-from vae_cli.axes.dataset.pack import alone
+from vae_cli.axes.dataset.pack import exclusive
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.rng import initial_weights, stream
+from vae_cli.core.rng import derive_seed, initial_weights
 from vae_cli.metrics.base import BATCH, MeasuredRun
+from vae_cli.model.kernels import without_compiler
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def feature_net(subject: MeasuredRun) -> FeatureNet | None:
         for home in (data_folder(subject.run.config["data_dir"]), data_folder(None)):
             folder = home / "features" / key
             try:
-                with alone(folder):
+                with exclusive(folder):
                     _nets[known] = _load(folder / "net.pt", splits, device) or _train(folder / "net.pt", splits, device)
                 break
             except OSError as error:  # data may lie where nobody can write
@@ -142,11 +143,14 @@ def train_net(net: FeatureNet, split: Split) -> FeatureNet:
     device = net.head.weight.device
     epochs = max(1, min(15, round(SHOWN / len(split))))
     steps = epochs * math.ceil(len(split) / TRAINING_BATCH)
-    optimizer = torch.optim.Adam(net.parameters())
+    with without_compiler():
+        optimizer = torch.optim.Adam(net.parameters())
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
     net.train()
     for epoch in range(epochs):
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(stream(SEED, "features", epoch)))
+        order = torch.randperm(
+            len(split), generator=torch.Generator().manual_seed(derive_seed(SEED, "features", epoch))
+        )
         for positions in order.split(TRAINING_BATCH):
             loss = F.cross_entropy(net(split.batch(positions).to(device)), split.batch_labels(positions).to(device))
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vae_cli.core.errors import Failure, first_line
-from vae_cli.core.files import plain, read_text
+from vae_cli.core.files import is_printable, read_text
 from vae_cli.core.values import is_finite
 from vae_cli.runs.folder import RunDir
 
@@ -75,7 +75,11 @@ def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
     """Whether what was measured has the form of it."""
-    if found["profile"] not in PROFILES or not isinstance(found["budget"].get("samples"), int) or not plain(found):
+    if (
+        found["profile"] not in PROFILES
+        or not isinstance(found["budget"].get("samples"), int)
+        or not is_printable(found)
+    ):
         return False
     figures, left_out = found["figures"].values(), found["left_out"].values()
     entries = [*figures, *left_out]

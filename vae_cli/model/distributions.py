@@ -1,4 +1,8 @@
-"""The point mass: a distribution like the others, which draws nothing."""
+"""Distributions that torch lacks, or that it computes slowly or not exactly enough.
+
+Over codes: Delta, the point mass. Over pixels: FastBernoulli, ContinuousBernoulliDistribution and
+DiscretizedLogisticDistribution; `over_pixels` makes one event of the pixels of an image. Log-probabilities are in nats.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from torch.distributions import Distribution, Independent, constraints, register
 
 
 class Delta(Distribution):
-    """All mass at one point, q(z|x) = delta(z - loc(x)): rsample returns loc and draws no random number.
+    """The point mass q(z|x) = delta(z - loc(x)): rsample returns loc and draws no random number.
 
-    loc has shape (*batch, *event), where the event is the last event_dim dimensions. The log-probability, 0 at loc
-    and minus infinity elsewhere, is taken against the counting measure: a point mass has no density.
+    loc has shape (*batch, *event); the event is the last event_dim dimensions. log_prob is 0 at loc and minus infinity
+    elsewhere, with respect to the counting measure: a point mass has no density.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"loc": constraints.real}
@@ -55,19 +59,19 @@ class Delta(Distribution):
 
 @register_kl(Delta, Distribution)
 def energy(point: Delta, prior: Distribution) -> Tensor:
-    """The energy -log p(loc) in nats, which stands where the KL divergence of a point mass would be infinite.
+    """Return the energy -log p(loc), in nats (*batch), which replaces the infinite KL divergence of a point mass.
 
-    It is KL + entropy, and the entropy of a point mass does not depend on any parameter, so that its gradient is the
-    one that a posterior of constant scale has in the limit of no noise. For N(0, I) it is |loc|^2 / 2 + D ln(2 pi) / 2.
+    It is KL + entropy. The entropy of a posterior of constant scale depends on no parameter, so the energy's gradient
+    is that of such a posterior's KL in the limit of no noise. For N(0, I) the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
     """
     return -prior.log_prob(point.loc)
 
 
 class FastBernoulli(Independent):  # type: ignore[type-arg]
-    """Independent coins for the pixels, with logits (*S, B, C, H, W).
+    """Independent Bernoulli pixels: batch (*S, B), event (C, H, W), from logits (*S, B, C, H, W).
 
-    log_prob is computed with its gradient, by CrossEntropy, and changes the sign of an image's sum, not of every pixel:
-    of a step of a small network it is otherwise a fifth.
+    The values and gradients are those of Independent(Bernoulli(logits=logits), 3). log_prob, which otherwise takes a
+    fifth of a small network's training step, comes with its gradient from BinaryCrossEntropy.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -77,17 +81,18 @@ class FastBernoulli(Independent):  # type: ignore[type-arg]
         logits: Tensor = self.base_dist.logits
         if value.shape != logits.shape:
             logits, value = torch.broadcast_tensors(logits, value)
-        cross_entropy: Tensor = CrossEntropy.apply(logits, value)
+        cross_entropy: Tensor = BinaryCrossEntropy.apply(logits, value)
         return -cross_entropy
 
 
-class CrossEntropy(torch.autograd.Function):
-    """-sum x ln p + (1 - x) ln(1 - p) with p = sigmoid(l), over the pixels of images x and logits l, both
-    (*S, B, C, H, W), in nats, (*S, B). The gradient is p - x.
+class BinaryCrossEntropy(torch.autograd.Function):
+    """-sum (x ln p + (1 - x) ln(1 - p)) with p = sigmoid(l), summed over pixels, in nats (*S, B).
 
-    It is relu(l) - x l + ln(1 + e^-|l|), and the logarithm is -ln sigmoid(|l|): exact to 6e-8 nats a pixel, a rounding
-    of 1. torch's binary_cross_entropy_with_logits has it from log1p, which is as exact in float32 and takes ten times
-    as long where the processor has AVX-512.
+    Logits l and images x have shape (*S, B, C, H, W). The gradient with respect to l is p - x.
+
+    It is computed as relu(l) - x l - ln sigmoid(|l|), with an error of at most 6e-8 nats a pixel, the rounding of
+    sigmoid(|l|) near 1. torch's binary_cross_entropy_with_logits uses log1p for the last term, which is as exact in
+    float32 and takes ten times as long on a processor with AVX-512.
     """
 
     generate_vmap_rule = True
@@ -118,11 +123,11 @@ class CrossEntropy(torch.autograd.Function):
 
 
 class ContinuousBernoulliDistribution(Distribution):
-    """p(x) = e^(l x) l / (e^l - 1) on [0, 1], with the logit l.
+    """p(x) = e^(l x) l / (e^l - 1) on [0, 1], from the logits l, which have the batch shape.
 
-    torch's own clamps the probability in the normalizing constant and not beside it, so that it does not integrate to
-    one where |l| exceeds 16, and decoders of images go there. Everything here is computed from l itself, of which the
-    part that depends on the sign is split off.
+    torch's ContinuousBernoulli clamps the probability in the normalizing constant but not elsewhere, so it does not
+    integrate to 1 if |l| exceeds 16, which decoders of images reach. Here everything is computed from l itself, with
+    its sign split off. Loaiza-Ganem and Cunningham, The continuous Bernoulli, NeurIPS 2019.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}
@@ -131,7 +136,8 @@ class ContinuousBernoulliDistribution(Distribution):
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        # Near 0 the formulas are 0 / 0, and their series are exact; there they are computed at 1 and not used.
+        # Near 0 the formulas are 0 / 0 and their series are exact. There the formulas are computed at |l| = 1, to keep
+        # NaN out of the gradient, and not used.
         self._near = logits.abs() < 0.05
         self._far = torch.where(self._near, torch.ones_like(logits), logits.abs())
         super().__init__(logits.shape, validate_args=False)
@@ -158,17 +164,20 @@ class ContinuousBernoulliDistribution(Distribution):
         return torch.where(self._near, 1 / 12 - self.logits.square() / 240, far)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+        shape = (*sample_shape, *self.logits.shape)
         uniform = torch.rand(shape, device=self.logits.device, dtype=self.logits.dtype)
-        # The inverse of the distribution function for l < 0; for l > 0 the same, seen from the other end.
+        # The inverse of the distribution function for l < 0; for l > 0 its mirror image, 1 - falling.
         falling = -torch.log1p(uniform * torch.expm1(-self._far)) / self._far
         far = torch.where(self.logits > 0, 1 - falling, falling)
         return torch.where(self._near, uniform + self.logits * uniform * (uniform - 1) / 2, far).clamp(0, 1)
 
 
 class DiscretizedLogisticDistribution(Distribution):
-    """P(x = k / 255), k = 0 ... 255: what a logistic of this location and scale puts between (k - 1/2) / 255 and
-    (k + 1/2) / 255; the first and the last level take the tails. All arguments have the batch shape."""
+    """P(x = k / 255) for k = 0 ... 255: the mass of a logistic between (k - 1/2) / 255 and (k + 1/2) / 255.
+
+    Level 0 also has the mass below it, level 255 the mass above it. loc and log_scale have the batch shape.
+    Salimans et al., PixelCNN++, ICLR 2017, with one component.
+    """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "loc": constraints.real,
@@ -186,7 +195,7 @@ class DiscretizedLogisticDistribution(Distribution):
         return DiscretizedLogisticDistribution(self.loc.expand(batch_shape), self.log_scale.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)): no difference of nearly equal numbers.
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)) avoids subtracting nearly equal numbers.
         inverse = (-self.log_scale).exp()
         width = inverse / (self.levels - 1)
         above = (value - self.loc) * inverse + width / 2
@@ -202,7 +211,7 @@ class DiscretizedLogisticDistribution(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The sum over k of P(x >= k / 255) / 255, which is exact."""
+        """The exact mean, sum_k P(x >= k / 255) / 255 for k = 1 ... 255."""
         inverse = (-self.log_scale).exp()
         total = torch.zeros_like(self.loc)
         for level in range(1, self.levels):
@@ -211,11 +220,12 @@ class DiscretizedLogisticDistribution(Distribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            uniform = torch.rand(self._extended_shape(sample_shape), device=self.loc.device, dtype=self.loc.dtype)
+            shape = (*sample_shape, *self.loc.shape)
+            uniform = torch.rand(shape, device=self.loc.device, dtype=self.loc.dtype)
             logistic = self.loc + self.log_scale.exp() * torch.logit(uniform, eps=1e-7)
             return (logistic * (self.levels - 1)).round().clamp(0, self.levels - 1) / (self.levels - 1)
 
 
 def over_pixels(distribution: Distribution) -> Distribution:
-    """Independent pixels: the last three dimensions are one event."""
+    """Make one event (C, H, W) of independent pixels: batch (*S, B, C, H, W) becomes batch (*S, B)."""
     return Independent(distribution, 3, validate_args=False)

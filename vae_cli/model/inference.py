@@ -1,4 +1,4 @@
-"""The record of one batch, and what is computed from it alone."""
+"""The record of one pass through the model, and every quantity that follows from it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vae_cli.model.scales import Standard
 
 @dataclass(frozen=True)
 class Inference:
-    """What the model made of a batch of B images: every loss, metric and picture is a function of it.
+    """What the model computed for a batch of B images; every loss, metric and picture is a function of it.
 
-    x           (B, C, H, W)
+    x           (B, C, H, W), the images as the likelihood observes them
     posterior   q(z|x), batch (B,), event (D,)
     z           (*S, B, D), drawn from the posterior
     prior       p(z), batch (), event (D,)
     likelihood  p(x|z), batch (*S, B), event (C, H, W)
 
-    All quantities are nats per image, summed over pixels and dimensions, of shape (B,). A quantity that mathematics
-    does not define for this posterior is None.
+    Quantities are in nats per image, summed over pixels and latent dimensions, and have shape (B,) unless stated
+    otherwise. A quantity that is not defined for the posterior is None.
     """
 
     x: Tensor
@@ -35,18 +35,20 @@ class Inference:
 
     @cached_property
     def distortion(self) -> Tensor:
-        """-log p(x|z), averaged over the draws of z."""
+        """The reconstruction term -log p(x|z), averaged over the draws of z."""
         return over_samples(-self.likelihood.log_prob(self.x))
 
     @cached_property
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """Between two normals N(m, s^2) and N(a, t^2), the two parts of KL(q || p), each (B, D): what the location
-        costs, ((m - a) / t)^2 / 2, and what the scale costs, (r - 1 - ln r) / 2 with r = s^2 / t^2."""
+        """The two parts of KL(q || p) between diagonal normals N(m, s^2) and N(a, t^2), each (B, D).
+
+        The cost of the location is ((m - a) / t)^2 / 2, the cost of the scale (r - 1 - ln r) / 2 with r = s^2 / t^2.
+        None unless posterior and prior are both diagonal normals.
+        """
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None
-        # Against N(0, I), of which dividing by 1 and taking 0 away are left out, this is m^2 / 2 and
-        # (s^2 - 1 - ln s^2) / 2.
+        # For N(0, I) the parts are m^2 / 2 and (s^2 - 1 - ln s^2) / 2: there is no 0 to subtract or 1 to divide by.
         is_standard = isinstance(p, Standard)
         distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
         log_ratio = 2 * (q.scale if is_standard else q.scale / p.scale).log()
@@ -54,24 +56,27 @@ class Inference:
 
     @cached_property
     def kl(self) -> Tensor:
-        """The divergence that regularizers use: the rate, or for a point mass the energy -log p(loc)."""
+        """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc)."""
         if self.rate_per_dimension is not None:
             return self.rate_per_dimension.sum(-1)
         return kl_divergence(self.posterior, self.prior)
 
     @property
     def rate(self) -> Tensor | None:
-        """KL(q(z|x) || p(z)); None for a point mass, whose KL is infinite."""
+        """The KL term KL(q(z|x) || p(z)); None for a point mass, for which it is infinite."""
         return None if isinstance(self.posterior, Delta) else self.kl
 
     @cached_property
     def rate_per_dimension(self) -> Tensor | None:
-        """The rate of each latent dimension, (B, D); None where it does not split into dimensions."""
+        """The rate of each latent dimension, (B, D); None unless posterior and prior are both diagonal normals."""
         return None if self.normal_kl_parts is None else self.normal_kl_parts[0] + self.normal_kl_parts[1]
 
     @property
     def elbo(self) -> Tensor | None:
-        """The evidence lower bound -(distortion + rate), without any weight; None for a point mass."""
+        """The evidence lower bound -(distortion + rate), without any weight; None for a point mass.
+
+        In expectation over z it is at most log p(x). Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
+        """
         return None if self.rate is None else -(self.distortion + self.rate)
 
     @property
@@ -85,7 +90,10 @@ class Inference:
         return None if isinstance(self.posterior, Delta) else self.posterior.stddev
 
     def terms(self, penalty: Tensor) -> dict[str, Tensor]:
-        """Name every term of the loss that is defined, each (B,): the same names in every report and curve."""
+        """Return every defined term of the loss, each (B,), by the name that all curves and reports use.
+
+        loss = distortion + penalty; the penalty (B,) comes from the regularizer.
+        """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
         if self.rate is not None:
             terms["rate"] = self.rate
@@ -98,12 +106,12 @@ class Inference:
 
 
 def over_samples(values: Tensor) -> Tensor:
-    """The mean (B,) of values (*S, B) over the draws of z."""
+    """Return the mean (B,) of values (*S, B) over the draws of z."""
     return values if values.dim() == 1 else values.flatten(0, -2).mean(0)
 
 
 def _factor(distribution: Distribution) -> Normal | None:
-    """The normal of each dimension of a distribution that factorizes into normals."""
+    """Return the normals that a distribution is a product of, or None if it is not such a product."""
     if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
         return distribution.base_dist
     return None

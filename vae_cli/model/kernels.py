@@ -1,10 +1,24 @@
-"""Fully connected layers, whose matrix products are left to the quicker one of torch's two libraries."""
+"""Fast paths through torch's private functions: matrix products by oneDNN, and a step of Adam in one kernel.
+
+What unites them: this is the only module that uses torch's private names, those with a leading underscore. For each
+name there is a public way to the same numbers, up to rounding. It is taken if the name is gone or has changed, and
+only speed is lost.
+
+name                                        used by           gain                               public way
+torch.ops.mkldnn._linear_pointwise          Dense             half the time on AMD with AVX-512  nn.Linear
+torch._C._are_functorch_transforms_active   Dense             torch.func works on the layer      nn.Linear
+torch._fused_adam_, torch._foreach_add_     FusedAdam         half the time of a small update    Adam.step
+__dynamo_disable                            without_compiler  most of a second of each start     the slower start
+
+tests/test_quarantine_torch.py fails if a name is gone or its result differs from the public way.
+"""
 
 from __future__ import annotations
 
 import inspect
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,36 +27,36 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-WORTHWHILE = 4_000_000  # multiplications in a product; in smaller ones the call itself decides
+WORTHWHILE = 4_000_000  # multiplications in a product; in a smaller one the cost of the call dominates
 
 
 class Dense(nn.Linear):
-    """x (B, in) -> x W^T + b (B, out): torch's Linear, with the same parameters and the same numbers but for rounding.
+    """x (B, in) -> x W^T + b (B, out): torch's Linear, with the same parameters and, up to rounding, the same result.
 
-    torch leaves products in float32 to MKL, which uses AVX-512 on Intel's processors only. oneDNN, which torch has for
-    convolutions, uses it on AMD's too, and there takes half of the time.
+    torch computes float32 products with MKL, which uses AVX-512 on Intel processors only. oneDNN, which torch includes
+    for convolutions, also uses it on AMD's, and takes half the time there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_for_onednn(x, self.weight) and mkl_is_slow():
-            product: Tensor = Product.apply(x, self.weight, self.bias)
+        if _is_for_onednn(x, self.weight) and onednn_is_faster():
+            product: Tensor = OneDNNLinear.apply(x, self.weight, self.bias)
             return product
         return super().forward(x)
 
 
 @cache
-def mkl_is_slow() -> bool:
-    """Whether torch multiplies by MKL, and this processor has AVX-512 that MKL does not use."""
+def onednn_is_faster() -> bool:
+    """Return whether torch multiplies with MKL, and this processor has AVX-512 that oneDNN uses and MKL does not."""
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     processor = platform.processor()
     with suppress(OSError):
         processor += Path("/proc/cpuinfo").read_text(errors="replace")[:1000]
-    return "AuthenticAMD" in processor and _has_onednn()
+    return "AuthenticAMD" in processor and has_onednn()
 
 
-def _has_onednn() -> bool:
-    """Whether the product is there: its name begins with an underscore, so that another torch may not have it."""
+def has_onednn() -> bool:
+    """Return whether this torch has oneDNN's product, and it accepts our arguments."""
     try:
         one = torch.ones(1, 1, device="cpu")
         return torch.backends.mkldnn.is_available() and torch.equal(_product(one, one), one)
@@ -51,8 +65,6 @@ def _has_onednn() -> bool:
 
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether Product is made for this call: torch.func's jvp, vmap and the like take such a function in a slower form
-    only."""
     return (
         not torch.compiler.is_compiling()
         and x.dim() == 2
@@ -60,12 +72,20 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
+        and not _is_inside_torch_func()
     )
 
 
-class Product(torch.autograd.Function):
-    """x W^T + b by oneDNN, for x (B, in), W (out, in) and b (out,) or none, float32."""
+def _is_inside_torch_func() -> bool:
+    # Inside torch.func's jvp, vmap and so on, OneDNNLinear would have to be written in a slower form.
+    try:
+        return torch._C._are_functorch_transforms_active()
+    except AttributeError:
+        return True  # perhaps: the public way works inside and outside
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """x W^T + b by oneDNN, for float32 x (B, in), W (out, in) and b (out,) or None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,7 +97,7 @@ class Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        # What is differentiated twice has to be made of functions that can be.
+        # With create_graph=True the gradient itself is differentiated, which _product is not.
         product = torch.nn.functional.linear if torch.is_grad_enabled() else _product
         to_x = product(gradient, weight.T) if ctx.needs_input_grad[0] else None
         to_weight = product(gradient.T, x.T) if ctx.needs_input_grad[1] else None
@@ -94,16 +114,16 @@ class Product(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b^T + bias."""
+    """Return a b^T + bias."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return product
 
 
 class FusedAdam:
-    """A step of torch's Adam with fused=true, on its own state: the one kernel, and nothing else.
+    """A step of torch's Adam with fused=true on the optimizer's own state: the one kernel, and nothing else.
 
-    What torch does around it (hooks, sorting by device, counting each tensor's steps by a number of another type) takes
-    as long as the kernel where a network is small, and imports a compiler the first time, which takes most of a second.
+    What torch does around the kernel (hooks, grouping by device, counting each tensor's steps by a number of another
+    type) takes as long as the kernel itself if the network is small.
     """
 
     def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
@@ -111,9 +131,11 @@ class FusedAdam:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> FusedAdam | None:
-        """The same step as this optimizer's; None where that does, or may do, anything else, or a parameter that learns
-        has no gradient yet."""
-        if type(optimizer) is not Adam or not hasattr(torch, "_fused_adam_"):
+        """Return an object that takes the same steps as this optimizer.
+
+        Return None if the optimizer does, or may do, anything else, or if a parameter has no gradient yet.
+        """
+        if type(optimizer) is not Adam or not has_fused_adam():
             return None
         others = ("amsgrad", "differentiable", "capturable", "decoupled_weight_decay")
         groups = []
@@ -136,7 +158,7 @@ class FusedAdam:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Take a step, or none and say so where a parameter has no gradient."""
+        """Take a step and return True, or return False without taking one if a parameter has no gradient."""
         every = [[parameter.grad for parameter in group["params"]] for group, _ in self._groups]
         if any(gradient is None for gradients in every for gradient in gradients):
             return False
@@ -150,12 +172,36 @@ class FusedAdam:
         return True
 
 
-def _spare_the_compiler() -> None:
-    """Tell torch what to call for these functions: themselves. Else, to ask its compiler for the same, it imports that
-    when an optimizer is made, which takes most of a second."""
-    for function in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
-        inner: Any = inspect.unwrap(function)
-        inner.__dynamo_disable = inner
+@cache
+def has_fused_adam() -> bool:
+    """Return whether this torch has the private names that FusedAdam needs, and they accept its arguments."""
+    try:
+        parameter, mean, square = (torch.zeros(1, device="cpu") for _ in range(3))
+        parameter.grad = torch.ones(1, device="cpu")
+        settings = {"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
+        group = {"params": [parameter], **settings}
+        return FusedAdam([(group, ([mean], [square], [torch.zeros((), device="cpu")]))]).step()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
-_spare_the_compiler()
+_DISABLED = "__dynamo_disable"  # the attribute in which torch remembers a function's form that is not compiled
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Make an optimizer, or read or load its state, without importing torch's compiler.
+
+    torch marks these functions as not to be compiled. On the first call it imports its compiler, which takes most of
+    a second, only to be given the function itself back. Here that answer is written down beforehand. Inside the `with`
+    block this changes torch's state for the whole process; on leaving, the state is as before.
+    """
+    wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
+    unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, _DISABLED)]
+    for function in unmarked:
+        setattr(function, _DISABLED, function)
+    try:
+        yield
+    finally:
+        for function in unmarked:
+            delattr(function, _DISABLED)

@@ -1,4 +1,4 @@
-"""The variational auto-encoder: it holds the parts and knows none of them."""
+"""The variational auto-encoder, put together from parts whose classes it does not know."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from vae_cli.model.inference import Inference
 
 
 class VAE(nn.Module):
-    """features = encoder(x), q(z|x) = sigma(features), z ~ q(z|x), p(x|z) = likelihood(decoder(z)).
+    """A variational auto-encoder. Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
 
-    Kingma and Welling, Auto-Encoding Variational Bayes, 2014. What is random is random in evaluation too: nothing here
-    that draws a number asks whether the model is in training.
+        features   = encoder(x)                 (B, C, H, W) -> (B, raw_size * D)
+        posterior  = sigma(features)            q(z|x)
+        z          = posterior.rsample()        (*S, B, D)
+        likelihood = likelihood(decoder(z))     p(x|z)
+
+    Sampling does not depend on `self.training`: noise is drawn in evaluation too. With precision "bfloat16" the
+    networks run in bfloat16 and all distributions in float32.
     """
 
     def __init__(
@@ -40,14 +45,14 @@ class VAE(nn.Module):
         return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z|x), batch (B,) and event (D,), from what the likelihood observes of images, (B, C, H, W)."""
+        """Return q(z|x), batch (B,) and event (D,), of images (B, C, H, W) as `likelihood.observe` returns them."""
         with self._autocast(x):
             raw = self.encoder(x)
         posterior: Distribution = self.sigma(raw.float())
         return posterior
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x|z), batch (*S, B) and event (C, H, W), from codes (*S, B, D)."""
+        """Return p(x|z), batch (*S, B) and event (C, H, W), of codes (*S, B, D)."""
         likelihood: Distribution = self.likelihood(self._raw(z))
         return likelihood
 
@@ -57,7 +62,10 @@ class VAE(nn.Module):
         return raw if z.dim() == 2 else raw.unflatten(0, z.shape[:-1])
 
     def forward(self, x: Tensor, samples: tuple[int, ...] = ()) -> Inference:
-        """Pass images (B, C, H, W) through the model once, or with so many draws of z for each."""
+        """Pass images (B, C, H, W) with values in [0, 1] through the model, with one draw of z per image.
+
+        samples, the shape *S, asks for more: (K,) gives K draws of z per image.
+        """
         x = self.likelihood.observe(x)  # type: ignore[operator]
         posterior = self.encode(x)
         z = posterior.rsample(torch.Size(samples))

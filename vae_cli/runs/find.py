@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.files import plain, read_text, write_json
+from vae_cli.core.files import is_printable, read_text, write_json
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +41,7 @@ def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
 def _runs_of_sweep(folder: Path) -> list[Path]:
     try:
         listed = json.loads(read_text(folder / SWEEP_FILE))["runs"]
-        runs = [Path(os.path.normpath(folder / name)) for name in listed if plain(name) and "\0" not in name]
+        runs = [Path(os.path.normpath(folder / name)) for name in listed if is_printable(name) and "\0" not in name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
             f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder above them."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import AXES
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.files import blaming, is_locked, plain, read_text, write_json, write_text
+from vae_cli.core.files import is_locked, is_printable, read_text, reporting_path, write_json, write_text
 from vae_cli.core.values import is_finite
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class RunDir:
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        with blaming(self.metrics_file), self.metrics_file.open("a") as file:
+        with reporting_path(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -175,7 +175,7 @@ def _is_config(config: object) -> bool:
     """Whether this has the form of a run's configuration, as far as commands rely on it that build no model."""
     if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
         return False
-    if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not plain(config):
+    if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
         return False
     numbers = [config.get(key) for key in ("latent", "seed", "epochs")]
     choices = config["choices"]
@@ -194,7 +194,7 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
 
 def _is_summary(summary: object) -> bool:
     """Whether this has the form of a summary: every field that is there is of its kind, and every figure a number."""
-    if not isinstance(summary, dict) or not plain(summary):
+    if not isinstance(summary, dict) or not is_printable(summary):
         return False
     if not all(isinstance(summary[key], kind) for key, kind in SUMMARY.items() if key in summary):
         return False

@@ -23,7 +23,7 @@ from vae_cli.config.objective import POSTERIOR
 from vae_cli.config.settings import Config
 from vae_cli.core.errors import Failure, UserError, is_failure
 from vae_cli.core.files import locked
-from vae_cli.core.rng import stream
+from vae_cli.core.rng import derive_seed
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import this_process
 from vae_cli.runs.checkpoint import load_checkpoint
@@ -105,7 +105,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
         about["submission"] = job
     folder.write_summary({"status": "running", **about})
     with logged(folder), outcome(folder, about), distributed.connected():
-        torch.manual_seed(stream(config["seed"], "noise"))
+        torch.manual_seed(derive_seed(config["seed"], "noise"))
         state = State() if is_new else restore(experiment, folder)
         if not is_new:
             folder.forget_metrics_after(state.step)

@@ -9,7 +9,7 @@ import torch
 from vae_cli.axes.optimizer import clip_gradient
 from vae_cli.config.build import Experiment
 from vae_cli.config.objective import POSTERIOR
-from vae_cli.core.rng import order
+from vae_cli.core.rng import epoch_order
 from vae_cli.machine import distributed
 from vae_cli.runs.folder import RunDir
 from vae_cli.training.interruption import Interruption
@@ -42,7 +42,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     with Interruption() as interruption:
         for epoch in range(state.step // steps, config["epochs"]):
             clock.start()
-            for positions in images.shuffled(order(seed, epoch), batch_size, skip=state.step % steps):
+            for positions in images.shuffled(epoch_order(seed, epoch), batch_size, skip=state.step % steps):
                 for schedule in schedules:
                     schedule.advance(state.step / steps)
                 optimizer.advance(state.step / steps)

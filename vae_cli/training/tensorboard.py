@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from vae_cli.core.errors import is_failure
-from vae_cli.core.files import blaming, replace_file, write_text
+from vae_cli.core.files import replace_file, reporting_path, write_text
 from vae_cli.core.images import grid, save_png
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class EventFile:
 
     def write(self, **fields: Any) -> None:
         """Write one event: a step, and a summary or something else that an event can hold."""
-        with blaming(self.path):
+        with reporting_path(self.path):
             self._records.write(_event(**fields))
             self._file.flush()  # TensorBoard sees it
 
@@ -257,11 +257,11 @@ class EventFile:
         self.write(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def flush(self) -> None:
-        with blaming(self.path):
+        with reporting_path(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with blaming(self.path), self._file:
+        with reporting_path(self.path), self._file:
             self.flush()
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: real, the user's own, and synthetic ones whose truth is known."""
+"""The axis `dataset`: real images, the user's own, and synthetic images with known structure."""
 
 from vae_cli.axes.dataset.digits import Digits
 from vae_cli.axes.dataset.image_folder import ImageFolder

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn carries."""
+"""The handwritten digits that are part of scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TEST = 297
 
 
 class Digits(Dataset):
-    """Handwritten digits of 8x8 pixels (Alpaydin and Kaynak, UCI repository, 1998), 297 of the 1,797 for the test.
+    """1,797 handwritten digits of 8x8 pixels, 297 of them test images. Alpaydin and Kaynak, UCI repository, 1998.
 
-    Their 17 grey levels, 0 to 16, are spread over 0 to 255. UserError where validation is 1,500 or more.
+    Their 17 grey levels, 0 to 16, are scaled to 0 to 255. Raises UserError if validation is 1,500 or more.
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
@@ -42,10 +42,10 @@ class Digits(Dataset):
 
 
 def _read() -> NDArray[np.float64]:
-    """Return one row an image: 64 levels and the digit."""
+    """Return a table (1797, 65): for each image its 64 levels and its digit."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
-        # Importing sklearn.datasets to read this one file would take a second or more.
+        # Importing sklearn.datasets only to read this file would take a second or more.
         file = Path(folder, "datasets", "data", "digits.csv.gz")
         if file.is_file():
             with gzip.open(file, "rt", encoding="ascii") as lines:

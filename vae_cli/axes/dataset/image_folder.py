@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from vae_cli.axes.dataset.pack import (
     Chunk,
     Pack,
-    alone,
     cannot_write,
     data_folder,
+    exclusive,
     in_threads,
     open_pack,
     pack_folder,
@@ -27,21 +27,22 @@ from vae_cli.core.errors import UserError
 from vae_cli.core.images import UNREADABLE, to_pixels
 from vae_cli.core.values import Count, Interval, Natural
 
-NAMED = 5  # files that a message names before it stops
-# Formats that Pillow recognizes but reads only with a plug-in of the user's.
+NAMED = 5  # at most this many files are named in a message
+# Formats that Pillow recognizes but cannot read without a plug-in.
 STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
 
 Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 
 
 class ImageFolder(Dataset):
-    """All images below a folder, of any size, mode and format that Pillow reads, as squares of one size.
+    """All images in a folder and its subfolders, of any size, mode and format that Pillow reads, as equal squares.
 
-    The shorter side is resized to `side` and the middle kept. They are packed once, into a memory-mapped array in the
-    data folder, and again when the folder changes. Where every image lies in a sub-folder, the first sub-folders are
-    the classes. `test` is a number of images or a fraction of them. UserError for a folder that is not there or holds
-    too few images, and for images that cannot be read unless they are skipped; Failure where the pack cannot be
-    written.
+    The largest centered square is resized to `side` pixels. The images are packed once, into a memory-mapped array in
+    the data folder, and again if the folder changes. If every image is in a subfolder, the top-level subfolders are the
+    classes. `test` is a number of images or a fraction of them.
+
+    Raises UserError for a folder that is missing or has too few images, and for unreadable images unless skip_corrupt;
+    Failure if the pack cannot be written.
     """
 
     provides = frozenset({"unit_interval", "levels"})
@@ -91,7 +92,7 @@ class ImageFolder(Dataset):
         fingerprint = sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         pack = open_pack(folder, fingerprint)
         if pack is None:
-            self._test_count(len(files))  # before the work, not after it
+            self._test_count(len(files))  # raises before the work is done
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
         rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
@@ -102,22 +103,22 @@ class ImageFolder(Dataset):
         count = self.test if isinstance(self.test, int) else max(1, round(self.test * images))
         if images < count + self.validation + 1:
             raise UserError(
-                f"{self.path} holds {images} images, too few for {count} to test on, {self.validation} to hold out and "
-                f"one to train on. Give smaller numbers: dataset.test={self.test} and "
-                f"dataset.validation={self.validation} are set."
+                f"{self.path} has {images} images, too few for {count} test images, {self.validation} validation "
+                f"images and one to train on. Choose smaller numbers than dataset.test={self.test} and "
+                f"dataset.validation={self.validation}."
             )
         return int(count)
 
     def _files(self) -> list[File]:
         if not self.path.is_dir():
             what = "is a file, not a folder" if self.path.exists() else "does not exist"
-            raise UserError(f"dataset.path={self.path} {what}. Give the folder that your images lie in.")
+            raise UserError(f"dataset.path={self.path} {what}. Give the folder that contains your images.")
         files, others = _list_images(self.path)
         if not files:
             found = f"none of its {others} files is an image" if others else "it is empty"
             raise UserError(
-                f"dataset.path={self.path} holds no images: {found}. Give a folder with images such as .jpg or .png "
-                f"in it or in its sub-folders."
+                f"dataset.path={self.path} has no images: {found}. Give a folder with images such as .jpg or .png "
+                f"in it or in its subfolders."
             )
         return files
 
@@ -127,7 +128,7 @@ class ImageFolder(Dataset):
         label = {name: number for number, name in enumerate(classes or ())}
         labels = [label[top] for top in tops if top is not None] if classes else None
         try:
-            with alone(folder):
+            with exclusive(folder):
                 return open_pack(folder, fingerprint) or write_pack(
                     folder, fingerprint, self._shape, self._chunks(files, labels), classes
                 )
@@ -138,13 +139,13 @@ class ImageFolder(Dataset):
         from PIL import Image, UnidentifiedImageError
 
         def read(number: int) -> NDArray[np.uint8] | str:
-            """Return the pixels, or why there are none."""
+            """Return the pixels, or the file's name with the reason why it cannot be read."""
             name = files[number].name
             try:
                 with Image.open(self.path / name) as image:
                     return to_pixels(image, self._shape, background=self.background)
             except Image.DecompressionBombError:
-                return f"{name} (so many pixels that it may be an attack: make it smaller)"
+                return f"{name} (too many pixels to be safe to open: make it smaller)"
             except UNREADABLE as error:
                 reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
                 return f"{name} ({reason})"
@@ -166,14 +167,14 @@ class ImageFolder(Dataset):
                 yield Chunk(np.stack(pixels), None if labels is None else [labels[row] for row in rows])
         if corrupt and not (self.skip_corrupt and good):
             named = ", ".join(corrupt[:NAMED]) + (" and others" if len(corrupt) > NAMED else "")
-            advice = "Repair or remove them, or leave them out with dataset.skip_corrupt=true."
+            advice = "Repair or remove them, or skip them with dataset.skip_corrupt=true."
             if not good and done == len(files):
-                advice = "No image of the folder can be read."
+                advice = "No image in the folder can be read."
             raise UserError(f"Cannot read these images in {self.path}: {named}. {advice}")
 
 
 class File(NamedTuple):
-    """What tells whether a file has changed: its path below the folder, bytes and time of change in nanoseconds."""
+    """What shows whether a file has changed: path below the folder, size in bytes, modification time in nanoseconds."""
 
     name: str
     size: int
@@ -181,15 +182,17 @@ class File(NamedTuple):
 
 
 def _list_images(root: Path) -> tuple[list[File], int]:
-    """Return the files whose ending is that of an image, sorted, and how many others there are. Hidden ones and what
-    lies in hidden folders do not count: they are thumbnails and remains of other programs."""
+    """Return the files with an image's extension, sorted, and the number of other files.
+
+    Hidden files and folders are ignored: they are thumbnails and leftovers of other programs.
+    """
     from PIL import Image
 
     Image.init()
     endings = {end for end, name in Image.EXTENSION.items() if name in Image.OPEN and name not in STUBS}
     images, others, seen = [], 0, set[str]()
     for folder, folders, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # links may lead in a circle
+        if (real := os.path.realpath(folder)) in seen:  # links may form a cycle
             folders.clear()
             continue
         seen.add(real)
@@ -203,7 +206,7 @@ def _list_images(root: Path) -> tuple[list[File], int]:
             file = Path(folder, name)
             try:
                 stat = file.stat()
-            except OSError:  # a link to nowhere: reading it says so
+            except OSError:  # a broken link, which is reported when it is read
                 images.append(File(file.relative_to(root).as_posix(), 0, 0))
             else:
                 images.append(File(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Gaussian data of known covariance, on which linear models have a closed form."""
+"""Gaussian data of known covariance, for which the optimum of linear models has a closed form."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Count, Natural, Positive
 from vae_cli.machine.memory import refuse_oversize
 
 
 class LinearGaussian(Dataset):
-    """Draws x = U diag(eigenvalues)^(1/2) e with e ~ N(0, I) and U a random rotation: what probabilistic PCA models.
+    """Images x = U diag(eigenvalues)^(1/2) e with e ~ N(0, I) and a random rotation U: what probabilistic PCA models.
 
-    Each split is centered and whitened on its own before it is given its covariance, so its mean is 0 and its
-    empirical covariance (a mean over its images) has exactly these eigenvalues and eigenvectors, up to float32: closed
-    forms such as those of the linear VAE (Lucas et al., NeurIPS 2019) hold on every split without sampling error.
-    The values have no bounds and no levels. An image is a square where the number of eigenvalues d is one, else a row.
+    Each split is centered and whitened on its own before it is given its covariance. So its mean is 0 and its empirical
+    covariance (a mean over its images) has exactly these eigenvalues and eigenvectors, up to float32: closed forms such
+    as those of the linear VAE (Lucas et al., Don't Blame the ELBO!, NeurIPS 2019) hold on every split without sampling
+    error. Pixel values are not bounded and have no levels. An image has d pixels, one per eigenvalue: a square if d is
+    a square number, else a row.
 
-    eigenvalues: float64 (d,); eigenvectors: float64 (d, d), columns in the order of the eigenvalues; covariance:
-    float64 (d, d). UserError where a split has fewer than d + 1 images.
+    eigenvalues: float64 (d,). Raises UserError if a split has fewer than d + 1 images.
     """
 
     provides: frozenset[str] = frozenset()
@@ -41,9 +42,9 @@ class LinearGaussian(Dataset):
     ) -> None:
         if not eigenvalues:
             raise UserError(
-                "dataset.eigenvalues is empty: give a number above 0 for each pixel, such as dataset.eigenvalues=[2,1]."
+                "dataset.eigenvalues is empty: give a number above 0 per pixel, for example dataset.eigenvalues=[2,1]."
             )
-        # In doubles, with a copy of each that the algebra makes.
+        # Doubles of 8 bytes, three times: the algebra makes copies.
         needed = 24 * len(eigenvalues) * max(images + test, len(eigenvalues))
         refuse_oversize(needed, f"dataset.images={images} with dataset.test={test}", "give smaller numbers")
         self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
@@ -54,8 +55,8 @@ class LinearGaussian(Dataset):
         for name, size in sizes.items():
             if size <= len(eigenvalues) and (size or name != "validation"):
                 raise UserError(
-                    f"{size} {name} images cannot have {len(eigenvalues)} eigenvalues exactly: "
-                    f"that takes {len(eigenvalues) + 1} images or more"
+                    f"{size} {name} images cannot have exactly these {len(eigenvalues)} eigenvalues: "
+                    f"that takes at least {len(eigenvalues) + 1} images"
                     + (", or dataset.validation=0." if name == "validation" else ".")
                 )
 
@@ -67,29 +68,31 @@ class LinearGaussian(Dataset):
 
     @property
     def eigenvectors(self) -> Tensor:
+        """The rotation U, float64 (d, d): one column per eigenvalue, in their order."""
         pixels = len(self.eigenvalues)
-        q, r = np.linalg.qr(random_state(self.split_seed, 2).standard_normal((pixels, pixels)))
-        # With the signs of r's diagonal taken out, q is uniform among the rotations, whatever LAPACK's convention.
+        q, r = np.linalg.qr(numpy_generator(self.split_seed, 2).standard_normal((pixels, pixels)))
+        # The signs of r's diagonal depend on LAPACK's convention; without them q is uniform over orthogonal matrices.
         return torch.from_numpy(q * np.sign(np.diag(r)))
 
     @property
     def covariance(self) -> Tensor:
+        """The covariance U diag(eigenvalues) U^T, float64 (d, d)."""
         return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
 
     def load(self) -> Splits:
         pixels = len(self.eigenvalues)
-        noise = random_state(self.split_seed, 0).standard_normal((self._images, pixels))
-        test_noise = random_state(self.split_seed, 1).standard_normal((self._test, pixels))
+        noise = numpy_generator(self.split_seed, 0).standard_normal((self._images, pixels))
+        test_noise = numpy_generator(self.split_seed, 1).standard_normal((self._test, pixels))
         train, validation, test = (
             self._color(part) for part in (noise[self._train_rows], noise[self._validation_rows], test_noise)
         )
         return Splits(train, validation, test, None)
 
     def _color(self, noise: NDArray[np.float64]) -> Split:
-        """Turn noise (n, d) into images whose mean and covariance are exact."""
+        """Return noise (n, d) as images whose empirical mean and covariance are exact."""
         if len(noise):
             noise = noise - noise.mean(0)
-            # noise^T noise / n = L L^T, so noise L^-T has the covariance I
+            # noise^T noise / n = L L^T, so the covariance of noise L^-T is I.
             factor = np.linalg.cholesky(noise.T @ noise / len(noise))
             noise = np.linalg.solve(factor, noise.T).T
         data = torch.from_numpy(noise) * self.eigenvalues.sqrt() @ self.eigenvectors.T

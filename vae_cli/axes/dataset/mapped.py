@@ -1,7 +1,7 @@
-"""Images that may be more than memory holds: shuffled in blocks, and read before they are needed.
+"""Images that may not fit into memory: shuffled in blocks, and read from their file before they are needed.
 
-Read one by one from all over a file, such images cost a seek each, and a system that reads ahead reads what nobody
-asked for. A block is read in one piece; batches are drawn from many blocks at a time.
+If they were read one by one from all over the file, each would cost a seek, and the system's read-ahead would be
+wasted. Instead, a block is read in one piece, and batches are drawn from many blocks at a time.
 """
 
 from __future__ import annotations
@@ -14,44 +14,50 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Fixed numbers, not shares of a machine's memory: the same seed gives the same order everywhere.
-BEYOND = 1 << 30  # bytes of images that are shuffled without a thought; more of them go by blocks
-BLOCK = 1 << 20  # bytes that are read in one piece
-BLOCKS = 256  # that are shuffled together
+# Fixed numbers, not fractions of a machine's memory, so that a seed gives the same order on every machine.
+BLOCKWISE_ABOVE = 1 << 30  # bytes of images; a larger file is shuffled in blocks
+BLOCK_BYTES = 1 << 20  # read in one piece
+BLOCKS_TOGETHER = 256  # blocks whose images are shuffled together
 
 
 class Mapped:
-    """A file of 8-bit images of this shape, (N, C, H, W) from the byte `start`, as a tensor that is read when it is
-    needed: images."""
+    """A file of 8-bit images, memory-mapped.
+
+    start   the byte at which the images begin
+    images  uint8 of this shape, (N, C, H, W), read from the file on access; changes are not written back
+    """
 
     def __init__(self, path: Path, start: int, shape: tuple[int, ...]) -> None:
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_RANDOM"):  # what lies beside an image in the file is not what is needed next
+        if hasattr(mmap, "MADV_RANDOM"):  # an image's neighbors in the file are not needed next
             self._map.madvise(mmap.MADV_RANDOM)
         self._start, self._row_bytes = start, prod(shape[1:])
         self.images = torch.frombuffer(self._map, dtype=torch.uint8, offset=start, count=prod(shape)).view(shape)
 
     def will_need(self, first: int, last: int) -> None:
-        """Ask the system to read the rows from first to last now, without waiting for them; some systems cannot."""
+        """Ask the system to read the rows first ... last in the background. Does nothing on systems that cannot."""
         if hasattr(mmap, "MADV_WILLNEED"):
             begin = self._start + first * self._row_bytes
             begin -= begin % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, begin, self._start + (last + 1) * self._row_bytes - begin)
 
     def shuffled(self, index: Tensor, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Tensor]:
-        """Yield the positions 0 ... len(index) - 1 in batches, without the first `skip`, and have the rows of the file
-        at index (n,) read ahead."""
-        images = max(1, BLOCK // self._row_bytes)  # in a block
+        """Yield the positions 0 ... n - 1 in batches (B,), without the first `skip` batches.
+
+        Position i is the row index[i] of the file, index (n,); rows are read ahead of their batch. Blocks are taken in
+        random order, and the images of BLOCKS_TOGETHER blocks are shuffled together.
+        """
+        images = max(1, BLOCK_BYTES // self._row_bytes)  # per block
         blocks = index.argsort().split(images)
         blocks = [blocks[number] for number in torch.randperm(len(blocks), generator=generator).tolist()]
-        together = torch.cat(blocks).split(images * BLOCKS)
+        together = torch.cat(blocks).split(images * BLOCKS_TOGETHER)
         order = torch.cat([group[torch.randperm(len(group), generator=generator)] for group in together])
-        asked = skip * batch_size // (images * BLOCKS) * BLOCKS
+        requested = skip * batch_size // (images * BLOCKS_TOGETHER) * BLOCKS_TOGETHER
         for number, positions in enumerate(order.split(batch_size)[skip:], start=skip):
-            # All that this batch may draw from, and some more for the disk to be at.
-            for block in blocks[asked : (number + 1) * batch_size // images + BLOCKS * 5 // 4]:
+            # Every block that this batch may draw from, and some more to keep the disk busy.
+            for block in blocks[requested : (number + 1) * batch_size // images + BLOCKS_TOGETHER * 5 // 4]:
                 first, last = index[block[[0, -1]]].tolist()
                 self.will_need(first, last)
-                asked += 1
+                requested += 1
             yield positions

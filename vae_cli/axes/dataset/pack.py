@@ -1,4 +1,4 @@
-"""Images packed once into a memory-mapped array of one size, and the folder where that is kept."""
+"""Images packed once into a memory-mapped array of one size, and the data folder where packs are stored."""
 
 from __future__ import annotations
 
@@ -22,27 +22,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.mapped import BEYOND, Mapped
+from vae_cli.axes.dataset.mapped import BLOCKWISE_ABOVE, Mapped
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import flush_folder, locked
 
-FORMAT = 1  # of a pack; another number and all are packed again
-IMAGES_A_STEP = 256  # of a packing, or fewer where they are so large
-BYTES_A_STEP = 1 << 26
+FORMAT = 1  # of a pack; if it changes, all images are packed again
+IMAGES_PER_STEP = 256  # read and written together, or fewer if they exceed BYTES_PER_STEP
+BYTES_PER_STEP = 1 << 26
 
 T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
-    """Some images on their way into a pack: uint8 (n, C, H, W), and their labels where there are any."""
+    """Some images for a pack, uint8 (n, C, H, W), and their n labels or None."""
 
     images: NDArray[np.uint8]
     labels: Sequence[int] | None
 
 
 class Pack(NamedTuple):
-    """images: uint8 (N, C, H, W), memory-mapped, never written back; labels: int64 (N,) or None; classes: names;
-    mapped: their file, where they may be more than memory holds."""
+    """All images of a dataset, or of one of its published splits.
+
+    images   uint8 (N, C, H, W), memory-mapped; changes are not written back
+    labels   int64 (N,), or None
+    classes  the name of each label, or None
+    mapped   the file of the images if they may not fit into memory, else None
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -51,12 +56,15 @@ class Pack(NamedTuple):
 
 
 def data_folder(data_dir: str | None) -> Path:
-    """Return the folder that datasets are read from and written to: the one given, else $VAE_DATA_DIR, else the user's
-    cache folder ($XDG_CACHE_HOME/vae, or where the system keeps caches). UserError where it is a file."""
+    """Return the folder that datasets are read from and written to.
+
+    It is data_dir, else $VAE_DATA_DIR, else `vae` in the user's cache folder ($XDG_CACHE_HOME or the system's default).
+    Raises UserError if it is a file.
+    """
     given = data_dir or os.environ.get("VAE_DATA_DIR")
     folder = Path(given).expanduser().absolute() if given else _cache_folder() / "vae"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"data_dir={folder} is a file. Name a folder, which is made where there is none.")
+        raise UserError(f"data_dir={folder} is a file. Give a folder; it is created if it does not exist.")
     return folder
 
 
@@ -72,20 +80,22 @@ def _cache_folder() -> Path:
 
 
 def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
-    """Return where the images called `name` are packed under these settings, which decide what is in the pack."""
+    """Return the folder for packs of the images `name`; settings, which determine the pixels, are part of its name."""
     key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
     plain = re.sub(r"[^\w.-]+", "_", name)[:50]
     return data / "packed" / f"{plain}-{key[:12]}"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make a folder and wait until no other process is in here with it, so that the runs of a sweep that start
-    together download or pack once. The system ends the wait when a process dies."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Create a folder and hold its lock, so that runs of a sweep that start together download or pack only once.
+
+    The lock of a process that dies is released. Raises UserError inside only_reading.
+    """
     if _only_reads.get():
         raise UserError(
-            f"The images are not in {folder}, which the run names and you have not: to have them put there, or to read "
-            "them elsewhere, type --data-dir FOLDER (behind vae train --repeat, data_dir=FOLDER)."
+            f"The images are not in {folder}, a folder that the run's configuration names. To write them there, or to "
+            "read them from another folder, type --data-dir FOLDER (after vae train --repeat, data_dir=FOLDER)."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
@@ -97,7 +107,7 @@ _only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
 
 @contextmanager
 def only_reading() -> Iterator[None]:
-    """Read what is there, and make no folder, download or pack in a place that somebody else may have named."""
+    """Only read existing files: create no folder, download or pack in a place that someone else may have chosen."""
     token = _only_reads.set(True)
     try:
         yield
@@ -106,22 +116,22 @@ def only_reading() -> Iterator[None]:
 
 
 def open_pack(folder: Path, fingerprint: str) -> Pack | None:
-    """Return the pack of the images with this fingerprint, or None where there is none."""
+    """Return the pack of the images with this fingerprint, or None if it is missing or damaged."""
     home = folder / fingerprint
     try:
         about = json.loads((home / "about.json").read_text(encoding="utf-8"))
-        # Copy on write: torch warns of arrays that it cannot write, and nothing ever writes to these.
+        # Copy on write, because torch warns about read-only arrays. Nothing writes to these.
         images = np.load(home / "images.npy", mmap_mode="c")
-        # Mapped too at first: what a header promises is there then, before memory is taken for it.
+        # Mapped first, which fails before memory is allocated if the file is shorter than its header claims.
         labels = torch.from_numpy(np.load(home / "labels.npy", mmap_mode="c")).clone() if about["labels"] else None
         classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # not there
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # missing
         return None
-    except (ValueError, EOFError, KeyError, TypeError, OverflowError, RecursionError):  # not whole
+    except (ValueError, EOFError, KeyError, TypeError, OverflowError, RecursionError):  # damaged
         return None
     if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and labels.shape != images.shape[:1]):
         return None
-    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BEYOND else None
+    mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BLOCKWISE_ABOVE else None
     return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped)
 
 
@@ -132,21 +142,20 @@ def write_pack(
     chunks: Generator[Chunk, None, None],
     classes: Sequence[str] | None = None,
 ) -> Pack:
-    """Write the images as `<folder>/<fingerprint>/`, remove what else is packed in the folder and return the pack.
+    """Write the images to `<folder>/<fingerprint>/`, remove older packs from the folder and return the pack.
 
-    The pack appears at once and whole, by the renaming of its folder: a packing that is killed leaves no pack, and the
-    next one begins with removing its remains. Only one process at a time may be in here (see alone). Failure where the
-    disk is full or cannot be written.
+    The pack's folder is renamed into place when it is complete: a process that is killed leaves no pack, and the next
+    call removes what it left. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written.
     """
     try:
         for remains in folder.glob(".partial-*"):
             shutil.rmtree(remains, ignore_errors=True)
-        part = folder / f".partial-{token_hex(4)}"  # not mkdtemp's, which nobody else may read
+        part = folder / f".partial-{token_hex(4)}"  # mkdtemp's folders are unreadable to other users
         part.mkdir()
         try:
             _write(part, shape, chunks, classes)
             flush_folder(part)
-            shutil.rmtree(folder / fingerprint, ignore_errors=True)  # of a pack that could not be opened
+            shutil.rmtree(folder / fingerprint, ignore_errors=True)  # a damaged pack
             os.replace(part, folder / fingerprint)
             flush_folder(folder)
         finally:
@@ -158,23 +167,24 @@ def write_pack(
         raise cannot_write(folder, error) from error
     pack = open_pack(folder, fingerprint)
     if pack is None:
-        raise Failure(f"The packed images in {folder} were removed while they were written. Give the command again.")
+        raise Failure(f"The packed images in {folder} were removed while they were written. Run the command again.")
     return pack
 
 
 def cannot_write(folder: Path, error: OSError) -> Failure:
+    """Return the error for a data folder that cannot be written."""
     return Failure(
-        f"Cannot write to {folder}: {error.strerror or error}. Name a folder that can be written and has the space "
-        f"with data_dir=<folder>."
+        f"Cannot write to {folder}: {error.strerror or error}. Give a writable folder with enough space: "
+        f"data_dir=<folder>."
     )
 
 
 def _write(
     part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
 ) -> None:
-    # Plain writes, not a memory map: when the disk is full they raise an error, where a map kills the process.
+    # Plain writes, not a memory map: a full disk makes a write raise an error, but kills a process that uses a map.
     count, labels = 0, list[int]()
-    # An error's traceback would keep the chunks alive, and their progress bar would write over its message.
+    # Closed, because an error's traceback keeps the generator alive, and its progress bar would overwrite the message.
     with closing(chunks), open(part / "images.npy", "wb") as file:
         start = _write_header(file, count, shape)
         for chunk in chunks:
@@ -209,9 +219,9 @@ def _flush(file: BinaryIO) -> None:
 def in_threads(
     read: Callable[[int], T], count: int, shape: tuple[int, int, int], description: str
 ) -> Generator[list[T], None, None]:
-    """Yield what `read` returns for 0 ... count - 1, in order and in lists, with a progress bar on a terminal.
+    """Yield the results of `read` for 0 ... count - 1, in order and in lists, with a progress bar on a terminal.
 
-    The lists are short enough for images of this shape to fit into memory.
+    A list has at most IMAGES_PER_STEP items, and fewer if images of this shape would exceed BYTES_PER_STEP.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -220,7 +230,7 @@ def in_threads(
     bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         task = bar.add_task(description, total=count)
-        step = max(1, min(IMAGES_A_STEP, BYTES_A_STEP // prod(shape)))
+        step = max(1, min(IMAGES_PER_STEP, BYTES_PER_STEP // prod(shape)))
         for start in range(0, count, step):
             results = list(threads.map(read, range(start, min(start + step, count))))
             bar.advance(task, len(results))

@@ -1,4 +1,4 @@
-"""Sprites whose factors of variation are known."""
+"""Synthetic images of sprites whose factors of variation are known."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition, random_state
+from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Count, Interval, Natural
 from vae_cli.machine.memory import refuse_oversize
 
 SHAPES = ("square", "ellipse", "heart")
-MARGIN = 0.4  # the center of a sprite lies between -MARGIN and MARGIN, the image between -1 and 1
-RADIUS = 0.5  # of the circle around a sprite of scale 1: no sprite is ever cut
-IMAGES_A_STEP = 512
+# In coordinates of the image, which go from -1 to 1:
+MARGIN = 0.4  # a sprite's center is between -MARGIN and MARGIN
+RADIUS = 0.5  # of the circle around a sprite of scale 1, so no sprite is cut off
+IMAGES_PER_STEP = 512
 
-# A heart is a square of side 1 that stands on a corner and a half disc on each of its two upper sides. These are the
-# height of its centroid over the square's center, and the distance from there to its tip, the farthest point.
+# A heart is a square of side 1 standing on a corner, with a half disc on each of its two upper sides. HEART_RISE is the
+# height of its centroid above the square's center, HEART_REACH the distance from the centroid to its tip, the farthest
+# point.
 HEART_RISE = (2**0.5 / 8 * pi + 1 / 6 * 2**0.5) / (1 + pi / 4) / 2
 HEART_REACH = 0.5**0.5 + HEART_RISE
 
@@ -28,13 +31,17 @@ Array = NDArray[np.float32]
 
 
 class Shapes(Dataset):
-    """White squares, ellipses and hearts on black, anti-aliased, after dSprites (Matthey et al. 2017) with continuous
-    factors.
+    """White squares, ellipses and hearts on black, anti-aliased.
 
-    factors: float32 (N, 5), the columns named by factor_names, the rows those of `Split.images`, so that
-    `factors[split.index]` are a split's. shape: 0, 1 or 2, which is also the label; scale: 0.5 to 1; orientation:
-    0 to 2 pi, counterclockwise; x and y: 0 to 1, the sprite's center of mass from left to right and from top to bottom
-    over the middle two fifths of the image. All are independent and uniform.
+    They follow dSprites (Matthey et al. 2017), but with continuous factors of variation.
+
+    factors is float32 (N, 5), one row per row of `Split.images`: `factors[split.index]` are those of a split. The
+    columns, all independent and uniform, are
+
+    shape        0, 1 or 2, which is also the label
+    scale        0.5 to 1
+    orientation  0 to 2 pi, counterclockwise
+    x, y         0 to 1, the center of mass from left to right and from top to bottom, over the middle 40 % of the image
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
@@ -50,15 +57,15 @@ class Shapes(Dataset):
         split_seed: Natural = 0,
     ) -> None:
         self.side = side
-        # What drawing the factors, and then rendering, takes at its peak.
+        # The peak of drawing the factors and then rendering, in bytes.
         refuse_oversize(
             (images + test) * (side**2 + 120),
             f"dataset.images={images} with dataset.test={test}",
             "give smaller numbers",
         )
         self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
-        # Two streams, so that the number of training images does not move the test images.
-        draws = np.concatenate([random_state(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
+        # Two streams, so that the number of training images does not change the test images.
+        draws = np.concatenate([numpy_generator(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
         low, high = np.array([0, 0.5, 0, 0, 0]), np.array([len(SHAPES), 1, 2 * pi, 1, 1])
         factors = low + (high - low) * draws
         factors[:, 0] = np.floor(factors[:, 0])
@@ -78,16 +85,22 @@ class Shapes(Dataset):
 
 
 def render(factors: Array, side: int) -> NDArray[np.uint8]:
-    """Return the sprites with these factors (N, 5) as levels (N, 1, side, side), 255 where the sprite covers a pixel.
+    """Return the sprites with these factors (N, 5) as uint8 levels (N, 1, side, side): 255 times a pixel's coverage.
 
-    A pixel's coverage is that of a straight edge at the sprite's distance from the pixel's center.
+    The coverage of a pixel is computed as if the sprite's edge were straight, from its distance to the pixel's center.
+
+    >>> square = np.array([[0, 1, 0, 0.5, 0.5]], dtype=np.float32)
+    >>> render(square, 8)[0, 0, 4].tolist()
+    [0, 0, 106, 255, 255, 106, 0, 0]
     """
     images = np.zeros((len(factors), 1, side, side), np.uint8)
     pixel = 2 / side
     # Most of an image is black: only a window around the sprite is drawn.
     window = min(side, int(2 * RADIUS / pixel) + 4)
     for kind, distance in enumerate((_square, _ellipse, _heart)):
-        for rows in np.split(np.flatnonzero(factors[:, 0] == kind), range(IMAGES_A_STEP, len(factors), IMAGES_A_STEP)):
+        for rows in np.split(
+            np.flatnonzero(factors[:, 0] == kind), range(IMAGES_PER_STEP, len(factors), IMAGES_PER_STEP)
+        ):
             _, scale, angle, x, y = (column[:, None, None] for column in factors[rows].T)
             center_x, center_y = (MARGIN * (2 * place - 1) for place in (x, y))
             left, top = (
@@ -105,7 +118,8 @@ def render(factors: Array, side: int) -> NDArray[np.uint8]:
     return images
 
 
-# The signed distance of a point (u, v) from the edge of a sprite, negative inside; the sprite's farthest point is at 1.
+# The signed distance of a point (u, v) from the edge of a sprite, negative inside. The sprite's farthest point from the
+# origin is at distance 1.
 
 
 def _square(u: Array, v: Array) -> Array:
@@ -113,7 +127,7 @@ def _square(u: Array, v: Array) -> Array:
 
 
 def _ellipse(u: Array, v: Array) -> Array:
-    # Half-axes 1 and 1/2; the distance is f / |grad f|, exact to first order at the edge, where it matters.
+    # Half-axes 1 and 1/2. The distance f / |grad f| is exact to first order at the edge.
     value = np.maximum(np.hypot(u, 2 * v), 1e-6)
     slope = np.maximum(np.hypot(u, 4 * v), 1e-6)
     return value * (value - 1) / slope

@@ -1,4 +1,4 @@
-"""What every dataset gives: images in three disjoint splits, fixed by a seed of their own."""
+"""What every dataset returns: images in three disjoint splits, drawn with a seed of their own."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from torch import Tensor
 
 from vae_cli.axes.dataset.mapped import Mapped
 from vae_cli.core.errors import UserError
+from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Natural
 from vae_cli.machine.memory import memory_of
 
-MEAN_BYTES = 1 << 20  # of pixels in one step of Split.mean: they stay in the processor's cache
-CHUNKS_AHEAD = 32  # of these, that are read before they are needed
+MEAN_BYTES = 1 << 20  # of pixels per step of Split.mean: they fit into the processor's cache
+STEPS_AHEAD = 32  # how many of these steps ahead a file is read
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of one array of images that belong together.
+    """The training, validation or test images: some rows of an array of images.
 
-    images: uint8 levels or float32 (N, C, H, W), in memory or memory-mapped, shared with the other splits or not;
-    labels: int64 (N,) or None; index: int64 (n,), the rows of images that are in this split; mapped: their file, where
-    they may be more than memory holds. Batches are given on the device of the index; images that are too many for it
-    stay where they are, and travel batch by batch.
+    images  uint8 levels or float32 (N, C, H, W), in memory or memory-mapped; other splits may share it
+    labels  int64 (N,), or None
+    index   int64 (n,), the rows of `images` in this split
+    mapped  the file of the images if they may not fit into memory, else None
+
+    A position counts images within the split, 0 ... n - 1. Batches are on the device of the index; images that do not
+    fit onto it stay where they are and are copied batch by batch.
     """
 
     images: Tensor
@@ -40,8 +44,10 @@ class Split:
         return self.index.shape[0]
 
     def shuffled(self, generator: torch.Generator, batch_size: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield every position of the split once, in batches (B,) but for the first `skip` of them, in an order that
-        depends on the generator alone. Images that may be more than memory holds are shuffled in blocks."""
+        """Yield every position once, in batches (B,), without the first `skip` batches.
+
+        The order depends on the generator alone. Images that may not fit into memory are shuffled in blocks.
+        """
         if self.mapped is None:
             order = torch.randperm(len(self), generator=generator).to(self.index.device)
             yield from order.split(batch_size)[skip:]
@@ -50,37 +56,37 @@ class Split:
             yield positions.to(self.index.device)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield every position of the split once, in batches (B,) and in order."""
+        """Yield every position once, in order and in batches (B,)."""
         for positions in torch.arange(len(self), device=self.index.device).split(batch_size):
             if self.mapped is not None:
                 for row in self._rows(positions).tolist():
-                    self.mapped.will_need(row, row)  # all at once, where a touch would wait for each
+                    self.mapped.will_need(row, row)  # asked for together; reading them one by one would wait for each
             yield positions
 
     def batch(self, positions: Tensor) -> Tensor:
-        """Return the images at these positions of the split, float32 (B, C, H, W); 8-bit levels are divided by 255."""
+        """Return the images at positions (B,), float32 (B, C, H, W); 8-bit levels are divided by 255."""
         rows = self._rows(positions)
         images = self.images.index_select(0, rows.to(self.images.device)).to(rows.device)
         return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
     def batch_labels(self, positions: Tensor) -> Tensor:
-        """Return the labels at these positions of the split, int64 (B,); ValueError where the images have none."""
+        """Return the labels at positions (B,), int64 (B,). Raises ValueError if the images have no labels."""
         if self.labels is None:
             raise ValueError("these images have no labels")
         return self.labels.index_select(0, self._rows(positions))
 
     def mean(self) -> Tensor:
-        """Return the mean image of the split, float32 (C, H, W), in the units of `batch`; an empty split has none."""
+        """Return the mean image, float32 (C, H, W), in the units of `batch`. Raises ValueError for an empty split."""
         if len(self) == 0:
             raise ValueError("an empty split has no mean image")
         total = torch.zeros(self.images.shape[1:], dtype=torch.float64)
-        images_a_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
-        # In the order of a file that they may lie in. Of 8-bit levels the sum is exact, whatever the order.
+        images_per_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
+        # A file is read fastest in its own order. The sum of 8-bit levels is exact in any order.
         rows_in_order = self.index.sort().values if self.images.dtype == torch.uint8 else self.index
-        chunks = rows_in_order.to(self.images.device).split(images_a_step)
+        chunks = rows_in_order.to(self.images.device).split(images_per_step)
         for number, rows in enumerate(chunks):
             if self.mapped is not None:
-                ahead = chunks[min(number + CHUNKS_AHEAD, len(chunks) - 1)]
+                ahead = chunks[min(number + STEPS_AHEAD, len(chunks) - 1)]
                 self.mapped.will_need(int(ahead[0]), int(ahead[-1]))
             total += self.images.index_select(0, rows).cpu().sum(0, dtype=torch.float64)
         if self.images.dtype == torch.uint8:
@@ -88,7 +94,7 @@ class Split:
         return (total / len(self)).to(self.index.device, torch.float32)
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the same split on a device, with its images there if they take no more than half of its memory."""
+        """Return the split on a device; its images are moved too if they take at most half of the device's memory."""
         labels = None if self.labels is None else self.labels.to(device)
         there = memory_of(torch.device(device)) if torch.device(device) != self.images.device else None
         fits = there is None or 2 * self.images.numel() * self.images.element_size() <= there
@@ -99,7 +105,7 @@ class Split:
 
 
 class Splits(NamedTuple):
-    """Train, validation (may be empty) and test images, and the name of each label where they have names."""
+    """Train, validation (may be empty) and test images, and the names of the labels or None."""
 
     train: Split
     validation: Split
@@ -107,7 +113,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None
 
     def to(self, device: torch.device | str) -> Splits:
-        """Return the same splits on a device, where splits that share one array still share it."""
+        """Return the splits on a device; splits that share one array still share it there."""
         train, validation, test = self.train.to(device), self.validation.to(device), self.test.to(device)
         if self.validation.images is self.train.images:
             validation = Split(train.images, train.labels, validation.index, train.mapped)
@@ -119,8 +125,8 @@ class Splits(NamedTuple):
 class Dataset(ABC):
     """A source of images.
 
-    provides: what a likelihood or a metric may ask for: "unit_interval" (values between 0 and 1), "levels" (the values
-    are 8-bit levels divided by 255), "labels".
+    provides  what a likelihood or metric may need: "unit_interval" (values between 0 and 1), "levels" (values are 8-bit
+              levels divided by 255), "labels"
     """
 
     provides: frozenset[str]
@@ -130,29 +136,27 @@ class Dataset(ABC):
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image, known without loading any."""
 
-    def check(self) -> None:  # noqa: B027 (most choices have nothing to look at)
-        """Raise UserError for what can be seen to be wrong on this machine without loading an image."""
+    def check(self) -> None:  # noqa: B027 (most choices have nothing to check)
+        """Raise UserError for mistakes that can be found without loading an image, such as a missing folder."""
 
     @abstractmethod
     def load(self) -> Splits:
-        """Return the splits: disjoint, the same images for the same split_seed. UserError for settings that do not fit
-        the images, Failure where they cannot be had."""
+        """Return the splits: disjoint, and the same images for the same split_seed.
 
-
-def random_state(*seed: int) -> np.random.RandomState:
-    """Return a generator whose numbers are the same in every version of NumPy: it keeps RandomState's stream as it is.
-
-    Several numbers name independent streams of one seed.
-    """
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+        Raises UserError for settings that do not fit the images, Failure if the images cannot be read or downloaded.
+        """
 
 
 def partition(count: int, validation: Natural, split_seed: Natural, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows of the train, validation and test images among `count`, each int64 (n,).
+    """Return the rows of the train, validation and test images among `count` images, each int64 (n,).
 
-    One random permutation has the test images at its head and the validation images at its tail, so the size of one
-    split does not move another, and a smaller held-out set is part of a larger one. UserError where nothing is left
-    to train on.
+    The test images are the head of one random permutation, the validation images its tail. So the size of one split
+    does not change another, and a smaller held-out set is part of a larger one. Raises UserError if no image is left to
+    train on.
+
+    >>> train, validation, test = partition(10, validation=2, split_seed=0, test=3)
+    >>> train.tolist(), validation.tolist(), test.tolist()
+    ([5, 3, 8, 7, 9], [2, 4], [6, 1, 0])
     """
     if test >= count:
         raise UserError(
@@ -164,12 +168,12 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
             f"dataset.validation={validation} leaves nothing to train on: there are {count - test} training images. "
             f"Give dataset.validation a number between 0 and {count - test - 1}."
         )
-    rows = torch.from_numpy(random_state(split_seed).permutation(count).astype(np.int64))
+    rows = torch.from_numpy(numpy_generator(split_seed).permutation(count).astype(np.int64))
     return rows[test : count - validation], rows[count - validation :], rows[:test]
 
 
 def fingerprint(splits: Splits) -> str:
-    """Tells whether splits are the same as they were: which images they hold, how many, and what some of them show."""
+    """Return a fingerprint of the splits, 32 hexadecimal digits: of their sizes, rows and the pixels of some images."""
     digest = hashlib.blake2b(digest_size=16)
     for split in (splits.train, splits.validation, splits.test):
         digest.update(split.index.cpu().numpy().tobytes())

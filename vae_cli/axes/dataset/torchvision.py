@@ -1,4 +1,4 @@
-"""Any dataset of torchvision's, named in a configuration file."""
+"""Any dataset of torchvision, named in a configuration file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from vae_cli.axes.dataset.pack import (
     Chunk,
     Pack,
-    alone,
     cannot_write,
     data_folder,
+    exclusive,
     in_threads,
     open_pack,
     pack_folder,
@@ -31,24 +31,28 @@ from vae_cli.axes.dataset.pack import (
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.images import middle, to_pixels
+from vae_cli.core.images import center_box, to_pixels
 from vae_cli.core.values import Count, Natural
 
-PACKED = "complete"  # published datasets do not change, so there is nothing to compare
-RESIZE_IMAGES = 4096  # in one step
+PACKED = "complete"  # the fingerprint of every pack: published datasets do not change
+RESIZED_TOGETHER = 4096  # images
 
 
 class Torchvision(Dataset):
     """A class of torchvision.datasets, with its own download and checksums.
 
-    source: its name; train, test: the arguments that make the two splits; shape: channels, height and width that the
-    images are brought to; files: what to put where when it is downloaded by hand; labels: whether its targets are the
-    numbers of classes; transpose: exchange rows and columns; crop: side of the centered square that is kept before the
-    images are resized, without one the largest part with the wanted proportions.
+    source       the name of the class
+    train, test  its arguments for the training and the test images
+    shape        channels (1 or 3), height and width to which the images are resized
+    files        what to put into the data folder by hand if nothing can be downloaded
+    labels       whether its targets are class numbers
+    transpose    whether to swap rows and columns
+    crop         side of the centered square that is kept before resizing; None keeps the largest centered part with the
+                 proportions of `shape`
 
-    What the class holds in memory is taken as it is; what it reads image by image is packed once into a memory-mapped
-    array. Files that are complete are only read. UserError for arguments that do not fit, Failure where the files can
-    be neither read nor downloaded.
+    Images that the class has in memory are used as they are; images that it reads one by one are packed once into a
+    memory-mapped array. Complete files are only read. Raises UserError for arguments that do not fit the class, Failure
+    if the files can neither be read nor downloaded.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Torchvision(Dataset):
         )
 
     def _part(self, arguments: dict[str, Any]) -> Pack:
-        """Return the images and labels that torchvision gives for these arguments, packed or as it has them."""
+        """Return torchvision's images and labels for these arguments, packed or as the class has them in memory."""
         data = data_folder(self.data_dir)
         name = "-".join([self.source, *(str(value) for value in arguments.values() if isinstance(value, str))])
         settings = {key: getattr(self, key) for key in ("source", "shape", "labels", "transpose", "crop")} | {
@@ -114,7 +118,7 @@ class Torchvision(Dataset):
         images = _array(source)
         if images is None:
             try:
-                with alone(folder):
+                with exclusive(folder):
                     return open_pack(folder, PACKED) or write_pack(
                         folder, PACKED, self._shape, self._chunks(source), classes
                     )
@@ -128,13 +132,13 @@ class Torchvision(Dataset):
         return Pack(self._fit(images), None if labels is None else labels.to(torch.int64), classes)
 
     def _open(self, data: Path, arguments: dict[str, Any]) -> Any:
-        """Make torchvision's dataset, from the files that are there or, failing that, by a download."""
+        """Return torchvision's dataset, from existing files if they are complete, else after a download."""
         import torchvision.datasets
 
         make = getattr(torchvision.datasets, self.source, None)
         if self.source not in torchvision.datasets.__all__ or not isinstance(make, type):
             near = nearest(self.source, torchvision.datasets.__all__)
-            raise UserError(f"dataset.source={self.source} is not one of torchvision.datasets.{near}")
+            raise UserError(f"dataset.source={self.source} is not a class of torchvision.datasets.{near}")
         takes = inspect.signature(make).parameters
         any_key = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
 
@@ -145,21 +149,21 @@ class Torchvision(Dataset):
             except TypeError as error:
                 raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}.") from error
             except ValueError as error:
-                if str(error).startswith("Unknown value"):  # torchvision's words for a split that it does not have
+                if str(error).startswith("Unknown value"):  # torchvision's message for a split that does not exist
                     raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}") from error
                 raise
 
         try:
             return attempt(root=data, download=False)
-        except _troubles():
-            pass  # not there, not whole, or another process is at work on them
+        except _file_errors():
+            pass  # missing, incomplete, or being written by another process
         try:
-            with alone(data):
+            with exclusive(data):
                 return attempt(root=data, download=True)
-        except _troubles() as error:
-            raise self._cannot_have(data, error) from error
+        except _file_errors() as error:
+            raise self._unavailable(data, error) from error
 
-    def _cannot_have(self, data: Path, error: BaseException) -> Failure:
+    def _unavailable(self, data: Path, error: BaseException) -> Failure:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
         unpacked = " (as downloaded or unpacked)" if any(name.endswith((".gz", ".zip")) for name in self.files) else ""
@@ -167,17 +171,15 @@ class Torchvision(Dataset):
             path.is_file() and not path.name.startswith(".") and "packed" not in path.relative_to(data).parts
             for path in data.rglob("*")
         )
-        damaged = " Files of it that are there already are incomplete or damaged: remove them." if remains else ""
-        by_hand = (
-            f"To do without a download, put {', '.join(self.files)}{unpacked} there" if self.files else "Put it there"
-        )
+        damaged = " Existing files are incomplete or damaged: remove them." if remains else ""
+        files = f"{', '.join(self.files)}{unpacked}" if self.files else "its files"
         return Failure(
-            f"Cannot read {self.source} in {data} nor download it to there ({reason}). {by_hand}, or name the folder "
-            f"that has it with data_dir=<folder>.{damaged} dataset=digits needs no download."
+            f"Cannot read {self.source} in {data}, nor download it there ({reason}). Put {files} there by hand, or "
+            f"give the folder that has it: data_dir=<folder>.{damaged} dataset=digits needs no download."
         )
 
     def _fit(self, images: Tensor) -> Tensor:
-        """Bring images (N, H, W), (N, C, H, W) or (N, H, W, C) to the wanted shape."""
+        """Return images (N, H, W), (N, C, H, W) or (N, H, W, C) cropped and resized to the wanted shape."""
         channels, height, width = self._shape
         if images.ndim == 3:
             images = images.unsqueeze(1)
@@ -186,15 +188,15 @@ class Torchvision(Dataset):
         if images.shape[1] != channels:
             found = min(images.shape[1], images.shape[3])
             raise UserError(
-                f"dataset.shape={list(self._shape)} asks for {channels} channels, and {self.source} has {found}: "
+                f"dataset.shape={list(self._shape)} has {channels} channels, but {self.source} has {found}: "
                 f"type dataset.shape=[{found},{height},{width}]."
             )
         if self.transpose:
             images = images.transpose(2, 3)
-        top, left, rows, columns = middle(images.shape[2], images.shape[3], self._shape, self.crop)
+        top, left, rows, columns = center_box(images.shape[2], images.shape[3], self._shape, self.crop)
         images = images[:, :, top : top + rows, left : left + columns]
         if (rows, columns) != (height, width):
-            images = torch.cat([_resize(part, height, width) for part in images.split(RESIZE_IMAGES)])
+            images = torch.cat([_resize(part, height, width) for part in images.split(RESIZED_TOGETHER)])
         return images.contiguous()
 
     def _chunks(self, source: Any) -> Generator[Chunk, None, None]:
@@ -214,15 +216,15 @@ class Torchvision(Dataset):
                 images = images.swapaxes(2, 3) if self.transpose else images
                 yield Chunk(images, labels if self.labels else None)
         except (OSError, SyntaxError, EOFError) as error:
-            # An archive whose unpacking was interrupted looks complete to torchvision.
-            raise self._cannot_have(data_folder(self.data_dir), error) from error
+            # torchvision does not notice if the unpacking of an archive was interrupted.
+            raise self._unavailable(data_folder(self.data_dir), error) from error
 
     def _no_labels(self) -> UserError:
-        return UserError(f"The targets of {self.source} are not numbers of classes: type dataset.labels=false.")
+        return UserError(f"The targets of {self.source} are not class numbers: type dataset.labels=false.")
 
 
 def _array(source: Any) -> Tensor | None:
-    """Return the images that a dataset of torchvision's has in memory, or None where it reads them one by one."""
+    """Return the images that a torchvision dataset has in memory, or None if it reads them one by one."""
     images = getattr(source, "data", None)
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
         images = torch.from_numpy(images)
@@ -236,8 +238,8 @@ def _resize(images: Tensor, height: int, width: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _troubles() -> tuple[type[BaseException], ...]:
-    """What torchvision raises where files are not there, damaged, or not to be had."""
+def _file_errors() -> tuple[type[BaseException], ...]:
+    """Return the exceptions that torchvision raises if files are missing, damaged or cannot be downloaded."""
     gdown = getattr(sys.modules.get("gdown.exceptions"), "FileURLRetrievalError", OSError)
     return (
         OSError,
