@@ -1,4 +1,4 @@
-"""`vae compare`: which runs go together, what differs, what seeds can tell, and a report that stands alone."""
+"""`vae compare`: which runs go together, what differs, what seeds can show, and a report in one file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from vae_cli.cli import _run as run_command
 from vae_cli.commands import train as command
 from vae_cli.comparison.answers import answers, verdict_of
 from vae_cli.comparison.arms import Comparison
+from vae_cli.comparison.export import as_plain
 from vae_cli.comparison.findings import amount, gap
 from vae_cli.comparison.members import Member, common_folder, drop_twins, like_the_newest, refuse_incomparable
-from vae_cli.comparison.plots import Plots
-from vae_cli.comparison.report import Pictures, as_plain, render
+from vae_cli.comparison.plot_layout import limits
+from vae_cli.comparison.plots import draw_all
+from vae_cli.comparison.report import Pictures, render
 from vae_cli.comparison.statistics import difference, interpolate, statistic
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import UserError
@@ -39,7 +41,7 @@ REASON = "a point mass has no finite rate"
 def member(
     seed: int, settings: Mapping[str, Any], figures: Mapping[str, Any], left_out: tuple[str, ...] = ()
 ) -> Member:
-    """A run with these settings and figures, none of it on disk."""
+    """Return a run with these settings and figures, without files."""
     whole: dict[str, Any] = {**BASE, "sigma": "learned", "regularizer.beta": 1.0, **settings}
     name = "_".join(f"{key}-{value}" for key, value in settings.items()) or "default"
     evaluation = {
@@ -71,7 +73,7 @@ CLAIM_WORDS = {
 
 
 def labels(*settings: Mapping[str, Any]) -> list[str]:
-    """The labels of arms with these settings, in the order given."""
+    """Return the labels of arms with these settings, in this order."""
     comparison = Comparison([member(0, one, {"distortion": 1.0}) for one in settings])
     by_run = {arm.members[0].folder.path: arm.label for arm in comparison.arms}
     return [by_run[member(0, one, {}).folder.path] for one in settings]
@@ -90,7 +92,7 @@ def test_interval_is_students() -> None:
     assert statistic([2.0]).interval is None
 
 
-def test_difference_is_paired_where_seeds_match() -> None:
+def test_a_difference_is_paired_if_seeds_match() -> None:
     one, other = {0: 3.0, 1: 5.0, 2: 9.0}, {0: 2.0, 1: 4.1, 2: 7.8}
     found = difference("rate", "a", one, "b", other)
     assert found is not None
@@ -99,7 +101,7 @@ def test_difference_is_paired_where_seeds_match() -> None:
     assert (found.is_paired, found.is_real, found.seeds) == (True, True, 3)
 
 
-def test_difference_is_welchs_where_they_do_not() -> None:
+def test_a_difference_is_welchs_if_they_do_not() -> None:
     one, other = {0: 3.0, 1: 5.0, 2: 9.0}, {5: 2.0, 6: 4.1, 7: 7.8, 8: 3.3}
     found = difference("rate", "a", one, "b", other)
     assert found is not None
@@ -122,7 +124,7 @@ def test_one_seed_has_no_interval_and_equal_values_no_difference() -> None:
     assert difference("scale", "a", {}, "b", {0: 1.0}) is None
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_95_percent_intervals_contain_the_true_difference_95_percent_of_the_time() -> None:
     import numpy as np
 
     draws = np.random.default_rng(0).normal(size=(2000, 2, 3))
@@ -178,7 +180,7 @@ def test_grouping_reference_and_families() -> None:
     ]
     comparison = Comparison(members)
     assert len(comparison.arms) == 12
-    assert comparison.reference.label == "learned"  # all weights are as common, and 1 is that of the ELBO
+    assert comparison.reference.label == "learned"  # all weights are equally common, and 1 is the ELBO's
     members += [member(seed, {"sigma": "more"}, {"distortion": 1.0}, ("rate", "scale_mean")) for seed in (0, 1)]
     comparison = Comparison(members)
     assert comparison.reference.label == "learned"
@@ -227,11 +229,13 @@ def test_equal_rate_takes_the_rate_out_of_the_comparison() -> None:
     assert worse.is_real
     assert found["far"].difference is None
     assert found["far"].outside == pytest.approx((4.01, 5.01))
-    assert any("outside the range" in text for text in answers(Comparison(with_price(members)))["price"].sentences)
+    assert any(
+        "outside the range of rates" in text for text in answers(Comparison(with_price(members)))["price"].sentences
+    )
 
 
 def with_price(members: list[Member]) -> list[Member]:
-    """The same with an arm of constant scale, which the question of the price is about."""
+    """Return the same runs and an arm of constant sigma, which the question about the price needs."""
     return [
         *members,
         *(
@@ -288,11 +292,11 @@ def test_common_folder() -> None:
 # Findings.
 
 
-def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_folder_the_runs_comparable_with_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     other = {"likelihood": "bernoulli"}
     members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
     ages = {one.folder.path: age for age, one in enumerate(members)}
-    monkeypatch.setattr("vae_cli.comparison.arms.last_written", ages.__getitem__)
+    monkeypatch.setattr("vae_cli.comparison.members.last_written", ages.__getitem__)
     kept, note = like_the_newest(members)
     assert kept == [members[1], members[3]]
     assert note is not None
@@ -302,7 +306,7 @@ def test_of_a_folder_the_runs_like_its_newest_are_meant(monkeypatch: pytest.Monk
 
 
 def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:
-    """Three seeds of a learned arm, one of constant scale, a point mass, and one without a price."""
+    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one without a price."""
     members = []
     for seed in (0, 1, 2):
         jitter = noise * (seed - 1)
@@ -328,12 +332,12 @@ def test_answers_follow_the_numbers() -> None:
     assert found["neighbours"].verdict == "Not shown"
     assert found["shortcuts"].verdict == "Not tested"  # none of its figures was measured
     assert found["scale"].verdict == "Yes"
-    assert found["price"].verdict == "The arm of constant scale loses 28.00 nats"
-    assert "95 % of the loss less" in found["price"].sentences[0]
+    assert found["price"].verdict == "The arm with a constant sigma loses 28.00 nats of ELBO"
+    assert "95 % of the difference" in found["price"].sentences[0]
     assert REASON in " ".join(found["bits"].sentences)
     none = answers(study(constant=0.0, refit=0.0, noise=0.5))["price"]
-    assert none.verdict == "No loss that 3 seeds could show"
-    assert "no difference that 3 seeds could show" in none.sentences[0]
+    assert none.verdict == "No loss of ELBO found with 3 seeds"
+    assert "no difference found with 3 seeds" in none.sentences[0]
 
 
 @pytest.mark.parametrize(
@@ -345,37 +349,37 @@ def test_answers_follow_the_numbers() -> None:
         ((1, 1, 3), "Mixed"),
         ((0, 1, 3), "No, the opposite"),
         ((0, 0, 3), "Not shown"),
-        ((0, 0, 0), "Cannot be told"),
+        ((0, 0, 0), "Cannot tell"),
     ],
 )
 def test_verdicts(counts: tuple[int, int, int], verdict: str) -> None:
     assert verdict_of(*counts) == verdict
 
 
-def test_the_share_of_the_prior_is_told_by_arms_that_differ_in_it() -> None:
+def test_the_share_of_the_prior_is_measured_by_arms_that_differ_only_in_it() -> None:
     comparison = study(constant=28.0, refit=26.0)
     learned_prior = {"sigma": "fixed", "sigma.value": 1.0, "prior": "scaled_normal"}
     figures = {"elbo": -100.5, "rate": 20.0, "distortion": 80.5, "scale_min": 1.0, "scale_max": 1.0}
     members = [*comparison.members, *(member(seed, learned_prior, figures) for seed in (0, 1, 2))]
     told = answers(Comparison(members))["price"]
-    assert told.verdict == "2 of the 2 arms of constant scale lose 0.50 to 28.00 nats"
+    assert told.verdict == "2 of the 2 arms with a constant sigma lose 0.50 to 28.00 nats of ELBO"
     assert len(told.sentences) == 1
-    assert "7 % of the loss less" in told.sentences[0]
+    assert "7 % of the difference" in told.sentences[0]
     assert "as 'fixed 1.0, scaled_normal', " in told.sentences[0]
-    assert "98 % of the loss less" in told.sentences[0]
+    assert "98 % of the difference" in told.sentences[0]
 
 
 def test_one_seed_is_never_a_difference() -> None:
     comparison = study(constant=28.0, refit=1.4)
     alone = Comparison([m for m in comparison.members if m.seed == 0])
     found = answers(alone)
-    assert found["bits"].verdict == "Cannot be told"
-    assert found["scale"].verdict == "Cannot be told"
+    assert found["bits"].verdict == "Cannot tell"
+    assert found["scale"].verdict == "Cannot tell"
     assert "one seed" in found["price"].verdict
     assert all(d.is_real is None for d in alone.differences)
     assert alone.comparisons == 0
-    assert 'class="differs"' not in render(Plots(alone), Pictures(), "one seed")
-    assert "have no interval" in render(Plots(alone), Pictures(), "one seed")
+    assert 'class="differs"' not in page_of(alone)
+    assert "claims no difference for them" in page_of(alone)
 
 
 def test_numbers_read_well() -> None:
@@ -413,7 +417,13 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
+def page_of(
+    comparison: Comparison, pictures: Pictures | None = None, title: str = "title", notes: Sequence[str] = ()
+) -> str:
+    return render(comparison, draw_all(comparison), pictures or Pictures(), title, notes)
+
+
+def test_the_report_needs_no_other_file_and_escapes_all_text() -> None:
     evil = '<script>alert("$\\x$ & y")</script>'
     members = study(constant=28.0, refit=1.4).members
     members += [member(seed, {"sigma": evil}, {"distortion": 81.0, "rate": 1.0, "rate_per_dimension": [2.0, 1.0]})
@@ -421,7 +431,7 @@ def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
     members[0].summary["git_commit"] = evil
     members[0].evaluation["figures"]["distortion"]["note"] = evil
     members[2].evaluation["left_out"]["rate"]["reason"] = evil
-    page = render(Plots(Comparison(members)), Pictures(reason=evil), evil, [evil])
+    page = page_of(Comparison(members), Pictures(reason=evil), evil, [evil])
     parsed = Parsed(page)
     assert parsed.open == []
     assert "script" not in parsed.tags
@@ -434,8 +444,8 @@ def test_report_stands_alone_and_escapes_what_it_is_told() -> None:
 
 def test_what_is_left_out_is_never_a_number() -> None:
     comparison = study(constant=28.0, refit=1.4)
-    html = render(Plots(comparison), Pictures(), "title")
-    row = re.search(r"deterministic</th>((?:<td[^>]*>.*?</td>)+)", html[html.index("1. The noise limits the") :])
+    html = page_of(comparison)
+    row = re.search(r"deterministic</th>\s*((?:<td[^>]*>.*?</td>\s*)+)", html[html.index("<h2>1. The noise limits") :])
     assert row is not None
     assert row[1].startswith("<td>-<sup>a</sup></td>")
     page = Parsed(html).text
@@ -451,14 +461,14 @@ def test_what_is_left_out_is_never_a_number() -> None:
 
 @pytest.mark.parametrize("gone", [1, 2, 3, 5])
 def test_any_figure_may_be_missing(gone: int) -> None:
-    """Whatever is taken away, from some runs or from all, a report comes out."""
+    """A report is written whichever figures are missing, from some runs or from all."""
     comparison = study(constant=28.0, refit=1.4)
     for place, one in enumerate(comparison.members):
         figures = one.evaluation["figures"]
         for name in [name for count, name in enumerate(list(figures)) if (count + place * (gone % 2)) % gone == 0]:
             del figures[name]
     rebuilt = Comparison(comparison.members)
-    render(Plots(rebuilt), Pictures(), "title")
+    page_of(rebuilt)
     as_plain(rebuilt)
 
 
@@ -481,26 +491,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Terms:
-    """A stand-in for the one metric that there is."""
+    """A stand-in for the only metric."""
 
 
 def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """What the stand-in for the evaluation has written of a run."""
+    """Return what the stand-in for the evaluation has written."""
     file = folder.path / "evaluation/metrics.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, evaluate_run: Callable[..., dict[str, Any]]) -> None:
-    """Put a quick evaluation in the place of the real one."""
-    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Terms",)})
+    """Replace the evaluation by a fast stand-in."""
     monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Terms,))
+    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Terms",)})  # after the real metrics are imported
     monkeypatch.setattr("vae_cli.metrics.evaluate.evaluate_run", evaluate_run)
     monkeypatch.setattr("vae_cli.comparison.missing.stored_evaluation", read_evaluation)
 
 
 @pytest.fixture
-def assessed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The runs that were evaluated, by a stand-in that takes its figures from the summary."""
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Evaluate with a stand-in that copies figures from the summary; give the runs that were evaluated."""
     seen: list[Path] = []
 
     def evaluate_run(
@@ -553,10 +563,10 @@ def vae(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Vae:
     return call
 
 
-def test_compare(vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare(vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("compare", "--jobs", "1") == 0
     out = capsys.readouterr().out
-    assert len(assessed) == 6
+    assert len(evaluated) == 6
     folder = trained / "runs/digits/compare"
     assert all(str(Path("runs/digits/compare", name)) in out for name in ("compare.csv", "compare.json", "report.html"))
     assert re.search(r"^ *deterministic +2 ", out, re.MULTILINE)
@@ -572,43 +582,43 @@ def test_compare(vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.C
     assert learned["figures"]["distortion"]["n"] == 2
     page = Parsed((folder / "report.html").read_text())
     assert page.tags.count("img") >= 6
-    assert "Pictures are of the runs of seed 0" in page.text
+    assert "Pictures are of the runs with seed 0" in page.text
 
-    # What it wrote is no run, and evaluated runs are not evaluated again, unless more is asked for.
+    # The report's folder is not taken for a run, and runs are evaluated again only for a more thorough profile.
     assert vae("compare", "runs/digits", "--jobs", "1", "--out", "elsewhere", "--tensorboard") == 0
-    assert len(assessed) == 6
+    assert len(evaluated) == 6
     assert (trained / "elsewhere/report.html").exists()
     assert {p.parent.name for p in (trained / "elsewhere/tensorboard/fixed-1.0").rglob("events*")} == {"mean", "sd"}
     assert vae("compare", "--jobs", "1", "--profile", "default", "--reference", "fixed 1.0") == 0
-    assert len(assessed) == 12
-    assert vae("compare", "--jobs", "1") == 0  # as thorough as most of the runs are
-    assert len(assessed) == 12
+    assert len(evaluated) == 12
+    assert vae("compare", "--jobs", "1") == 0  # the profile of most runs is used
+    assert len(evaluated) == 12
     part = folder.parent / Path(rows[0]["run"]).name / "evaluation/metrics.json"
     found = json.loads(part.read_text())
     own = {"value": 1.0, "metric": "Mine", "claim": "bits"}
     part.write_text(json.dumps({**found, "figures": {"mine": own}, "left_out": {}}))
     assert vae("compare", "--jobs", "1", "--reference", "fixed 1.0") == 0
-    assert assessed[12:] == [Path(rows[0]["run"])]
+    assert evaluated[12:] == [Path(rows[0]["run"])]
     whole = json.loads(part.read_text())
     assert (whole["profile"], whole["figures"]) == ("default", {**found["figures"], "mine": own})
     assert json.loads((folder / "compare.json").read_text())["reference"] == "fixed 1.0"
 
 
 @pytest.mark.parametrize("out", ["notes.txt", "notes.txt/below"])
-def test_a_place_that_cannot_be_is_refused_before_anything_is_measured(
-    vae: Vae, trained: Path, assessed: list[Path], out: str, capsys: pytest.CaptureFixture[str]
+def test_an_unwritable_folder_is_refused_before_anything_is_evaluated(
+    vae: Vae, trained: Path, evaluated: list[Path], out: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (trained / "notes.txt").write_text("")
     assert vae("compare", "--jobs", "1", "--profile", "full", "--out", out) == 2
     assert "notes.txt is a file; name a folder" in capsys.readouterr().err
-    assert assessed == []
+    assert evaluated == []
 
 
-def test_a_run_that_was_measured_in_another_way_is_named(
-    vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.CaptureFixture[str]
+def test_a_run_evaluated_with_another_seed_is_named(
+    vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert vae("compare", "--jobs", "1") == 0
-    count = len(assessed)
+    count = len(evaluated)
     run = sorted((trained / "runs/digits").glob("*/evaluation"))[0].parent
     file = run / "evaluation/metrics.json"
     whole = file.read_text()
@@ -618,12 +628,12 @@ def test_a_run_that_was_measured_in_another_way_is_named(
     finally:
         file.write_text(whole)
     assert f"vae evaluate runs/digits/{run.name} --quick --seed 0 --weights best" in capsys.readouterr().err
-    assert len(assessed) == count
+    assert len(evaluated) == count
 
 
 @pytest.fixture
 def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put files without content in the place of a report."""
+    """Write placeholder files instead of a report."""
 
     def write(_: object, folder: Path, *__: object) -> bool:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -631,18 +641,18 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
             (folder / name).write_text(name)
         return True
 
-    monkeypatch.setattr("vae_cli.comparison.compare.write_all", write)
+    monkeypatch.setattr("vae_cli.comparison.write.write_all", write)
 
 
 @pytest.fixture
 def compared(
-    vae: Vae, trained: Path, assessed: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vae: Vae, trained: Path, evaluated: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Callable[..., str], Path, Path]:
-    """Compares copies of the runs and gives what was said; the folder of the copies, and that of the report."""
+    """Give a function that compares copies of the runs and returns the output; their folder; the report's folder."""
     runs = tmp_path / "copies"
     for run in (trained / "runs/digits").glob("*latent*"):
         shutil.copytree(run, runs / run.name)
-    assert vae("compare", str(runs), "--jobs", "1") == 0  # which evaluates them, if no other test has
+    assert vae("compare", str(runs), "--jobs", "1") == 0  # evaluates them, unless another test has
     shutil.rmtree(runs / "compare")
     capsys.readouterr()
 
@@ -656,7 +666,7 @@ def compared(
 UNCHANGED = "Nothing has changed since this report was written:\n"
 
 
-def test_an_answer_is_kept_as_long_as_nothing_changes(
+def test_a_report_is_cached_until_something_changes(
     compared: tuple[Callable[..., str], Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare, _, folder = compared
@@ -664,10 +674,10 @@ def test_an_answer_is_kept_as_long_as_nothing_changes(
     assert UNCHANGED not in said
 
     def write(*_: object) -> None:
-        raise AssertionError("there is nothing to write")
+        raise AssertionError("the report is cached")
 
     with monkeypatch.context() as patched:
-        patched.setattr("vae_cli.comparison.compare.write_all", write)
+        patched.setattr("vae_cli.comparison.write.write_all", write)
         patched.setattr("vae_cli.comparison.compare.collect", write)
         again = compare()
     assert again.replace(UNCHANGED, "") == said
@@ -691,13 +701,13 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "no report": lambda _, folder: (folder / "report.html").unlink(),
     "no figure": lambda _, folder: next((folder / "figures").iterdir()).unlink(),
     "another figure": lambda _, folder: next((folder / "figures").iterdir()).write_bytes(b""),
-    "a changed answer": lambda _, folder: (folder / ".kept.json").write_text("{}"),
+    "a changed cache": lambda _, folder: (folder / ".kept.json").write_text("{}"),
 }
 
 
 @pytest.mark.usefixtures("quick_report")
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_answer_is_given_anew_where_something_has_changed(
+def test_a_report_is_written_again_if_something_has_changed(
     compared: tuple[Callable[..., str], Path, Path], change: str
 ) -> None:
     compare, runs, folder = compared
@@ -708,21 +718,21 @@ def test_an_answer_is_given_anew_where_something_has_changed(
 
 
 @pytest.mark.usefixtures("quick_report")
-def test_an_answer_is_kept_of_runs_that_were_evaluated_for_it(
-    compared: tuple[Callable[..., str], Path, Path], assessed: list[Path]
+def test_a_report_of_newly_evaluated_runs_is_cached(
+    compared: tuple[Callable[..., str], Path, Path], evaluated: list[Path]
 ) -> None:
     compare, runs, _ = compared
     for file in runs.rglob("evaluation/metrics.json"):
         file.unlink()
-    count = len(assessed)
+    count = len(evaluated)
     assert UNCHANGED not in compare()
-    assert len(assessed) == count + 6
+    assert len(evaluated) == count + 6
     assert UNCHANGED in compare()
-    assert len(assessed) == count + 6
+    assert len(evaluated) == count + 6
 
 
 @pytest.mark.usefixtures("quick_report")
-def test_an_answer_is_not_kept_where_it_may_change_by_itself(compared: tuple[Callable[..., str], Path, Path]) -> None:
+def test_a_report_is_not_cached_while_a_run_is_training(compared: tuple[Callable[..., str], Path, Path]) -> None:
     compare, runs, _ = compared
     last = sorted(runs.glob("*latent*"))[-1]
     summary = json.loads((last / "summary.json").read_text())
@@ -736,14 +746,12 @@ def test_an_answer_is_not_kept_where_it_may_change_by_itself(compared: tuple[Cal
 @pytest.mark.parametrize(
     "change",
     [
-        {"notes": ["\x1b[2J"]}, {"notes": 1}, {"sheet": {}}, {"sheet": {"title": 1}}, {"format": 2},
-        {"sheet": {"title": "", "arms": ["a"], "counts": [], "columns": {}, "below": ""}},
-        {"sheet": {"title": "", "arms": ["a"], "counts": [[]], "columns": {}, "below": ""}},
+        {"notes": ["\x1b[2J"]}, {"notes": 1}, {"table": {}}, {"table": {"title": 1}}, {"format": 3},
+        {"table": {"title": "", "arms": ["a"], "counts": [], "columns": {}, "below": ""}},
+        {"table": {"title": "", "arms": ["a"], "counts": [[]], "columns": {}, "below": ""}},
     ],
 )  # fmt: skip
-def test_a_kept_answer_that_is_none_is_not_given(
-    compared: tuple[Callable[..., str], Path, Path], change: dict[str, Any]
-) -> None:
+def test_a_malformed_cache_is_ignored(compared: tuple[Callable[..., str], Path, Path], change: dict[str, Any]) -> None:
     compare, _, folder = compared
     said = compare()
     file = folder / ".kept.json"
@@ -752,7 +760,7 @@ def test_a_kept_answer_that_is_none_is_not_given(
 
 
 def test_curves_over_seeds(
-    vae: Vae, trained: Path, assessed: list[Path], tmp_path: Path, tensorboard: Callable[..., Callable[..., Any]]
+    vae: Vae, trained: Path, evaluated: list[Path], tmp_path: Path, tensorboard: Callable[..., Callable[..., Any]]
 ) -> None:
     assert vae("compare", "--jobs", "1", "--out", str(tmp_path), "--tensorboard") == 0
     get = tensorboard(tmp_path / "tensorboard")
@@ -766,8 +774,8 @@ def test_curves_over_seeds(
         assert points[-1][2] == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_cannot_be_compared(
-    vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_runs_that_cannot_be_compared_are_refused(
+    vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = next((trained / "runs/digits").glob("*sigma-fixed*"))
     assert vae("compare", str(run)) == 2
@@ -777,11 +785,11 @@ def test_what_cannot_be_compared(
     assert vae("compare", "nowhere") == 2
     assert vae("compare", "--reference", "fixd", "--jobs", "1") == 2
     assert "Did you mean 'fixed 1.0'" in capsys.readouterr().err
-    assert not assessed  # all of this was seen before anything was evaluated
+    assert not evaluated  # all of this is refused before anything is evaluated
 
 
 def test_unfinished_runs_are_left_out_and_named(
-    vae: Vae, trained: Path, assessed: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for run in sorted((trained / "runs/digits").glob("*latent*")):
         copy = tmp_path / run.name
@@ -793,9 +801,9 @@ def test_unfinished_runs_are_left_out_and_named(
     (second / "summary.json").write_text("{")
     assert vae("compare", str(tmp_path), "--jobs", "1") == 0
     out = capsys.readouterr().out
-    assert f"Left out: {first} is interrupted, after 3 epochs" in out
+    assert f"Left out: {first} is interrupted after 3 epochs" in out
     assert "damaged" in out
-    assert len(assessed) == 4
+    assert len(evaluated) == 4
 
 
 def test_an_evaluation_that_fails_names_its_run(
@@ -811,20 +819,18 @@ def test_an_evaluation_that_fails_names_its_run(
     assert "no images" in error
 
 
-def test_axes_leave_out_what_would_hide_the_rest() -> None:
-    from vae_cli.comparison.plots import _limits
-
+def test_axes_leave_out_outliers_that_would_hide_the_rest() -> None:
     near = [(30.0, 0.1), (30.5, 0.2), (27.0, 0.3), (13.0, 1.0)] * 3
-    limits = _limits([*near, (-400.0, 1.0), (-399.0, 1.0)])
-    assert limits is not None
-    assert -400 < limits[0] < 12
-    assert limits[1] > 30.7
-    wide = _limits([(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (5.0, 0.0)])
+    found = limits([*near, (-400.0, 1.0), (-399.0, 1.0)])
+    assert found is not None
+    assert -400 < found[0] < 12
+    assert found[1] > 30.7
+    wide = limits([(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (5.0, 0.0)])
     assert wide is not None
     assert wide[0] < 0
     assert wide[1] > 5
-    apart = _limits([*near, (-500.0, 1.0), (-280.0, 1.0)])  # the widest gap is between the two that are far off
+    apart = limits([*near, (-500.0, 1.0), (-280.0, 1.0)])  # the widest gap is between the two that are far off
     assert apart is not None
     assert apart[0] > -280
-    assert _limits([]) is None
-    assert _limits([(1.0, 0.0)]) is not None
+    assert limits([]) is None
+    assert limits([(1.0, 0.0)]) is not None

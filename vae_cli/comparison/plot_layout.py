@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.findings import unit_of
 from vae_cli.comparison.plot_style import FAINT, GRAY, INK, Look
+from vae_cli.comparison.statistics import Statistic
 from vae_cli.config.claims import entry
 from vae_cli.core.wording import MINUS
 
@@ -63,9 +64,9 @@ def whole_ticks(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def fit_to_points(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Fit axes to the points (x, y) that lie together."""
-    x, y = (limits([(point[axis], 0.0) for point in points]) for axis in (0, 1))
+def fit_to_points(axes: Any, points: Sequence[tuple[Statistic, Statistic]]) -> None:
+    """Fit axes to the points (x, y) that lie together, and to their bars."""
+    x, y = (limits([(point[axis].mean, point[axis].sd or 0.0) for point in points]) for axis in (0, 1))
     if x and y:
         axes.set_xlim(*x)
         axes.set_ylim(*y)
@@ -133,8 +134,9 @@ def equal_elbo_lines(axes: Any) -> None:
         if left < x and low <= y <= high and x - left > 0.06 * (right - left):
             axes.annotate(f"{level:g}".replace("-", MINUS), (x, y), xytext=(-3, 3), textcoords="offset points",
                           ha="right", fontsize=7.5, color=GRAY)  # fmt: skip
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.annotate("gray lines: equal distortion + rate (= minus ELBO)", (0.995, 0.985), xycoords="axes fraction",
-                  ha="right", va="top", fontsize=8, color=GRAY)  # fmt: skip
+                  ha="right", va="top", fontsize=8, color=GRAY, bbox=on_white, zorder=3)  # fmt: skip
 
 
 def dotted_line(axes: Any, height: float, text: str = "") -> None:

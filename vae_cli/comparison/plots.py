@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vae_cli.comparison.arms import Arm, Comparison, Family
 from vae_cli.comparison.plot_layout import (
@@ -28,6 +29,7 @@ from vae_cli.comparison.plot_layout import (
 )
 from vae_cli.comparison.plot_style import INK, WIDTH, Look, Looks, drawing, looks, save_png, text_color
 from vae_cli.comparison.selection import SOURCES, source_title
+from vae_cli.comparison.statistics import Statistic
 from vae_cli.core.wording import capitalized
 
 Curves = dict[str, tuple[Any, list[Any]]]  # by the arm's label: x (points,) and y of each seed (points,)
@@ -42,7 +44,7 @@ def rate_distortion(comparison: Comparison) -> Figure | None:
     found = looks(comparison)
     with drawing(WIDTH, 5.2) as figure:
         axes = figure.add_subplot()
-        main: list[tuple[float, float]] = []
+        main: list[tuple[Statistic, Statistic]] = []
         for family in families:
             main += _draw_family(axes, comparison, family, found)
         fit_to_points(axes, main)
@@ -59,7 +61,7 @@ def _point(arm: Arm) -> tuple[float, float] | None:
     return None if rate is None or distortion is None else (rate.mean, distortion.mean)
 
 
-def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks) -> list[tuple[float, float]]:
+def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks) -> list[tuple[Statistic, Statistic]]:
     """Draw one family, and return the points of its curve."""
     arms = [arm for arm in family.arms if _point(arm)]
     usual = next((arm for arm in arms if arm in comparison.shown and arm.beta != 0), arms[0])
@@ -77,16 +79,15 @@ def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks
             zorder=4,
         )  # fmt: skip
         if arm in ladder:
-            points.append((rate.mean, distortion.mean))
+            points.append((rate, distortion))
         if len(arms) > 1 and arm.beta is not None:
             axes.annotate(
                 f"{arm.beta:g}", (rate.mean, distortion.mean), xytext=(5, 5), textcoords="offset points",
                 fontsize=8, color=look.color, annotation_clip=True,
             )  # fmt: skip
     label = family.label + (" (numbers: beta)" if len(arms) > 1 else "")
-    axes.plot(
-        *zip(*sorted(points), strict=True), color=look.color, linestyle=look.line, marker=look.marker, label=label
-    )
+    curve = sorted((x.mean, y.mean) for x, y in points)
+    axes.plot(*zip(*curve, strict=True), color=look.color, linestyle=look.line, marker=look.marker, label=label)
     return points
 
 
@@ -266,6 +267,7 @@ def _draw_histogram(axes: Any, arm: Arm, look: Look) -> None:
     axes.axvline(0, color=INK, linewidth=0.9, linestyle=":")
     axes.set_title(arm.label, color=text_color(look))
     axes.xaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.tick_params(labelbottom=True)

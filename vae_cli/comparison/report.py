@@ -66,6 +66,7 @@ class Column:
     title: str
     unit: str = ""
     definition: str = ""
+    better: str = "neither"
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,10 @@ class Report:
         footnotes = Footnotes()
         digits = {name: _digits(name, arms) for name in names}
         rows = [self._row(arm, [self._cell(arm, name, digits[name], footnotes) for name in names]) for arm in arms]
-        heads = [Column(entry(n).title, unit_of(self.comparison, n), entry(n).definition) for n in names]
+        heads = [
+            Column(found.title, unit_of(self.comparison, found.name), found.definition, found.better)
+            for found in map(entry, names)
+        ]
         return Table("arm", heads, rows, footnotes.marks)
 
     def _tall_tables(self, names: Sequence[str]) -> list[Table]:
