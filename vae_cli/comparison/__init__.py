@@ -19,6 +19,7 @@ __all__ = [
     "report",
     "selection",
     "statistics",
+    "summary",
     "table",
     "write",
 ]

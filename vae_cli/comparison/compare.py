@@ -16,7 +16,7 @@ from vae_cli.comparison.cache import CachedReport
 from vae_cli.comparison.collect import collect, run_folders
 from vae_cli.comparison.members import Member, common_folder, refuse_incomparable
 from vae_cli.comparison.missing import complete_evaluations
-from vae_cli.comparison.table import print_table, summary_table
+from vae_cli.comparison.table import print_table
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.record import rank
 
@@ -93,6 +93,8 @@ def _make_report(
         _say(console, mixed)
     comparison = Comparison(members, request.reference)
     folder = request.out or common_folder([member.folder.path for member in members]) / "compare"
+    from vae_cli.comparison.summary import summary_table  # reads the register, which a cached report does not need
+
     report = CachedReport(folder, notes, summary_table(comparison))
     print_table(console, report.table)
     with console.status("writing the report") if console.is_terminal else nullcontext():

@@ -1,20 +1,16 @@
-"""The table of a comparison on the terminal: arms as rows, and as many of the main figures as fit."""
+"""The table of a comparison on the terminal: arms as rows, and as many of the main figures as fit.
+
+It is printed from the cache too, so nothing slow is imported here.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from vae_cli.comparison.arms import Arm, Comparison
-from vae_cli.comparison.findings import amount_in
-from vae_cli.comparison.selection import TERMINAL
-from vae_cli.config.claims import entry
-from vae_cli.core.wording import digits_for
 
 NARROW = 14  # characters: a heading on a terminal is broken into lines of this length
 LEAST = 3  # columns that are shown even if they do not fit
@@ -29,27 +25,6 @@ class SummaryTable:
     counts: list[str]
     columns: dict[str, list[str]]
     below: str
-
-
-def summary_table(comparison: Comparison) -> SummaryTable:
-    """Return the table of the arms and their main figures."""
-    arms = comparison.shown
-    columns = {entry(name).title: _column(arms, name) for name in TERMINAL if any(arm.stat(name) for arm in arms)}
-    seeds, hidden = len(comparison.seeds), len(comparison.arms) - len(arms)
-    return SummaryTable(
-        f"{len(comparison.members)} runs, {seeds} seed{'s' if seeds != 1 else ''}: mean ± standard deviation over "
-        "seeds; rate, distortion and ELBO in nats per image",
-        [arm.label for arm in arms],
-        [str(len(arm.members)) for arm in arms],
-        columns,
-        f"{hidden} more arm{'s' if hidden != 1 else ''} with other weights: see the report" if hidden else "",
-    )
-
-
-def _column(arms: Sequence[Arm], name: str) -> list[str]:
-    stats = [arm.stat(name) for arm in arms]
-    digits = digits_for([stat.mean for stat in stats if stat is not None])
-    return ["" if stat is None else amount_in(arm, stat, digits) for stat, arm in zip(stats, arms, strict=True)]
 
 
 def print_table(console: Console, table: SummaryTable) -> None:
