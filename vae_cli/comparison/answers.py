@@ -138,7 +138,7 @@ def _one(comparison: Comparison, found: Difference) -> str:
 
 
 def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
-    """Return the arms without noise, and the arms with noise but without a price on the code, as asked for."""
+    """Return the arms without noise if `noise`, and the arms with noise but without a price on it if `price`."""
     return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
 
 

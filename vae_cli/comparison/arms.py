@@ -29,6 +29,7 @@ class Arm:
 
     @property
     def seeds(self) -> list[int]:
+        """The seed of each run."""
         return [member.seed for member in self.members]
 
     @cached_property
@@ -108,8 +109,8 @@ class Family:
 class AtEqualRate:
     """The distortion of a family at the rate of the reference arm, minus the reference's own distortion.
 
-    It is interpolated linearly between the family's arms, which lies above a convex curve. `outside` is the family's
-    range of rates if the reference's rate is outside of it.
+    It is interpolated linearly between the family's arms, which overestimates a convex curve. `outside` is the
+    family's range of rates if the reference's rate is outside of it.
     """
 
     family: str
@@ -249,6 +250,7 @@ class Comparison:
 
     @cached_property
     def seeds(self) -> list[int]:
+        """All seeds, each once."""
         return sorted({member.seed for member in self.members})
 
 

@@ -23,7 +23,7 @@ from vae_cli.metrics.record import rank
 
 @dataclass(frozen=True)
 class Request:
-    """What a comparison depends on besides its runs; are_named tells whether each run was named by itself."""
+    """What a comparison depends on besides its runs; `are_named` is whether every run was named, not just a folder."""
 
     profile: str | None
     reference: str | None

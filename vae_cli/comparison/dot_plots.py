@@ -151,7 +151,7 @@ def _draw_panel(axes: Any, panel: Panel, arms: Sequence[Arm], found: Looks, insi
 
 
 def _draw_line(axes: Any, panel: Panel, arms: Sequence[Arm], inside: Limits | None, unit: str) -> None:
-    """Draw the line of a panel, or write its value below the panel if it lies outside; and label the axis."""
+    """Draw the line of a panel, or write its value below the panel if it is outside, and label the axis."""
     place = _line_of(panel, arms)
     if place is not None and panel.line is not None:
         if inside and not inside[0] <= place <= inside[1]:
@@ -165,7 +165,8 @@ def _place_ticks(axes: Any, inside: Limits | None, ticks: int) -> None:
     """Set the limits and ticks of a panel, with a logarithmic axis if there are no limits."""
     if inside is None:
         axes.set_xscale("log")
-        log_ticks(axes.xaxis, (1, 2, 5) if ticks > 3 else (1,))
+        low, high = axes.get_xlim()
+        log_ticks(axes.xaxis, (1, 2, 5) if ticks > 3 else (1, 3) if high < 100 * low else (1,))
         return
     axes.set_xlim(*inside)
     # Numbers that differ only in their last digits are long.

@@ -1,4 +1,4 @@
-"""Parts that plots share: labels, limits and ticks of axes, bands, legends, and marks for what lies outside."""
+"""Parts that plots share: labels, limits and ticks of axes, bands, legends, and marks for values outside of axes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unit_text(comparison: Comparison, name: str) -> str:
 
 
 def limits(values: Sequence[tuple[float, float]]) -> Limits | None:
-    """Return limits that hold all values (mean, sd), except the few that lie so far off that the others could not be
+    """Return limits that hold all values (mean, sd), except the few that are so far off that the others could not be
     told apart: at most a quarter of them, beyond a gap of more than 2.5 times the range of the others."""
     inside = sorted(values)
     if not inside:
@@ -81,7 +81,7 @@ def fit_to_curves(axes: Any, curves: Sequence[Sequence[float]]) -> None:
 
 
 def name_outside(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Name above the axes the points (label, x, y) that lie outside of them, with their coordinates."""
+    """Name above the axes the points (label, x, y) outside of them, with their coordinates."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     outside = [(label, x, y) for label, x, y in points if not (left <= x <= right and low <= y <= high)]
     if outside:
