@@ -300,7 +300,7 @@ runs a b | unexpected extra argument
 runs --all | There is no flag --all
 compare nowhere | There is no run 'nowhere'
 compare empty | holds no run\. Train one first
-compare a | the only finished run here, and a comparison takes two
+compare a | the only finished run here, and a comparison needs at least two
 compare a a | the only finished run here
 compare file.txt a | There is no run 'file.txt'
 compare --profile fast | not one of 'quick'

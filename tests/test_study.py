@@ -1,4 +1,4 @@
-"""Studies: sweeps that belong together."""
+"""Studies: several sweeps under one name."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def test_a_study_is_the_union_of_its_sweeps() -> None:
     ]
 
 
-def test_what_is_typed_narrows_a_study() -> None:
+def test_overrides_select_arms_of_a_study() -> None:
     assert jobs_of_study(["sigma=fixed", "sigma.value=0.5"], ARMS) == [["sigma=fixed", "sigma.value=0.5"]]
     assert jobs_of_study(["prior=b"], ARMS)[:2] == [["sigma=learned", "prior=b"], ["sigma=shared", "prior=b"]]
     with pytest.raises(UserError, match=r"no arm of this study has sigma=fixed sigma\.value=7\. It has: sigma=learned"):
         jobs_of_study(["sigma=fixed", "sigma.value=7"], ARMS)
 
 
-def test_two_ways_to_the_same_job_are_one_job() -> None:
+def test_a_job_in_two_sweeps_is_run_once() -> None:
     assert jobs_of_study(["regularizer.beta=0"], ["sigma=learned", "sigma=learned regularizer.beta=0,1"]) == [
         ["sigma=learned", "regularizer.beta=0"]
     ]
 
 
-def test_the_sigma_study_has_every_mode_and_seeds_and_a_ladder() -> None:
+def test_the_sigma_study_has_every_mode_several_seeds_and_a_ladder_of_weights() -> None:
     preset = yaml.safe_load((configs_dir() / "experiment" / "sigma_study.yaml").read_text())
     jobs = [set(job) for job in jobs_of_study([], preset["arms"])]
     for mode in ("learned", "shared", "deterministic"):
@@ -54,7 +54,7 @@ def test_the_sigma_study_has_every_mode_and_seeds_and_a_ladder() -> None:
     assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 3
 
 
-def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings(commands: Any, tmp_path: Path) -> None:
+def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: Any, tmp_path: Path) -> None:
     words = ["experiment=sigma_study", "epochs=1", "sigma=fixed", "sigma.value=0.5", "seed=0", "network.hidden=[8]"]
     done = commands.run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
         (["-m", 'arms=["sigma"]'], "sigma"),
     ],
 )
-def test_a_study_that_cannot_be_is_refused_in_words(words: list[str], said: str, commands: Any, tmp_path: Path) -> None:
+def test_an_invalid_study_is_refused_with_a_message(words: list[str], said: str, commands: Any, tmp_path: Path) -> None:
     done = commands.run("train", *words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("vae: ")

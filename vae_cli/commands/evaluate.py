@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vae_cli.comparison.arms import Comparison
 from vae_cli.comparison.members import read_member
-from vae_cli.comparison.plots import Plots, save_all
+from vae_cli.comparison.plots import draw_all, save_all
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import CLAIMS
 from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
@@ -65,8 +65,8 @@ def main(
             folder, profile, kinds=kinds, before=before, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, say=say,
         )  # fmt: skip
-    plots = Plots(Comparison([replace(read_member(folder), evaluation=found)]))
-    pictures = save_all(plots, metrics_file(folder).parent)
+    figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
+    pictures = save_all(figures, metrics_file(folder).parent)
     out = Console()
     if not out.is_terminal:
         out.width = 120

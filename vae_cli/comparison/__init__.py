@@ -1,16 +1,25 @@
-"""What `vae compare` says: arms, statistics over seeds, findings, plots and the report."""
+"""`vae compare`: arms, statistics over seeds, findings and answers, plots, and the report."""
 
 __all__ = [
     "answers",
     "arms",
     "cache",
+    "collect",
     "compare",
+    "dot_plots",
+    "export",
     "findings",
     "gallery",
     "labels",
     "members",
     "missing",
+    "plot_layout",
+    "plot_style",
     "plots",
     "report",
+    "selection",
     "statistics",
+    "summary",
+    "table",
+    "write",
 ]

@@ -1,4 +1,4 @@
-"""The answer to each of the five questions, built from a comparison's numbers by rules."""
+"""The answers to the five questions, built from a comparison's numbers by rules."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vae_cli.comparison.arms import Arm, Comparison
-from vae_cli.comparison.findings import amount, equal_rate, extremes, gap, none_found, title, unit_of
+from vae_cli.comparison.findings import amount, equal_rate, extremes, gap, none_found, unit_of
 from vae_cli.comparison.statistics import Difference
-from vae_cli.core.wording import capitalized, digits_for, number, quoted
+from vae_cli.config.claims import CLAIMS, ClaimName, entry
+from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted
 
-QUESTIONS = {
-    "bits": "Does the noise limit the information that passes?",
-    "neighbours": "Does the noise keep neighbours alike?",
-    "shortcuts": "Without noise, or without a price on small sigma, does the network take a shortcut?",
-    "scale": "Does the rate pull sigma towards 1?",
-    "price": "What does it cost to hard-code sigma?",
-}
-
+SPELLED_OUT = 3  # figures that an answer spells out; the claim's section has all
 # What an arm without noise, or without a price on it, would show if a claim held: the figure, and the sign of its
-# difference to the reference.
-EXPECTED: dict[str, list[tuple[str, int]]] = {
+# difference from the reference.
+EXPECTED: dict[ClaimName, list[tuple[str, int]]] = {
     "bits": [("rate", 1), ("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
     "neighbours": [
         ("jacobian_frobenius_halfway", 1),
@@ -35,38 +29,54 @@ EXPECTED: dict[str, list[tuple[str, int]]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, its answer in a word or two, and the sentences behind it."""
+    """A question, its answer in a few words, and the sentences behind it."""
 
     question: str
     verdict: str
     sentences: list[str]
 
 
-def answers(comparison: Comparison) -> dict[str, Answer]:
-    """The answer to each question, by claim."""
-    kinds: dict[str, Callable[[Comparison], Answer]] = {
+def answers(comparison: Comparison) -> dict[ClaimName, Answer]:
+    """Return the answer to each question, by claim."""
+    rules: dict[ClaimName, Callable[[Comparison], tuple[str, list[str]]]] = {
         "bits": _bits,
         "neighbours": _neighbours,
         "shortcuts": _shortcuts,
         "scale": _scale,
         "price": _price,
     }
-    return {claim: kind(comparison) for claim, kind in kinds.items()}
+    return {claim: Answer(CLAIMS[claim].question, *rule(comparison)) for claim, rule in rules.items()}
 
 
-# Answers.
+def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
+    """Return what `tested` comparisons come to, of which some support a claim and some contradict it.
+
+    >>> verdict_of(3, 0, 3), verdict_of(2, 0, 3), verdict_of(1, 0, 3), verdict_of(1, 1, 3)
+    ('Yes', 'Mostly', 'In part', 'Mixed')
+    >>> verdict_of(0, 1, 3), verdict_of(0, 0, 3), verdict_of(0, 0, 0)
+    ('No, the opposite', 'Not shown', 'Cannot tell')
+    """
+    if not tested:
+        return "Cannot tell"
+    if supporting and contradicting:
+        return "Mixed"
+    if contradicting:
+        return "No, the opposite"
+    if not supporting:
+        return "Not shown"
+    return "Yes" if supporting == tested else "Mostly" if 2 * supporting > tested else "In part"
 
 
-def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
-    """Whether arms differ from the reference as a claim has it, and the sentences that say how."""
+def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
+    """Return whether arms differ from the reference as a claim expects, and the sentences that say how."""
     reference = comparison.reference
+    own = quoted([reference.label])
     if not reference.has_noise or not reference.has_price:
-        return "Not tested", [
-            f"The reference {quoted([reference.label])} has no noise, or no price on it: name another with --reference."
-        ]
+        return "Not tested", [f"The reference arm {own} has no noise, or no price on it. Choose another: --reference."]
     arms = [arm for arm in arms if arm is not reference]
     if not arms:
-        return "Not tested", [f"No arm {what} is among these runs."]
+        return "Not tested", [f"None of these arms was trained {what}."]
+    others = quoted([arm.label for arm in arms])
     pairs = [
         (found, sign)
         for name, sign in EXPECTED[claim]
@@ -74,138 +84,110 @@ def _contrast(comparison: Comparison, claim: str, arms: Sequence[Arm], what: str
         if (found := comparison.difference(name, arm)) is not None
     ]
     if not pairs:
-        return "Not tested", [f"No figure of this claim is defined both for {quoted([a.label for a in arms])} and for "
-                              f"{quoted([reference.label])}."]  # fmt: skip
+        return "Not tested", [f"No figure of this claim is defined for both {others} and {own}."]
     tested = [pair for pair in pairs if pair[0].is_real is not None]
-    for_it = [found for found, sign in tested if found.is_real and found.value * sign > 0]
-    against_it = [found for found, sign in tested if found.is_real and found.value * sign < 0]
-    verdict = verdict_of(len(for_it), len(against_it), len(tested))
-    none = len(tested) - len(for_it) - len(against_it)
-    counted = f"Of {len(tested)} comparisons of {quoted([a.label for a in arms])} with {quoted([reference.label])}"
-    says = [f"{len(for_it)} point this way"]
-    if against_it:
-        says.append(f"{len(against_it)} the other way")
-    if none:
-        says.append(f"{none} show no difference")
-    sentences = [f"{counted}, {', '.join(says)}."]
-    if not tested:
-        sentences = ["With one seed there is no interval, and no difference can be told from chance."]
+    supporting = sum(bool(found.is_real) and found.value * sign > 0 for found, sign in tested)
+    contradicting = sum(bool(found.is_real) and found.value * sign < 0 for found, sign in tested)
+    if tested:
+        counts = _counts(supporting, contradicting, len(tested) - supporting - contradicting)
+        sentences = [f"Of {len(tested)} comparisons of {others} with {own}, {counts}."]
+    else:
+        sentences = ["With one seed there is no interval, and a difference cannot be told from chance."]
     names = list(dict.fromkeys(found.figure for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)))
-    for name in names[:LISTED]:
+    for name in names[:SPELLED_OUT]:
         sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
-    return verdict, sentences
+    return verdict_of(supporting, contradicting, len(tested)), sentences
 
 
-def verdict_of(for_it: int, against_it: int, tested: int) -> str:
-    """What so many comparisons that point one way, the other way, and either way come to."""
-    if not tested:
-        return "Cannot be told"
-    if for_it and against_it:
-        return "Mixed"
-    if against_it:
-        return "No, the opposite"
-    if not for_it:
-        return "Not shown"
-    return "Yes" if for_it == tested else "Mostly" if 2 * for_it > tested else "In part"
-
-
-LISTED = 3  # figures that an answer spells out; the section has all
+def _counts(supporting: int, contradicting: int, neither: int) -> str:
+    said = [f"{supporting or 'none'} support{'s' if supporting in (0, 1) else ''} the claim"]
+    if contradicting:
+        said.append(f"{contradicting} contradict{'s' if contradicting == 1 else ''} it")
+    if neither:
+        said.append(f"{neither} show{'s' if neither == 1 else ''} no difference")
+    return listed(said)
 
 
 def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
-    """Differences in one figure as a sentence: what the reference has, and what each other arm."""
+    """Return differences in one figure as a sentence: the reference's value, then each other arm's."""
     name, reference = found[0].figure, comparison.reference.stat(found[0].figure)
     assert reference is not None
     stats = {arm.label: stat for arm in comparison.arms if (stat := arm.stat(name)) is not None}
     unit = unit_of(comparison, name)
     digits = digits_for([reference.mean, *(stats[d.arm].mean for d in found)])
-    parts = []
+    parts = [f"{amount(reference, unit, digits)} for {quoted([comparison.reference.label])}"]
     for d in found:
         says = none_found(d) if d.is_real is False else gap(d, unit)
         parts.append(f"{amount(stats[d.arm], '', digits)} for {quoted([d.arm])} ({says})")
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    own = quoted([comparison.reference.label])
-    return f"{capitalized(title(name))} is {amount(reference, unit, digits)} for {own}, {listed}."
+    return f"{capitalized(entry(name).phrase)} is {listed(parts)}."
 
 
 def _one(comparison: Comparison, found: Difference) -> str:
-    """One difference as a sentence with both means."""
+    """Return one difference as a sentence with both means."""
     arms = {arm.label: arm for arm in comparison.arms}
     own, other = arms[found.arm].stat(found.figure), arms[found.reference].stat(found.figure)
     assert own is not None
     assert other is not None
     unit = unit_of(comparison, found.figure)
     digits = digits_for([own.mean, other.mean])
-    text = (
-        f"{capitalized(title(found.figure))} is {amount(own, unit, digits)} for {quoted([found.arm])} and "
-        f"{amount(other, unit, digits)} for {quoted([found.reference])}"
+    says = none_found(found) if found.is_real is False else f"a difference of {gap(found, unit)}"
+    return (
+        f"{capitalized(entry(found.figure).phrase)} is {amount(own, unit, digits)} for {quoted([found.arm])} and "
+        f"{amount(other, unit, digits)} for {quoted([found.reference])}: {says}."
     )
-    if found.is_real is False:
-        return f"{text}: {none_found(found)}."
-    return f"{text}: {gap(found, unit)}."
 
 
 def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
-    """The arms without noise, and those without a price on the code."""
+    """Return the arms without noise if `noise`, and the arms with noise but without a price on it if `price`."""
     return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
 
 
-def _bits(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison, "bits", _without(comparison, noise=True, price=True), "without noise, or without a price on it,"
-    )
+def _bits(comparison: Comparison) -> tuple[str, list[str]]:
+    arms = _without(comparison, noise=True, price=True)
+    verdict, sentences = _contrast(comparison, "bits", arms, "without noise, or without a price on it")
     rate = extremes(comparison, "rate_bits" if "rate_bits" in comparison.figures else "rate")
-    rate = f"The rate is {rate}." if rate else None
-    missing = [arm for arm in comparison.shown if arm.stat("rate") is None and arm.reason("rate")]
-    if missing:
-        sentences.append(f"No rate for {quoted([arm.label for arm in missing])}: {missing[0].reason('rate')}.")
-    return Answer(QUESTIONS["bits"], verdict, [*sentences[:1], *([rate] if rate else []), *sentences[1:]])
+    if rate:
+        sentences.insert(1, f"The rate is {rate[0].lower()}{rate[1:]}.")
+    undefined = [arm for arm in comparison.shown if arm.stat("rate") is None and arm.reason("rate")]
+    if undefined:
+        labels = quoted([arm.label for arm in undefined])
+        sentences.append(f"The rate is not defined for {labels}: {undefined[0].reason('rate')}.")
+    return verdict, sentences
 
 
-def _neighbours(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison, "neighbours", _without(comparison, noise=True, price=False), "without noise"
-    )
-    return Answer(QUESTIONS["neighbours"], verdict, sentences)
+def _neighbours(comparison: Comparison) -> tuple[str, list[str]]:
+    return _contrast(comparison, "neighbours", _without(comparison, noise=True, price=False), "without noise")
 
 
-def _shortcuts(comparison: Comparison) -> Answer:
-    verdict, sentences = _contrast(
-        comparison,
-        "shortcuts",
-        _without(comparison, noise=True, price=True),
-        "without noise, or without a price on it,",
-    )
-    return Answer(QUESTIONS["shortcuts"], verdict, sentences)
+def _shortcuts(comparison: Comparison) -> tuple[str, list[str]]:
+    arms = _without(comparison, noise=True, price=True)
+    return _contrast(comparison, "shortcuts", arms, "without noise, or without a price on it")
 
 
-def _scale(comparison: Comparison) -> Answer:
-    """Within each family whose scale is free, the mean scale at the largest weight less that at the smallest."""
+def _scale(comparison: Comparison) -> tuple[str, list[str]]:
+    """Compare, in each family with a free sigma, the mean sigma at the largest weight with that at the smallest."""
     found, sentences = [], []
     for family in comparison.families:
         arms = [arm for arm in family.arms if arm.stat("scale_mean") and not arm.has_constant_scale]
         if len(arms) > 1 and arms[0].beta != arms[-1].beta:
-            gap_ = comparison.difference("scale_mean", arms[-1], arms[0])
-            if gap_ is not None:
-                found.append(gap_)
-                sentences.append(_one(comparison, gap_))
+            rise = comparison.difference("scale_mean", arms[-1], arms[0])
+            if rise is not None:
+                found.append(rise)
+                sentences.append(_one(comparison, rise))
     free = [arm for arm in comparison.shown if arm.stat("scale_mean") and not arm.has_constant_scale]
-    for arm in [arm for arm in free if arm.has_price][:LISTED]:
+    for arm in [arm for arm in free if arm.has_price][:SPELLED_OUT]:
         sentences += _active_and_idle(arm)
     if not free:
-        return Answer(QUESTIONS["scale"], "Not tested", ["No arm among these runs sets its scale by itself."])
+        return "Not tested", ["Sigma is not learned in any of these arms."]
     if not found:
-        sentences.insert(0, "No family of arms whose scale is free was trained under several weights.")
-        return Answer(QUESTIONS["scale"], "Not tested", sentences)
-    rising = [d for d in found if d.is_real and d.value > 0]
-    falling = [d for d in found if d.is_real and d.value < 0]
-    known = [d for d in found if d.is_real is not None]
-    verdict = verdict_of(len(rising), len(falling), len(known))
-    return Answer(QUESTIONS["scale"], verdict, sentences)
+        return "Not tested", ["No learned sigma was trained under several weights of the regularizer.", *sentences]
+    rising = sum(bool(d.is_real) and d.value > 0 for d in found)
+    falling = sum(bool(d.is_real) and d.value < 0 for d in found)
+    return verdict_of(rising, falling, sum(d.is_real is not None for d in found)), sentences
 
 
 def _active_and_idle(arm: Arm) -> list[str]:
-    """The median scale of active and of idle dimensions, from the quantiles 5, 25, 50, 75, 95 %."""
+    """Return the median sigma of active and of idle dimensions, from the quantiles 5, 25, 50, 75, 95 %."""
     medians = {}
     for kind in ("active", "idle"):
         curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]
@@ -214,17 +196,16 @@ def _active_and_idle(arm: Arm) -> list[str]:
     if not medians:
         return []
     said = " and ".join(f"{number(value)} in {kind} dimensions" for kind, value in medians.items())
-    return [f"The median scale of {quoted([arm.label])} is {said}."]
+    return [f"The median sigma of {quoted([arm.label])} is {said}."]
 
 
-def _price(comparison: Comparison) -> Answer:
-    """The ELBO of arms of constant scale less the reference's, under their own prior and under a refitted one."""
+def _price(comparison: Comparison) -> tuple[str, list[str]]:
+    """Compare the ELBO of arms with a constant sigma with the reference's, under their own prior and refitted ones."""
     reference = comparison.reference
     arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
     if not arms or reference.stat("elbo") is None:
-        return Answer(QUESTIONS["price"], "Not tested", ["No arm of constant scale, or no ELBO to compare it with."])
+        return "Not tested", ["No arm has a constant sigma, or there is no ELBO to compare it with."]
     gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
-    verdict = _cost_in_short([d for _, d in gaps])
     sentences, said = [], set()
     for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
         if arm.label in said:
@@ -234,53 +215,54 @@ def _price(comparison: Comparison) -> Answer:
         if better is not None:
             said.add(better[0].label)
         sentences.append(_cost(comparison, arm, found, better))
-    for equal in comparison.at_equal_rate:
-        sentences.append(equal_rate(comparison, equal))
-    return Answer(QUESTIONS["price"], verdict, sentences)
+    sentences += [equal_rate(comparison, equal) for equal in comparison.at_equal_rate]
+    return _cost_in_short([d for _, d in gaps]), sentences
 
 
 def _cost_in_short(gaps: Sequence[Difference]) -> str:
-    """How many arms lose how much."""
+    """Return how many arms lose how much."""
     known = [d for d in gaps if d.interval is not None]
     losses = sorted(-d.value for d in known if d.is_real and d.value < 0)
-    arms = "the arm" if len(known) == 1 else f"{len(losses)} of the {len(known)} arms"
     if not known:
         low, high = min(-d.value for d in gaps), max(-d.value for d in gaps)
         ends = number(high) if low == high else f"{number(low)} to {number(high)}"
-        return f"{ends} nats, from one seed"
+        return f"{ends} nats of ELBO, from one seed"
     if not losses:
-        return f"No loss that {known[0].seeds} seeds could show"
+        return f"No loss of ELBO found with {known[0].seeds} seeds"
     digits = digits_for(losses)
     ends = " to ".join(dict.fromkeys(number(end, digits) for end in (losses[0], losses[-1])))
-    return f"{capitalized(arms)} of constant scale lose{'s' if len(losses) == 1 else ''} {ends} nats"
+    arms = "The arm" if len(known) == 1 else f"{len(losses)} of the {len(known)} arms"
+    return f"{arms} with a constant sigma lose{'s' if len(losses) == 1 else ''} {ends} nats of ELBO"
 
 
 def _differ_in_prior(one: Arm, other: Arm) -> bool:
-    """Whether two arms differ in their prior and in nothing else."""
+    """Whether two arms differ only in their prior."""
     keys = {key for key in one.settings if one.settings[key] != other.settings.get(key)}
     return bool(keys) and all(key.partition(".")[0] == "prior" for key in keys)
 
 
 def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm, Difference] | None) -> str:
-    """What an arm of constant scale loses; how much of that the trained model wins back by another prior alone, and how
-    much an arm that was trained with one, the best of those that differ in nothing else."""
-    text = f"The ELBO of {quoted([arm.label])} is {gap(found, 'nats')} against {quoted([comparison.reference.label])}"
+    """Return what an arm with a constant sigma loses, and how much of it another prior removes: one refitted to the
+    trained model's codes, and the best one that an arm was trained with that differs in nothing else."""
+    own, reference = quoted([arm.label]), quoted([comparison.reference.label])
+    text = f"The ELBO of {own} differs from that of {reference} by {gap(found, 'nats')}"
     if found.is_real is False:
-        text += f", {none_found(found)}"
+        text += f" ({none_found(found)})"
+    is_loss = bool(found.is_real) and found.value < 0
     refitted = comparison.difference("elbo_gaussian_prior", arm)
-    if refitted is not None and found.is_real and found.value < 0:
-        text += f"; with a Gaussian fitted afterwards to the codes of each as its prior {_left(found, refitted)}"
+    if refitted is not None and is_loss:
+        text += f"; with a Gaussian prior refitted to the codes of each model, by {_remaining(found, refitted)}"
     if better is not None:
         other, d = better
-        says = _left(found, d) if found.is_real and found.value < 0 else gap(d, "nats")
-        text += f"; trained with another prior, as {quoted([other.label])}, {says}"
+        says = _remaining(found, d) if is_loss else gap(d, "nats")
+        text += f"; trained with another prior, as {quoted([other.label])}, by {says}"
     return f"{text}."
 
 
-def _left(loss: Difference, rest: Difference) -> str:
-    """What is left of a loss, and which share of it is gone."""
+def _remaining(loss: Difference, rest: Difference) -> str:
+    """Return what remains of a loss, and which share of it is gone."""
     if rest.is_real is False:
-        return f"{gap(rest, 'nats')}, {none_found(rest)}"
+        return f"{gap(rest, 'nats')} ({none_found(rest)})"
     share = 1 - rest.value / loss.value
-    gone = f", {100 * share:.0f} % of the loss less" if 0 <= share < 1 else ""
+    gone = f", which removes {100 * share:.0f} % of the difference" if 0 <= share < 1 else ""
     return f"{gap(rest, 'nats')}{gone}"

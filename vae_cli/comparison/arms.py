@@ -1,4 +1,4 @@
-"""Several runs side by side: which of them can be compared, what differs, and what their figures say over seeds."""
+"""Runs grouped into arms by the settings that differ, and the arms compared with one of them, the reference."""
 
 from __future__ import annotations
 
@@ -16,27 +16,20 @@ from vae_cli.config import catalog
 from vae_cli.config.naming import show
 from vae_cli.core.errors import UserError, nearest
 
-FEW = 8  # arms that plots and tables show without leaving a ladder of weights out
-
-
-def partly(stat: Statistic, arm: Arm) -> str:
-    """What is said behind a figure that not all runs of an arm have."""
-    return f" ({stat.n} of {len(arm.members)})" if stat.n < len(arm.members) else ""
-
-
-# Arms.
+FEW = 8  # with more arms, plots and tables leave out the ladders of weights
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs that differ in nothing but the seed."""
+    """Runs that differ only in their seed."""
 
     label: str
-    settings: dict[str, Any]  # those that differ between arms
+    settings: dict[str, Any]  # only the settings that differ between arms
     members: list[Member]
 
     @property
     def seeds(self) -> list[int]:
+        """The seed of each run."""
         return [member.seed for member in self.members]
 
     @cached_property
@@ -53,21 +46,21 @@ class Arm:
         return {name: statistic(list(values.values())) for name, values in self._scalars.items()}
 
     def by_seed(self, name: str) -> Mapping[int, float]:
-        """The values of a scalar figure by seed; runs that do not have it are not in it."""
+        """Return the values of a scalar figure by seed, without the runs that lack it."""
         return self._scalars.get(name, {})
 
     def stat(self, name: str) -> Statistic | None:
-        """A scalar figure over seeds, or None where no run has it."""
+        """Return a scalar figure over seeds, or None if no run has it."""
         return self._stats.get(name)
 
     def curves(self, name: str) -> list[list[float]]:
-        """A figure that is a list, of each run that has it, all of one length."""
+        """Return a figure that is a list for each run that has it; of different lengths, only the commonest."""
         found = [curve for member in self.members if (curve := member.curve(name)) is not None]
         lengths = Counter(len(curve) for curve in found)
         return [curve for curve in found if len(curve) == lengths.most_common(1)[0][0]]
 
     def reason(self, name: str) -> str | None:
-        """Why a figure was left out, where it was."""
+        """Return why a figure was left out, or None if it was not."""
         for member in self.members:
             left_out = member.evaluation.get("left_out", {})
             if name in left_out:
@@ -76,48 +69,48 @@ class Arm:
 
     @property
     def has_noise(self) -> bool:
-        """Whether codes are drawn with noise: whether there is a scale or a rate to speak of."""
+        """Whether codes are drawn with noise, and so have a scale or a rate."""
         names = ("scale_mean", "rate")
         return any(self.stat(name) for name in names) or not any(self.reason(name) for name in names)
 
     @property
     def has_constant_scale(self) -> bool:
-        """Whether the noise has one scale in all images and dimensions, and so was not chosen by anything learned."""
+        """Whether sigma is the same in all images and dimensions, and so was not learned."""
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
     @property
     def beta(self) -> float | None:
-        """The constant weight of the regularizer, where it has one."""
+        """The constant weight of the regularizer, or None if it has none."""
         value = self.members[0].settings.get(BETA)
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def has_price(self) -> bool:
-        """Whether the code costs anything in training."""
+        """Whether the regularizer puts a price on the code in training."""
         return self.beta != 0 and self.members[0].settings.get("regularizer") != "none"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Arms that differ in the regularizer's weight only, by rising weight."""
+    """Arms that differ only in the regularizer's weight, by rising weight."""
 
     label: str
     arms: list[Arm]
 
     @property
     def ladder(self) -> list[Arm]:
-        """The arms with a weight above 0, where there are two or more: points of one rate-distortion curve."""
+        """The arms with a weight above 0, if there are at least two: points of one rate-distortion curve."""
         rungs = [arm for arm in self.arms if arm.beta and arm.stat("rate") and arm.stat("distortion")]
         return rungs if len(rungs) > 1 else []
 
 
 @dataclass(frozen=True)
 class AtEqualRate:
-    """The distortion of a family at the rate of the reference arm, less the reference's own distortion.
+    """The distortion of a family at the rate of the reference arm, minus the reference's own distortion.
 
-    It is read from the straight lines between the family's arms, which lie above a convex curve. `outside` is the
-    family's range of rates where the reference's rate does not lie in it.
+    It is interpolated linearly between the family's arms, which overestimates a convex curve. `outside` is the
+    family's range of rates if the reference's rate is outside of it.
     """
 
     family: str
@@ -128,7 +121,7 @@ class AtEqualRate:
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of a figure, whichever run it is from."""
+    """What evaluations recorded about a figure, the same for all runs."""
 
     unit: str
     metric: str
@@ -137,9 +130,9 @@ class Info:
 
 
 class Comparison:
-    """Evaluated runs, grouped into arms by the settings that differ, and set against one arm, the reference.
+    """Evaluated runs, grouped into arms by the settings that differ, and compared with one arm, the reference.
 
-    Raises UserError where no arm has the label `reference`.
+    Raises UserError if no arm has the label `reference`.
     """
 
     def __init__(self, members: Sequence[Member], reference: str | None = None) -> None:
@@ -160,7 +153,7 @@ class Comparison:
 
     @cached_property
     def figures(self) -> dict[str, Info]:
-        """All figures that any run has or had left out, in the order of the evaluations."""
+        """All figures that any run has, in the order of the evaluations."""
         found: dict[str, Info] = {}
         for member in self.members:
             for name, figure in member.figures.items():
@@ -177,14 +170,13 @@ class Comparison:
 
     @cached_property
     def base_beta(self) -> float | None:
-        """The weight that most arms have."""
+        """The weight of most arms."""
         value = usual_value(BETA, [{BETA: arm.beta} for arm in self.arms])
         return None if value is None else float(value)
 
     @cached_property
     def shown(self) -> list[Arm]:
-        """The arms of plots and tables: all of them where they are few; else those of the usual weight or of none, and
-        not the ladder of weights."""
+        """The arms of plots and tables: all; of many, only those with the usual weight, weight 0 or none."""
         if len(self.arms) <= FEW:
             return self.arms
         usual = (None, 0.0, self.base_beta)
@@ -203,20 +195,20 @@ class Comparison:
         return families
 
     def difference(self, figure: str, arm: Arm, reference: Arm | None = None) -> Difference | None:
-        """How much higher a figure is in an arm than in the reference."""
+        """Return how much higher a figure is in an arm than in the reference."""
         other = reference or self.reference
         return difference(figure, arm.label, arm.by_seed(figure), other.label, other.by_seed(figure))
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """The difference of every scalar figure between every arm and the reference."""
+        """The difference between every arm and the reference in every scalar figure."""
         names = [name for name, info in self.figures.items() if not info.is_curve]
         pairs = [(name, arm) for name in names for arm in self.arms if arm is not self.reference]
         return [found for name, arm in pairs if (found := self.difference(name, arm)) is not None]
 
     @cached_property
     def at_equal_rate(self) -> list[AtEqualRate]:
-        """What each family with a ladder of weights does at the reference's rate, the reference's own left out."""
+        """The distortion, at the reference's rate, of each family with a ladder of weights except the reference's."""
         rates, distortions = self.reference.by_seed("rate"), self.reference.by_seed("distortion")
         if not rates or not distortions:
             return []
@@ -237,21 +229,28 @@ class Comparison:
         for seed in {seed for arm in family.ladder for seed in arm.seeds}:
             pairs = [(arm.by_seed("rate").get(seed), arm.by_seed("distortion").get(seed)) for arm in family.ladder]
             points = [(x, y) for x, y in pairs if x is not None and y is not None]
-            # Each seed at its own rate: how the reference's seeds differ in rate is no part of the difference.
+            # Each seed at its own rate, so that the spread of the reference's rates does not enter the difference.
             value = interpolate(points, rates.get(seed, rate))
             if value is not None:
                 values[seed] = value
         gap = difference("distortion", family.label, values, self.reference.label, distortions)
         return AtEqualRate(family.label, rate, gap, None)
 
+    @property
+    def tightest_bound(self) -> str | None:
+        """The name of the importance-weighted bound with the largest K that any run has."""
+        found = [name for name in self.figures if name.startswith("iw_bound_k")]
+        return max(found, key=lambda name: int(name.removeprefix("iw_bound_k") or 0), default=None)
+
     @cached_property
     def comparisons(self) -> int:
-        """How many differences have an interval and might have been called one by chance."""
+        """The number of differences with an interval, each of which could exclude 0 by chance."""
         gaps = [*self.differences, *(found.difference for found in self.at_equal_rate)]
         return sum(gap is not None and gap.interval is not None for gap in gaps)
 
     @cached_property
     def seeds(self) -> list[int]:
+        """All seeds, each once."""
         return sorted({member.seed for member in self.members})
 
 
@@ -268,7 +267,7 @@ def _group(members: Sequence[Member], differing: Sequence[str]) -> list[Arm]:
 
 
 def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
-    """The arm of this label, or the one nearest to the defaults of the configuration."""
+    """Return the arm with this label; without a label, the arm nearest to the defaults. Raises UserError."""
     if label is not None:
         for arm in arms:
             if arm.label == label:
@@ -288,7 +287,7 @@ def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
 
 
 def without_beta(arm: Arm, differing: Sequence[str]) -> str:
-    """The label of an arm without its weight."""
+    """Return the label of an arm without its weight."""
     weight = f"beta {show(arm.settings[BETA])}" if arm.settings.get(BETA) is not None else ""
     if BETA not in differing or not weight:
         return arm.label

@@ -1,4 +1,7 @@
-"""What `vae compare` said, kept beside its report: asked again, it says so at once where nothing has changed."""
+"""The cached report: what `vae compare` printed last, beside the report, and valid until a run or the program changes.
+
+The cache holds words only; whoever may write into the folder may change what is printed, so it is checked when read.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from vae_cli.comparison.members import common_folder
+from vae_cli.comparison.table import SummaryTable
 from vae_cli.core.files import is_printable, read_text, write_json
 from vae_cli.metrics.record import metrics_file
 from vae_cli.runs.folder import RunDir
 
-FORMAT = 1
+FORMAT = 2
 NAME = ".kept.json"
 FILES = ("compare.csv", "compare.json", "report.html")
 INSIDE = ("figures/*", "tensorboard/*/*/*")
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of arms: columns the most telling first, each with a cell of every arm, and what is said below it."""
-
-    title: str
-    arms: list[str]
-    counts: list[str]
-    columns: dict[str, list[str]]
-    below: str
+PROGRAM = ("*.py", "*.j2", "*.toml")
 
 
 @dataclass(frozen=True)
 class CachedReport:
-    """An answer: the folder of the report, and what was said on the terminal."""
+    """The folder of a report, and what was printed with it."""
 
     folder: Path
     notes: list[str]
-    sheet: Sheet
+    table: SummaryTable
 
 
-def stamp(runs: Sequence[Path], asked: Mapping[str, Any]) -> str:
-    """What changes whenever anything changes that a comparison is made of: what was asked, the files of the runs, by
-    size, time and number, and the program itself."""
+def stamp(runs: Sequence[Path], request: Mapping[str, Any]) -> str:
+    """Return a digest that changes whenever the request, the program or a file of a run changes, the files by size,
+    time and inode."""
     of_runs = [file for run in runs for file in _files(RunDir(run))]
-    program = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return _digest([json.dumps({**asked, "runs": [str(run) for run in runs]}, default=str)], [*of_runs, *program])
+    package = Path(__file__).parents[1]
+    program = sorted(file for pattern in PROGRAM for file in package.rglob(pattern))
+    return _digest([json.dumps({**request, "runs": [str(run) for run in runs]}, default=str)], [*of_runs, *program])
 
 
 def _files(run: RunDir) -> tuple[Path, ...]:
@@ -54,7 +49,7 @@ def _files(run: RunDir) -> tuple[Path, ...]:
 
 
 def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport | None:
-    """The answer that was kept under this stamp, with its report as it was written; None where there is none."""
+    """Return the report that was cached under this stamp, or None if there is none or its files have changed."""
     beside = dict.fromkeys([common_folder(runs), *(run.parent for run in runs)])
     for folder in [out] if out else [place / "compare" for place in beside]:
         with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -65,34 +60,33 @@ def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport |
     return None
 
 
-def keep(answer: CachedReport, stamped: str) -> None:
-    """Keep an answer whose report has just been written, where there is room for it."""
-    folder = answer.folder
+def store(report: CachedReport, stamped: str) -> None:
+    """Cache a report that has just been written; on a full disk it is not cached."""
     with suppress(OSError):
-        about = {"format": FORMAT, "stamp": stamped, "report": _report(folder)}
-        write_json(folder / NAME, {**about, "notes": answer.notes, "sheet": asdict(answer.sheet)})
+        about = {"format": FORMAT, "stamp": stamped, "report": _report(report.folder)}
+        write_json(report.folder / NAME, {**about, "notes": report.notes, "table": asdict(report.table)})
 
 
 def forget(folder: Path) -> None:
-    """Keep nothing about a report that is going to be replaced."""
+    """Drop what is cached about the report in a folder, before it is replaced."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
-    """Raises ValueError, KeyError or TypeError for what this module has not written."""
-    sheet = Sheet(**found["sheet"])
-    columns = [sheet.arms, sheet.counts, *sheet.columns.values(), found["notes"]]
-    texts = [sheet.title, sheet.below, *(text for column in columns for text in column)]
+    """Return a cached report. Raises ValueError, KeyError or TypeError for a file that this module did not write."""
+    table = SummaryTable(**found["table"])
+    columns = [table.arms, table.counts, *table.columns.values(), found["notes"]]
+    texts = [table.title, table.below, *(text for column in columns for text in column)]
     if not all(isinstance(column, list) for column in columns) or not all(isinstance(text, str) for text in texts):
         raise TypeError
-    if not is_printable(dict(found)) or any(len(column) != len(sheet.arms) for column in columns[:-1]):
+    if not is_printable(dict(found)) or any(len(column) != len(table.arms) for column in columns[:-1]):
         raise ValueError
-    return CachedReport(folder, found["notes"], sheet)
+    return CachedReport(folder, found["notes"], table)
 
 
 def _report(folder: Path) -> str:
-    """What changes whenever a file of a report does."""
-    # No deeper than it is: a folder that somebody has made a link may lead anywhere.
+    """Return a digest that changes whenever a file of a report changes."""
+    # Fixed depths, not a recursive search: a link in the folder may lead anywhere.
     inside = [file for pattern in INSIDE for file in folder.glob(pattern)]
     return _digest([], [*(folder / name for name in FILES), *sorted(inside)])
 

@@ -1,4 +1,4 @@
-"""Pictures of several runs side by side: the same images, pairs and draws, with arms as rows."""
+"""Pictures of several runs: the same images, pairs and draws for all, with arms as rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vae_cli.comparison.arms import Arm
-from vae_cli.comparison.plots import STYLE, WIDTH, Look, ink
+from vae_cli.comparison.plot_style import WIDTH, Looks, as_png, drawing, text_color
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
@@ -32,13 +29,13 @@ PAIRS = 2
 SIDE = 44
 COMPONENTS = 10
 SCATTERED = 250  # codes in a scatter plot
-LOOKED_AT = 1000  # codes that choose its two dimensions
+FOR_VARIANCE = 1000  # codes that determine the two dimensions of the largest variance
 
 
 class Gallery:
-    """The pictures of one run of each arm, of one seed where all have it.
+    """Pictures of one run of each arm, all of the same seed if the arms have one in common.
 
-    Codes are drawn with `seed`; the same test images, chosen with it too, are shown to all runs. Raises UserError or
+    `seed` determines the draws of codes, and the test images, which are the same for all runs. Raises UserError or
     Failure as Run does.
     """
 
@@ -50,7 +47,7 @@ class Gallery:
         self.seed = seed
         first = next(iter(self.runs.values()))
         for run in self.runs.values():
-            run.splits = first.splits  # the same images, which are large, once in memory
+            run.splits = first.splits  # the images are large, and the same for all runs
         self.test = first.splits.test
         order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(seed))
         self.positions = order[:COLUMNS]
@@ -59,7 +56,7 @@ class Gallery:
         self.has_pictures = shown.shape[1] in (1, 3) and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
     def samples(self, source: str) -> bytes | None:
-        """Images of codes from the `prior`, or from a `mixture` fitted to the training codes."""
+        """Return decoded draws from the `prior`, or from a `mixture` fitted to the training codes."""
         rows = {}
         for label, run in self.runs.items():
             with evaluating(run.model, self.seed, run.device), suppress(UserError):  # too few codes for a mixture
@@ -68,7 +65,7 @@ class Gallery:
         return self._rows(rows)
 
     def reconstructions(self) -> bytes | None:
-        """Test images, and what each arm makes of a draw of their codes."""
+        """Return test images, and each arm's reconstruction from a draw of their codes."""
         x = self.test.batch(self.positions)
         rows = {"test image": x}
         for label, run in self.runs.items():
@@ -77,7 +74,7 @@ class Gallery:
         return self._rows(rows)
 
     def interpolations(self, pair: int) -> bytes | None:
-        """The straight path between the mean codes of two test images, which stand at its ends."""
+        """Return the straight path between the mean codes of two test images, with the images at its ends."""
         if self.pairs is None or pair >= len(self.pairs):
             return None
         ends = self.test.batch(self.pairs[pair])
@@ -96,28 +93,24 @@ class Gallery:
         return png(grid(images, COLUMNS, side=SIDE, pad=3, row_labels=list(rows)))
 
     @torch.no_grad()
-    def scatter(self, looks: Mapping[str, Look]) -> bytes | None:
-        """Posteriors of test images in the two dimensions of the largest variance: means, and ellipses of one standard
-        deviation; the dashed one is the prior's."""
+    def scatter(self, looks: Looks) -> bytes | None:
+        """Return a plot of the posteriors of test images in the two dimensions of the largest variance: means, and
+        ellipses of one standard deviation; a dashed ellipse is the prior's."""
         if any(run.config["latent"] < 2 for run in self.runs.values()):
             return None
         columns = min(4, len(self.runs))
         rows = -(-len(self.runs) // columns)
-        with rc_context(STYLE):
-            figure = Figure(figsize=(WIDTH, 2.45 * rows))
+        with drawing(WIDTH, 2.45 * rows) as figure:
             panels = figure.subplots(rows, columns, squeeze=False).ravel()
             for axes, (label, run) in zip(panels, self.runs.items(), strict=False):
                 self._scatter(axes, run)
-                axes.set_title(label, color=ink(looks[label]))
+                axes.set_title(label, color=text_color(looks[label]))
             for axes in panels[len(self.runs) :]:
                 axes.set_visible(False)
-            buffer = io.BytesIO()
-            FigureCanvasAgg(figure)
-            figure.savefig(buffer, format="png", dpi=130)
-        return buffer.getvalue()
+        return as_png(figure)
 
     def _scatter(self, axes: Any, run: Run) -> None:
-        positions = torch.arange(min(LOOKED_AT, len(self.test)))
+        positions = torch.arange(min(FOR_VARIANCE, len(self.test)))
         with evaluating(run.model, self.seed, run.device):
             posterior = run.encode(self.test.batch(positions))
             loc, scale = posterior.mean.cpu(), posterior.stddev.expand_as(posterior.mean).cpu()
@@ -136,7 +129,7 @@ class Gallery:
             )  # fmt: skip
             axes.add_collection(ellipses)
         axes.scatter(points[:, 0], points[:, 1], s=5, c=colors, linewidths=0, zorder=3)
-        with suppress(NotImplementedError):  # a prior whose spread nobody has worked out
+        with suppress(NotImplementedError):  # the prior has no mean or spread in closed form
             center, radius = prior.mean[[x, y]].cpu().numpy(), prior.stddev[[x, y]].cpu().numpy()
             turn = np.linspace(0, 2 * np.pi, 100)
             axes.plot(center[0] + radius[0] * np.cos(turn), center[1] + radius[1] * np.sin(turn), "--", color="#333333",
@@ -145,12 +138,12 @@ class Gallery:
         axes.set_xlim(-edge, edge)
         axes.set_ylim(-edge, edge)
         axes.set_aspect("equal")
-        axes.set_xlabel(f"z{x}")
-        axes.set_ylabel(f"z{y}")
+        axes.set_xlabel(f"dimension {x} of z")
+        axes.set_ylabel(f"dimension {y} of z")
 
 
 def png(picture: Picture) -> bytes:
-    """A picture (H, W, 3) as the bytes of a PNG file."""
+    """Return a picture (H, W, 3) as the bytes of a PNG file."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The fewest words that tell the arms of a comparison apart."""
+"""Labels of arms: as few settings as tell the arms of a comparison apart."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ BETA = "regularizer.beta"
 FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # in labels
 
 
-# Labels.
-
-
 def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fewest words that tell arms apart, given what differs between them and all of their settings."""
+    """Return a short label for each arm, given the settings that differ between arms and all settings of each."""
     keys = _needed(rows)
     usual = {key: usual_value(key, rows) for key in keys}
     labels = [
@@ -33,8 +30,8 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
 
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that a label must speak of. What another setting says as well is left out, but for the numbers of
-    sigma and the weight, which are what runs are compared for."""
+    """Return the settings that labels must mention. A setting that another one implies is left out, except those of
+    sigma and the weight, which comparisons are about."""
     keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
     for key in reversed(list(keys)):
         rest = [other for other in keys if other != key]
@@ -46,8 +43,8 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def usual_value(key: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The value that goes without saying: the commonest; of several the configuration's own or, of weights, the 1 of
-    the ELBO; and if it is none of these, none."""
+    """Return the value that labels need not mention: the commonest one. Of several equally common ones it is the
+    default (for the weight, the 1 of the ELBO) or, if that is not among them, None."""
     counts = Counter(row.get(key) for row in rows if row.get(key) is not None)
     most = max(counts.values(), default=0)
     tied = [value for value, count in counts.items() if count == most]

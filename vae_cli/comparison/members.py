@@ -1,4 +1,4 @@
-"""The runs of a comparison: which of them can be compared, and which are left out."""
+"""The runs of a comparison, and which of them can be compared with each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_SETTING = frozenset(["seed", "experiment"])
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a comparison: its settings without the seed, and its evaluation once there is one."""
+    """One run of a comparison: its settings without the seed, and its evaluation if it has one."""
 
     folder: RunDir
     settings: dict[str, Any]
@@ -32,33 +32,34 @@ class Member:
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
+        """The figures of the evaluation, by name."""
         found: dict[str, dict[str, Any]] = self.evaluation.get("figures", {})
         return found
 
     def scalar(self, name: str) -> float | None:
-        """A figure that is one number, or None where the run has none of that name."""
+        """Return a figure that is a number, or None if the run has no such figure."""
         value = self.figures.get(name, {}).get("value")
         return float(value) if isinstance(value, int | float) else None
 
     def curve(self, name: str) -> list[float] | None:
-        """A figure that is a list of numbers, or None."""
+        """Return a figure that is a list of numbers, or None if the run has no such figure."""
         value = self.figures.get(name, {}).get("value")
         return value if isinstance(value, list) and value else None
 
 
 def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member:
-    """A finished run as it lies on the disk; its summary need not be read again. Raises UserError or Failure where a
-    file is missing or damaged."""
+    """Read a finished run from disk; its summary only if it is not given. Raises UserError or Failure if a file is
+    missing or damaged."""
     config = folder.config()
     settings: dict[str, Any] = {**hparams(config), "epochs": config.get("epochs")}
-    # An axis that is told the number of dimensions repeats it.
+    # Components that need the number of latent dimensions repeat it in their settings.
     repeated = [k for k, v in settings.items() if k.endswith(".latent") and v == settings.get("latent")]
     kept = {k: v for k, v in settings.items() if k not in NO_SETTING and k not in repeated and v is not None}
     return Member(folder, kept, int(config.get("seed", 0)), folder.summary() if summary is None else summary)
 
 
 def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Member, Member]]]:
-    """Keep one of the runs that have the same settings and seed, and say which were left out for which."""
+    """Keep one of several runs with the same settings and seed; return also the pairs (dropped, kept)."""
     kept: dict[Any, Member] = {}
     twins = []
     for member in members:
@@ -70,8 +71,8 @@ def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Memb
 
 
 def refuse_incomparable(members: Sequence[Member]) -> None:
-    """Raise UserError, naming runs, settings and values, unless all runs have one dataset, split and likelihood, and
-    one set of images, seed and kind of weights as far as they are evaluated."""
+    """Raise UserError, naming runs, settings and values, unless all runs have the same dataset, split and likelihood,
+    and all evaluations have the same images, seed and weights."""
     shared = [_must_agree(member) for member in members]
     differing = [key for key in all_keys(shared) if len({one.get(key) for one in shared}) > 1]
     if not differing:
@@ -82,16 +83,16 @@ def refuse_incomparable(members: Sequence[Member]) -> None:
         values = list(dict.fromkeys(one.get(key) for one in shared))
         for value in values:
             having = [m for m, one in zip(members, shared, strict=True) if one.get(key) == value]
-            lines.append(f"    {'nothing' if value is None else show(value)} in {_named(having)}")
+            lines.append(f"    {'not set' if value is None else show(value)} in {_named(having)}")
     raise UserError(
-        "These runs cannot be compared: their figures are about other images, or in other units.\n"
+        "These runs cannot be compared, because their figures are about different images or in different units:\n"
         + "\n".join(lines)
-        + f"\nCompare runs that agree in this, for example: {_suggestion(members, shared, differing)}"
+        + f"\nCompare runs that have these in common, for example: {_suggestion(members, shared, differing)}"
     )
 
 
 def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None]:
-    """Keep the runs that can be compared with the one that was trained last, and say which are left out, and why."""
+    """Keep the runs that can be compared with the newest; return also a note that names the others and the reason."""
     newest = max(members, key=lambda member: last_written(member.folder.path))
     wanted = _must_agree(newest)
     kept = [member for member in members if _must_agree(member) == wanted]
@@ -101,19 +102,19 @@ def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None
     keys = all_keys([wanted, *map(_must_agree, others)])
     differing = [key for key in keys if any(_must_agree(member).get(key) != wanted.get(key) for member in others)]
     return kept, (
-        f"Left out: {_named(others)}. They cannot be compared with the newest run, {newest.folder.path}: they "
+        f"Left out: {_named(others)}. They cannot be compared with the newest run, {newest.folder.path}, because they "
         f"differ from it in {', '.join(differing)}."
     )
 
 
 def _must_agree(member: Member) -> dict[str, Any]:
-    """What has to be the same in runs that are compared."""
+    """Return what must be the same in all runs of a comparison."""
     same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
     return same | {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
 
 
 def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> str:
-    """The command for the largest set of runs that agree: their folder where it holds no others."""
+    """Return the command for the largest set of runs that agree, with their folder if it holds no other run."""
     keys = [tuple(one.get(key) for key in differing) for one in shared]
     most = Counter(keys).most_common(1)[0][0]
     own = [m.folder.path for m, key in zip(members, keys, strict=True) if key == most]
@@ -125,7 +126,7 @@ def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], 
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all of these runs; of one run, the folder it lies in."""
+    """Return the folder that contains all of these runs; for a single run, its parent."""
     is_mixed = len({path.is_absolute() for path in paths}) > 1
     return Path(commonpath([(path.absolute() if is_mixed else path).parent for path in paths]))
 
@@ -137,4 +138,9 @@ def _named(members: Sequence[Member]) -> str:
 
 
 def all_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of all rows, each once, in the order of their first occurrence.
+
+    >>> all_keys([{"a": 1, "b": 2}, {"c": 3, "a": 4}])
+    ['a', 'b', 'c']
+    """
     return list(dict.fromkeys(key for row in rows for key in row))

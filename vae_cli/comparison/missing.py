@@ -1,4 +1,4 @@
-"""The evaluations of runs that are compared: read where they are there, and made, by several processes, where not."""
+"""The evaluations of the runs of a comparison: stored ones are read, missing ones are made, in several processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vae_cli.machine.cores import cores
 from vae_cli.metrics.record import PROFILES, Profile, missing, rank, stored_evaluation
 from vae_cli.runs.folder import RunDir
 
-JOBS = 8  # processes at a time, at most, where nobody says how many: each takes about a gigabyte
+JOBS = 8  # at most this many processes by default: each needs about a gigabyte of memory
 
 
 def complete_evaluations(
@@ -33,12 +33,14 @@ def complete_evaluations(
     data_dir: str | Path | None,
     console: Console,
 ) -> tuple[list[Member], bool]:
-    """The members with their evaluations, and whether some were made, as where there was none of these weights that is
-    as thorough as the profile; without one, as the one that most runs have. Raises Failure naming the runs that cannot
-    be."""
+    """Return the members with their evaluations, and whether any evaluation was made.
+
+    A run is evaluated if it has no evaluation of its present weights that is as thorough as `profile`; without one,
+    as thorough as the profile of most runs. Raises Failure, naming the runs that cannot be evaluated.
+    """
     with reading_many():
         recorded = [stored_evaluation(member.folder) or {} for member in members]
-    _refuse_odd(members, recorded)
+    _refuse_mixed(members, recorded)
     if profile is None:
         profiles = Counter(str(found.get("profile")) for found in recorded if found)
         usual, count = profiles.most_common(1)[0] if profiles else ("quick", 0)
@@ -53,18 +55,18 @@ def complete_evaluations(
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)], bool(made)
 
 
-def _refuse_odd(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError where some runs were evaluated with another seed, or with other weights, than most."""
+def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError if some runs were evaluated with another seed or other weights than most."""
     how = [(found["seed"], found["weights"]) if found else None for found in recorded]
     usual = Counter(one for one in how if one is not None).most_common(1)
-    odd = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
-    if odd:
+    others = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
+    if others:
         seed, weights = usual[0][0]
         commands = "".join(
-            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in odd[:LISTED]
+            f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in others[:LISTED]
         )
         raise UserError(
-            f"{len(odd)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
+            f"{len(others)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
             f"{weights}). Evaluate them alike:{commands}"
         )
 
@@ -90,7 +92,7 @@ def _evaluate(
     )  # fmt: skip
     with bar:
         task = bar.add_task("", total=len(paths))
-        for path, found in _here(work) if jobs == 1 else _in_processes(work, jobs):
+        for path, found in _in_this_process(work) if jobs == 1 else _in_processes(work, jobs):
             if isinstance(found, dict):
                 made[path] = found
             else:
@@ -112,18 +114,19 @@ Work = tuple[Path, str, str, "str | Path | None"]
 Result = tuple[Path, "dict[str, Any] | str"]
 
 
-def _here(work: Iterable[Work]) -> Iterable[Result]:
+def _in_this_process(work: Iterable[Work]) -> Iterable[Result]:
     for one in work:
-        yield one[0], _assess(one)
+        yield one[0], _evaluate_one(one)
 
 
 def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
-    """One thread in each process: many small operations gain nothing from more, and lose where cores are few."""
+    """Evaluate in several processes of one thread each: the small operations gain nothing from more threads, and lose
+    if there are few cores."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a process starts
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
-        pending = {pool.submit(_assess, one): one[0] for one in work}
+        pending = {pool.submit(_evaluate_one, one): one[0] for one in work}
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
@@ -133,7 +136,7 @@ def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
     except (KeyboardInterrupt, GeneratorExit):
         for child in active_children():
             child.terminate()
-        print("stopped; what has been evaluated is kept, and the same command goes on", file=sys.stderr)
+        print("stopped; finished evaluations are kept, and the same command continues with the rest", file=sys.stderr)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -149,15 +152,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _assess(work: Work) -> dict[str, Any] | str:
-    """The evaluation of a run, or what was wrong."""
+def _evaluate_one(work: Work) -> dict[str, Any] | str:
+    """Return the evaluation of a run, or the message of a mistake of the user's."""
     from vae_cli.metrics.evaluate import METRICS, evaluate_run
 
     path, profile, device, data_dir = work
     folder = RunDir(path)
     try:
         found = stored_evaluation(folder)
-        if found is not None and rank(found["profile"]) >= rank(profile):  # only a part of it is missing
+        if found is not None and rank(found["profile"]) >= rank(profile):  # only some metrics are missing
             about = {key: found[key] for key in ("profile", "weights", "seed")} | {
                 "samples": found["budget"]["samples"]
             }

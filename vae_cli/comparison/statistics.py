@@ -1,4 +1,4 @@
-"""Statistics over seeds."""
+"""Statistics over seeds: means with intervals, differences between arms, and interpolation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from typing import NamedTuple
 LEVEL = 0.95
 
 
-# Statistics over seeds.
-
-
 class Statistic(NamedTuple):
-    """A figure over n seeds: its mean, standard deviation (n - 1 in the denominator), and the 95 % interval of the
-    mean by Student's t, mean +- t s / sqrt(n). One seed has neither of the last two."""
+    """A figure over n seeds: its mean and its standard deviation s (n - 1 in the denominator), None for one seed."""
 
     mean: float
     sd: float | None
@@ -25,6 +21,7 @@ class Statistic(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean by Student's t, mean +- t s / sqrt(n); None for one seed."""
         if self.sd is None:
             return None
         half = quantile(self.n - 1) * self.sd / math.sqrt(self.n)
@@ -32,7 +29,7 @@ class Statistic(NamedTuple):
 
 
 def statistic(values: Sequence[float]) -> Statistic:
-    """The statistic of one value or more."""
+    """Return the statistic of one or more values."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
@@ -42,17 +39,18 @@ def statistic(values: Sequence[float]) -> Statistic:
 
 @cache
 def quantile(degrees: float) -> float:
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # what scipy.stats asks, without its half second
+    """Return the quantile of Student's t for a two-sided interval at LEVEL."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats calls it too, but takes half a second to import
 
     return float(stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher a figure is in one arm than in another, with the 95 % interval of that.
+    """How much higher a figure is in one arm than in another, with a 95 % interval.
 
-    Where both arms have at least two seeds in common, the interval is Student's over the differences of runs of the
-    same seed (which share the order of the images); else it is Welch's. With one seed in either arm there is none.
+    If both arms have at least two seeds in common, the interval is Student's over the differences between runs of the
+    same seed (which share the order of the images); otherwise it is Welch's. With one seed in either arm it is None.
     """
 
     figure: str
@@ -65,14 +63,14 @@ class Difference:
 
     @property
     def is_real(self) -> bool | None:
-        """Whether the interval excludes 0; None where there is no interval."""
+        """Whether the interval excludes 0; None if there is no interval."""
         return None if self.interval is None else self.interval[0] > 0 or self.interval[1] < 0
 
 
 def difference(
     figure: str, arm: str, of: Mapping[int, float], reference: str, than: Mapping[int, float]
 ) -> Difference | None:
-    """The difference between the values by seed of two arms, or None where one of them has no value."""
+    """Return the difference between two arms, given their values by seed; None if one of them has no value."""
     if not of or not than:
         return None
     common = sorted(of.keys() & than.keys())
@@ -92,12 +90,16 @@ def difference(
 
 
 def exact_difference(a: float, b: float) -> float:
-    """a - b, without what rounding leaves of equal numbers."""
+    """Return a - b, or exactly 0 if the two differ only by rounding."""
     return 0.0 if math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) else a - b
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The height at `at` of the straight lines between points (x, y), or None outside their range."""
+    """Return the value at `at` of the straight lines between points (x, y), or None outside of their range.
+
+    >>> interpolate([(0.0, 1.0), (2.0, 5.0)], 1.0)
+    3.0
+    """
     ordered = sorted(points)
     for (x0, y0), (x1, y1) in pairwise(ordered):
         if x0 <= at <= x1:

@@ -1,4 +1,4 @@
-"""Words and numbers as a person reads them."""
+"""Numbers, paths and lists as a person reads them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and no line breaks after it
+
 
 def time_left(seconds: float | None) -> str:
-    """A number of seconds as a person says it."""
+    """Return a remaining time in words, or nothing if it is unknown.
+
+    >>> time_left(7200), time_left(90), time_left(5), time_left(None)
+    ('2.0 h left', '2 min left', 'less than a minute left', '')
+    """
     if seconds is None:
         return ""
     if seconds >= 5400:
@@ -17,19 +23,17 @@ def time_left(seconds: float | None) -> str:
 
 
 def relative(path: Path) -> Path:
-    """A path as the user would type it from here."""
+    """Return a path as the user would type it in the current folder."""
     absolute = path.absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 
 
-MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and no line breaks after it
-
-
-# Words and numbers.
-
-
 def digits_for(values: Sequence[float]) -> int:
-    """Decimals for numbers that are set side by side."""
+    """Return how many decimals to print for numbers that are read side by side.
+
+    >>> digits_for([1234.5, 2.0]), digits_for([2.0]), digits_for([0.5]), digits_for([0.001])
+    (0, 2, 3, 4)
+    """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if largest >= 1000:
         return 0
@@ -41,7 +45,11 @@ def digits_for(values: Sequence[float]) -> int:
 
 
 def number(value: float, digits: int | None = None) -> str:
-    """A number as it is printed, with a minus sign that is one."""
+    """Return a number with a true minus sign; without `digits`, with as many decimals as its size calls for.
+
+    >>> number(3.14159), number(0.5), number(-0.0001, 2)
+    ('3.14', '0.500', '0.00')
+    """
     text = f"{value:.{digits_for([value]) if digits is None else digits}f}"
     if float(text) == 0:
         text = f"{value:.2g}" if value and digits is None else text.lstrip("-")
@@ -49,15 +57,37 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def signed(value: float, digits: int) -> str:
+    """Return a number with its sign; zero has none.
+
+    >>> signed(2.5, 1), signed(0.001, 1)
+    ('+2.5', '0.0')
+    """
     text = number(value, digits)
     return text if text.startswith(MINUS) or not text.strip("0.") else f"+{text}"
 
 
-def quoted(labels: Sequence[str]) -> str:
-    """Arms in a sentence: 'a', 'b' and 'c'."""
-    words = [f"'{label}'" for label in labels]
+def listed(words: Sequence[str]) -> str:
+    """Join words for a sentence.
+
+    >>> listed(["a", "b", "c"]), listed(["a"])
+    ('a, b and c', 'a')
+    """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def quoted(labels: Sequence[str]) -> str:
+    """Join labels for a sentence, each in quotes.
+
+    >>> quoted(["a", "b", "c"])
+    "'a', 'b' and 'c'"
+    """
+    return listed([f"'{label}'" for label in labels])
+
+
 def capitalized(text: str) -> str:
+    """Return a text with a capital first letter; the other letters stay as they are.
+
+    >>> capitalized("the ELBO")
+    'The ELBO'
+    """
     return text[:1].upper() + text[1:]

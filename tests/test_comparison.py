@@ -1,0 +1,460 @@
+"""What a comparison says: arms and labels, which runs go together, findings and answers, plots and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vae_cli.comparison.answers import EXPECTED, answers, verdict_of
+from vae_cli.comparison.arms import Comparison
+from vae_cli.comparison.export import as_plain
+from vae_cli.comparison.findings import amount
+from vae_cli.comparison.members import Member, common_folder, drop_twins, like_the_newest, refuse_incomparable
+from vae_cli.comparison.plot_layout import limits
+from vae_cli.comparison.plots import draw_all
+from vae_cli.comparison.report import Pictures, render
+from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS, SOURCES, TERMINAL
+from vae_cli.comparison.statistics import statistic
+from vae_cli.config.claims import entry
+from vae_cli.core.errors import UserError
+from vae_cli.core.wording import number
+from vae_cli.runs.folder import RunDir
+
+BASE = {"dataset": "digits", "likelihood": "gaussian", "prior": "standard_normal", "regularizer": "kl"}
+BASE |= {"network": "mlp", "optimizer": "adam", "latent": "8"}
+REASON = "a point mass has no finite rate"
+
+
+def member(
+    seed: int, settings: Mapping[str, Any], figures: Mapping[str, Any], left_out: tuple[str, ...] = ()
+) -> Member:
+    """Return a run with these settings and figures, without files."""
+    whole: dict[str, Any] = {**BASE, "sigma": "learned", "regularizer.beta": 1.0, **settings}
+    name = "_".join(f"{key}-{value}" for key, value in settings.items()) or "default"
+    evaluation = {
+        "format": 1,
+        "profile": "quick",
+        "images": "abc",
+        "figures": {
+            key: {"value": value, "unit": "nats", "count": 9, "metric": "M", "claim": claim_of(key)}
+            for key, value in figures.items()
+        },
+        "left_out": {key: {"reason": REASON, "metric": "M", "claim": claim_of(key)} for key in left_out},
+    }
+    return Member(RunDir(Path(f"runs/digits/{name}_seed-{seed}")), whole, seed, {}, evaluation)
+
+
+def claim_of(name: str) -> str:
+    for words, claim in CLAIM_WORDS.items():
+        if name.startswith(words):
+            return claim
+    return "price"
+
+
+CLAIM_WORDS = {
+    ("rate", "noise_probe", "quantization"): "bits",
+    ("jacobian", "largest", "midpoint", "neighbour_label"): "neighbours",
+    ("collapsed", "reident"): "shortcuts",
+    ("scale", "training"): "scale",
+}
+
+
+def labels(*settings: Mapping[str, Any]) -> list[str]:
+    """Return the labels of arms with these settings, in this order."""
+    comparison = Comparison([member(0, one, {"distortion": 1.0}) for one in settings])
+    by_run = {arm.members[0].folder.path: arm.label for arm in comparison.arms}
+    return [by_run[member(0, one, {}).folder.path] for one in settings]
+
+
+# Arms and labels.
+
+
+def test_labels_are_the_fewest_words() -> None:
+    fixed, half = {"sigma": "fixed", "sigma.value": 1.0}, {"sigma": "fixed", "sigma.value": 0.5}
+    assert labels({}, half, fixed, {**fixed, "prior": "scaled_normal"}, {"regularizer.beta": 4}) == [
+        "learned",
+        "fixed 0.5",
+        "fixed 1.0",
+        "fixed 1.0, scaled_normal",
+        "learned, beta 4",
+    ]
+    assert labels(fixed, half) == ["fixed 1.0", "fixed 0.5"]
+    assert labels({}, {"latent": 2}, {"latent": 4}) == ["latent 8", "latent 2", "latent 4"]
+    assert labels({}, half, {"regularizer.beta": 0}, {**half, "regularizer.beta": 0}) == [
+        "learned",
+        "fixed 0.5",
+        "learned, beta 0",
+        "fixed 0.5, beta 0",
+    ]
+    assert labels({"regularizer.beta": 1.0}, {"regularizer.beta": 4}) == ["beta 1.0", "beta 4"]
+    network = {"network": "conv", "network.width": 32}
+    assert labels({}, network) == ["mlp", "conv"]
+    assert labels({}, {"sigma": "fixed", "epochs": 3}) == ["learned", "fixed"]
+
+
+def test_grouping_reference_and_families() -> None:
+    members = [
+        member(seed, {"sigma": sigma, "regularizer.beta": beta}, {"rate": 1 / beta, "distortion": beta})
+        for sigma in ("learned", "shared", "zero")
+        for beta in (0.25, 0.5, 1, 2)
+        for seed in (0, 1, 2)
+    ]
+    comparison = Comparison(members)
+    assert len(comparison.arms) == 12
+    assert comparison.reference.label == "learned"  # all weights are equally common, and 1 is the ELBO's
+    members += [member(seed, {"sigma": "more"}, {"distortion": 1.0}, ("rate", "scale_mean")) for seed in (0, 1)]
+    comparison = Comparison(members)
+    assert comparison.reference.label == "learned"
+    assert [arm.label for arm in comparison.shown] == ["learned", "shared", "zero", "more"]
+    assert [(f.label, len(f.ladder)) for f in comparison.families] == [
+        ("learned", 4),
+        ("shared", 4),
+        ("zero", 4),
+        ("more", 0),
+    ]
+    assert not comparison.arms[-1].has_noise
+    assert comparison.arms[-1].seeds == [0, 1]
+    assert Comparison(members, "shared").reference.label == "shared"
+    with pytest.raises(UserError, match="Did you mean 'shared'"):
+        Comparison(members, "sharde")
+
+
+def test_twins_are_counted_once() -> None:
+    one = member(0, {}, {"distortion": 1.0})
+    kept, twins = drop_twins([one, member(0, {}, {"distortion": 2.0}), member(1, {}, {})])
+    assert [m.seed for m in kept] == [0, 1]
+    assert twins[0][1] is one
+
+
+def test_equal_rate_takes_the_rate_out_of_the_comparison() -> None:
+    """Two families on one curve D = 100 / R that sit at other rates are equal at equal rate; a third is 7 above it."""
+
+    def run(seed: int, sigma: str, beta: float, rate: float, above: float = 0.0) -> Member:
+        rate += 0.01 * seed
+        figures = {"rate": rate, "distortion": 100 / rate + above + 0.001 * seed * seed, "scale_mean": 0.5}
+        return member(seed, {"sigma": sigma, "regularizer.beta": beta}, figures)
+
+    members = []
+    for seed in (0, 1, 2):
+        members += [run(seed, "learned", 1, 10.0)]
+        members += [run(seed, "same", beta, rate) for beta, rate in ((1, 9.0), (0.5, 9.99), (0.25, 10.05))]
+        members += [run(seed, "worse", beta, rate, 7) for beta, rate in ((1, 9.0), (0.5, 9.99), (0.25, 10.05))]
+        members += [run(seed, "far", beta, rate) for beta, rate in ((1, 4.0), (0.5, 5.0))]
+    found = {equal.family: equal for equal in Comparison(members, "learned").at_equal_rate}
+    assert set(found) == {"same", "worse", "far"}
+    same, worse = found["same"].difference, found["worse"].difference
+    assert same is not None
+    assert worse is not None
+    assert same.value == pytest.approx(0, abs=2e-3)
+    assert worse.value == pytest.approx(7, abs=2e-3)
+    assert worse.is_real
+    assert found["far"].difference is None
+    assert found["far"].outside == pytest.approx((4.01, 5.01))
+    assert any(
+        "outside the range of rates" in text for text in answers(Comparison(with_price(members)))["price"].sentences
+    )
+
+
+def with_price(members: list[Member]) -> list[Member]:
+    """Return the same runs and an arm of constant sigma, which the question about the price needs."""
+    return [
+        *members,
+        *(
+            member(
+                seed,
+                {"sigma": "set"},
+                {"rate": 9.0, "distortion": 9.0, "elbo": -18.0, "scale_min": 1.0, "scale_max": 1.0},
+            )
+            for seed in (0, 1, 2)
+        ),
+        *(
+            member(seed, {"batch_size": 9}, {"rate": 9.0, "distortion": 9.0, "elbo": -17.0 - 0.01 * seed})
+            for seed in (0, 1, 2)
+        ),
+    ]
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": "mnist"},
+        {"dataset.split_seed": 1},
+        {"likelihood": "bernoulli"},
+        {"likelihood.scale": 0.1},
+    ],
+    ids=str,
+)
+def test_runs_about_other_images_or_units_are_refused(other: dict[str, Any]) -> None:
+    members = [member(0, {}, {}), member(1, {}, {}), member(0, {"sigma": "fixed", **other}, {})]
+    with pytest.raises(UserError) as caught:
+        refuse_incomparable(members)
+    (key, value), text = next(iter(other.items())), str(caught.value)
+    for said in (key, str(value), str(members[2].folder.path), "vae compare "):
+        assert said in text
+    refuse_incomparable(members[:2])
+
+
+def test_other_images_are_refused() -> None:
+    members = [member(0, {}, {}), member(1, {}, {})]
+    members[1].evaluation["images"] = "other"
+    with pytest.raises(UserError, match="fingerprint"):
+        refuse_incomparable(members)
+
+
+def test_common_folder() -> None:
+    assert common_folder([Path("runs/digits/a"), Path("runs/digits/b")]) == Path("runs/digits")
+    assert common_folder([Path("runs/digits/a"), Path("runs/mnist/b")]) == Path("runs")
+    assert common_folder([Path("a"), Path("b")]) == Path()
+
+
+# Findings.
+
+
+def test_in_a_folder_the_runs_comparable_with_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"likelihood": "bernoulli"}
+    members = [member(0, {}, {}), member(1, other, {}), member(2, {}, {}), member(3, other, {})]
+    ages = {one.folder.path: age for age, one in enumerate(members)}
+    monkeypatch.setattr("vae_cli.comparison.members.last_written", ages.__getitem__)
+    kept, note = like_the_newest(members)
+    assert kept == [members[1], members[3]]
+    assert note is not None
+    assert f"{members[0].folder.path}, {members[2].folder.path}" in note
+    assert note.endswith("differ from it in likelihood.")
+    assert like_the_newest(members[::2]) == (members[::2], None)
+
+
+def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:
+    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one without a price."""
+    members = []
+    for seed in (0, 1, 2):
+        jitter = noise * (seed - 1)
+        common = {"distortion": 80.0, "noise_probe_tolerance": 0.5 + jitter / 100, "largest_step_over_mean": 1.5}
+        scales = {"scale_mean": 0.3 + jitter / 10, "scale_min": 0.1, "scale_max": 1.0, "rate": 20.0}
+        learned = {**common, **scales, "elbo": -100.0 + jitter, "elbo_gaussian_prior": -99.0}
+        members.append(member(seed, {}, learned))
+        fixed = {**common, "rate": 20.0, "scale_mean": 1.0, "scale_min": 1.0, "scale_max": 1.0}
+        fixed |= {"elbo": -100.0 - constant - jitter, "elbo_gaussian_prior": -99.0 - refit}
+        members.append(member(seed, {"sigma": "fixed", "sigma.value": 1.0}, fixed))
+        point = {**common, "noise_probe_tolerance": 0.1 + jitter / 100, "largest_step_over_mean": 1.5}
+        gone = ("rate", "elbo", "elbo_gaussian_prior", "scale_mean", "scale_min", "scale_max")
+        members.append(member(seed, {"sigma": "deterministic"}, point, gone))
+        free = {**learned, "noise_probe_tolerance": 0.05, "scale_mean": 0.001 + jitter / 1e4, "rate": 300.0 + jitter}
+        free["elbo"] = -400.0 + jitter
+        members.append(member(seed, {"regularizer.beta": 0}, free))
+    return Comparison(members)
+
+
+def test_answers_follow_the_numbers() -> None:
+    found = answers(study(constant=28.0, refit=1.4))
+    assert found["bits"].verdict == "Yes"
+    assert found["neighbours"].verdict == "Not shown"
+    assert found["shortcuts"].verdict == "Not tested"  # none of its figures was measured
+    assert found["scale"].verdict == "Yes"
+    assert found["price"].verdict == "The arm with a constant sigma loses 28.00 nats of ELBO"
+    assert "95 % of the difference" in found["price"].sentences[0]
+    assert REASON in " ".join(found["bits"].sentences)
+    none = answers(study(constant=0.0, refit=0.0, noise=0.5))["price"]
+    assert none.verdict == "No loss of ELBO found with 3 seeds"
+    assert "no difference found with 3 seeds" in none.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [
+        ((3, 0, 3), "Yes"),
+        ((2, 0, 3), "Mostly"),
+        ((1, 0, 3), "In part"),
+        ((1, 1, 3), "Mixed"),
+        ((0, 1, 3), "No, the opposite"),
+        ((0, 0, 3), "Not shown"),
+        ((0, 0, 0), "Cannot tell"),
+    ],
+)
+def test_verdicts(counts: tuple[int, int, int], verdict: str) -> None:
+    assert verdict_of(*counts) == verdict
+
+
+def test_the_share_of_the_prior_is_measured_by_arms_that_differ_only_in_it() -> None:
+    comparison = study(constant=28.0, refit=26.0)
+    learned_prior = {"sigma": "fixed", "sigma.value": 1.0, "prior": "scaled_normal"}
+    figures = {"elbo": -100.5, "rate": 20.0, "distortion": 80.5, "scale_min": 1.0, "scale_max": 1.0}
+    members = [*comparison.members, *(member(seed, learned_prior, figures) for seed in (0, 1, 2))]
+    told = answers(Comparison(members))["price"]
+    assert told.verdict == "2 of the 2 arms with a constant sigma lose 0.50 to 28.00 nats of ELBO"
+    assert len(told.sentences) == 1
+    assert "7 % of the difference" in told.sentences[0]
+    assert "as 'fixed 1.0, scaled_normal', " in told.sentences[0]
+    assert "98 % of the difference" in told.sentences[0]
+
+
+def test_one_seed_is_never_a_difference() -> None:
+    comparison = study(constant=28.0, refit=1.4)
+    alone = Comparison([m for m in comparison.members if m.seed == 0])
+    found = answers(alone)
+    assert found["bits"].verdict == "Cannot tell"
+    assert found["scale"].verdict == "Cannot tell"
+    assert "one seed" in found["price"].verdict
+    assert all(d.is_real is None for d in alone.differences)
+    assert alone.comparisons == 0
+    assert 'class="differs"' not in page_of(alone)
+    assert "claims no difference for them" in page_of(alone)
+
+
+def test_numbers_read_well() -> None:
+    assert number(-12.345) == "\N{MINUS SIGN}12.35"
+    assert number(-0.0001, 2) == "0.00"
+    assert amount(statistic([0.0051, 0.0053]), "", 2) == "0.0052 ± 0.0001"
+    assert amount(statistic([23.4])) == "23.40"
+    assert amount(statistic([0.0, 0.0]), "nats", 2) == "0.00 ± 0.00 nats"
+
+
+# Plots and the report.
+
+
+def test_axes_leave_out_outliers_that_would_hide_the_rest() -> None:
+    near = [(30.0, 0.1), (30.5, 0.2), (27.0, 0.3), (13.0, 1.0)] * 3
+    found = limits([*near, (-400.0, 1.0), (-399.0, 1.0)])
+    assert found is not None
+    assert -400 < found[0] < 12
+    assert found[1] > 30.7
+    wide = limits([(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (5.0, 0.0)])
+    assert wide is not None
+    assert wide[0] < 0
+    assert wide[1] > 5
+    apart = limits([*near, (-500.0, 1.0), (-280.0, 1.0)])  # the widest gap is between the two that are far off
+    assert apart is not None
+    assert apart[0] > -280
+    assert limits([]) is None
+    assert limits([(1.0, 0.0)]) is not None
+
+
+class Parsed(HTMLParser):
+    """The tags of a page, its text, and whatever it refers to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(
+    comparison: Comparison, pictures: Pictures | None = None, title: str = "title", notes: Sequence[str] = ()
+) -> str:
+    return render(comparison, draw_all(comparison), pictures or Pictures(), title, notes)
+
+
+def test_the_report_needs_no_other_file_and_escapes_all_text() -> None:
+    evil = '<script>alert("$\\x$ & y")</script>'
+    members = study(constant=28.0, refit=1.4).members
+    members += [member(seed, {"sigma": evil}, {"distortion": 81.0, "rate": 1.0, "rate_per_dimension": [2.0, 1.0]})
+                for seed in (0, 1)]  # fmt: skip
+    members[0].summary["git_commit"] = evil
+    members[0].evaluation["figures"]["distortion"]["note"] = evil
+    members[2].evaluation["left_out"]["rate"]["reason"] = evil
+    page = page_of(Comparison(members), Pictures(reason=evil), evil, [evil])
+    parsed = Parsed(page)
+    assert parsed.open == []
+    assert "script" not in parsed.tags
+    assert parsed.text.count(evil) >= 5
+    assert parsed.links
+    assert all(link.startswith("data:image/") for link in parsed.links)
+    assert not re.search(r"@import|url\(", page)
+    assert "@media print" in page
+
+
+def test_what_is_left_out_is_never_a_number() -> None:
+    comparison = study(constant=28.0, refit=1.4)
+    html = page_of(comparison)
+    row = re.search(r"deterministic</th>\s*((?:<td[^>]*>.*?</td>\s*)+)", html[html.index("<h2>1. The noise limits") :])
+    assert row is not None
+    assert row[1].startswith("<td>-<sup>a</sup></td>")
+    page = Parsed(html).text
+    assert not re.search(r"\b(nan|inf|None)\b", page)
+    assert REASON in page
+    plain = as_plain(comparison)
+    point = next(arm for arm in plain["arms"] if arm["label"] == "deterministic")
+    assert "rate" not in point["figures"]
+    assert point["left_out"]["rate"] == REASON
+    json.dumps(plain, allow_nan=False)
+    assert not any(d["arm"] == "deterministic" and d["figure"] == "rate" for d in plain["differences"])
+
+
+@pytest.mark.parametrize("gone", [1, 2, 3, 5])
+def test_any_figure_may_be_missing(gone: int) -> None:
+    """A report is written whichever figures are missing, from some runs or from all."""
+    comparison = study(constant=28.0, refit=1.4)
+    for place, one in enumerate(comparison.members):
+        figures = one.evaluation["figures"]
+        for name in [name for count, name in enumerate(list(figures)) if (count + place * (gone % 2)) % gone == 0]:
+            del figures[name]
+    rebuilt = Comparison(comparison.members)
+    page_of(rebuilt)
+    as_plain(rebuilt)
+
+
+def test_names_in_any_script_and_with_any_quotes_come_out_as_they_are() -> None:
+    odd = "<b>'dü\"nn'</b>"
+    members = study(constant=28.0, refit=1.4).members
+    members += [member(seed, {"sigma": odd}, {"distortion": 81.0, "rate": 1.0}) for seed in (0, 1)]
+    page = page_of(Comparison(members))
+    assert "<b>" not in page
+    assert "&lt;b&gt;&#39;dü&#34;nn&#39;&lt;/b&gt;" in page
+    assert odd in Parsed(page).text
+
+
+def test_figures_have_titles_and_identifiers_are_in_the_appendix_only() -> None:
+    comparison = study(constant=28.0, refit=1.4)
+    page = page_of(comparison)
+    text = Parsed(page[: page.index("<h2>Appendix")]).text
+    names = [name for name in comparison.figures if "_" in name]
+    assert len(names) >= 5
+    assert not [name for name in names if name in text]
+    appendix = Parsed(page[page.index("<h2>Appendix") :].removesuffix("</body>\n</html>\n").strip()).text
+    for name in names:
+        assert name in appendix
+        assert entry(name).title in appendix
+
+
+def test_a_section_explains_its_headline_figures() -> None:
+    text = " ".join(Parsed(page_of(study(constant=28.0, refit=1.4))).text.split())
+    assert entry("rate").definition in text
+    assert "Rate (nats, neither direction is better)" in text
+
+
+def test_all_words_of_verdicts_are_explained() -> None:
+    page = page_of(study(constant=28.0, refit=1.4))
+    explained = set(re.findall(r"<dt>(.*?)</dt>", page[page.index("How to read this</h2>") :]))
+    counts = [(a, b, n) for n in range(4) for a in range(n + 1) for b in range(n + 1 - a)]
+    assert {verdict_of(*count) for count in counts} | {"Not tested"} <= explained
+
+
+def test_all_figures_that_the_rules_and_tables_name_are_in_the_register() -> None:
+    expected = [name for pairs in EXPECTED.values() for name, _ in pairs]
+    shown = [name for names in BESIDE_HEADLINES.values() for name in names]
+    named = {*expected, *shown, *TERMINAL, *OVER_WEIGHTS, *(f"frechet_{source}" for source in SOURCES)}
+    unknown = [name for name in named if not entry("iw_bound_k64" if name == "iw_bound_k" else name).definition]
+    assert not unknown

@@ -1,0 +1,78 @@
+"""Which runs a comparison is about: from the words typed to the finished runs that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vae_cli.comparison.members import Member, drop_twins, like_the_newest, read_member
+from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import reading_many
+from vae_cli.runs.find import find_run, find_runs
+from vae_cli.runs.folder import RunDir
+
+
+@dataclass
+class Collected:
+    """The finished runs, a note for each run that is left out, and whether a left-out run is still training."""
+
+    members: list[Member] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    is_training: bool = False
+
+
+def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
+    """Return the folders of runs, given a run, a folder of runs or a part of a run's name each; without names, all.
+    Raises UserError."""
+    found: dict[Path, Path] = {}
+    for name in names or [str(runs_dir)]:
+        path = Path(name)
+        if path.is_dir() and not (path / "config.yaml").exists():
+            inside = find_runs(path)
+            if not inside:
+                raise UserError(f"{name} holds no run. Train one first: vae train sigma=fixed")
+        else:
+            inside = [find_run(name, runs_dir)]
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+@reading_many()
+def collect(paths: Sequence[Path], are_named: bool) -> Collected:
+    """Read the finished runs among some folders; unless each was named, only those comparable with the newest.
+
+    Raises UserError if fewer than two are left.
+    """
+    found = Collected()
+    members, notes = found.members, found.notes
+    for path in paths:
+        folder = RunDir(path)
+        try:
+            summary = folder.summary()
+            status = folder.status(summary)
+            if status == "finished":
+                members.append(read_member(folder, summary))
+                continue
+            found.is_training |= summary.get("status") == "running"
+            done = max((record["epoch"] for record in folder.metrics()), default=0)
+            epochs = f"{done} epoch{'s' if done != 1 else ''}"
+            notes.append(
+                f"Left out: {path} is {status} after {epochs}. To finish it, repeat the command that trained it."
+            )
+        except Failure as error:
+            notes.append(f"Left out: {error}")
+    if members and not are_named:
+        members, left_out = like_the_newest(members)
+        notes += [left_out] if left_out else []
+    members, twins = drop_twins(members)
+    notes += [f"Left out: {a.folder.path} has the same settings and seed as {b.folder.path}." for a, b in twins]
+    if len(members) < 2:
+        few = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
+        others = "".join(f"\n{note}" for note in notes)
+        raise UserError(
+            f"{few} here, and a comparison needs at least two. Train more (vae train -m sigma=learned,fixed "
+            f"seed=0,1,2), or name other runs: vae compare FOLDER{others}"
+        )
+    return Collected(members, notes, found.is_training)

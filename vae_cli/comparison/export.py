@@ -1,0 +1,80 @@
+"""A comparison for scripts: as the values of `compare.json`, and as the rows of `compare.csv`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vae_cli.comparison.answers import answers
+from vae_cli.comparison.arms import Arm, Comparison
+from vae_cli.comparison.statistics import LEVEL, statistic
+
+
+def as_plain(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON has it: the arms with their statistics, and their differences from the reference."""
+    return {
+        "format": 1,
+        "reference": comparison.reference.label,
+        "level": LEVEL,
+        "settings": {"differ": comparison.differing, "equal": comparison.equal},
+        "arms": [_plain_arm(comparison, arm) for arm in comparison.arms],
+        "differences": [
+            {
+                "arm": d.arm,
+                "figure": d.figure,
+                "value": d.value,
+                "interval": d.interval,
+                "seeds": d.seeds,
+                "paired": d.is_paired,
+                "is_difference": d.is_real,
+            }
+            for d in comparison.differences
+        ],
+        "comparisons": comparison.comparisons,
+        "at_equal_rate": [
+            {
+                "family": found.family,
+                "rate": found.rate,
+                "outside": found.outside,
+                "distortion": None if found.difference is None else found.difference.value,
+                "interval": None if found.difference is None else found.difference.interval,
+                "is_difference": None if found.difference is None else found.difference.is_real,
+            }
+            for found in comparison.at_equal_rate
+        ],
+        "answers": {
+            claim: {"question": a.question, "verdict": a.verdict, "sentences": a.sentences}
+            for claim, a in answers(comparison).items()
+        },
+    }
+
+
+def _plain_arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, info in comparison.figures.items():
+        about = {"unit": info.unit, "claim": info.claim}
+        if info.is_curve and (curves := arm.curves(name)):
+            stats = [statistic(column) for column in zip(*curves, strict=True)]
+            figures[name] = {"mean": [s.mean for s in stats], "sd": [s.sd for s in stats], "n": len(curves), **about}
+        elif (stat := arm.stat(name)) is not None:
+            figures[name] = {"mean": stat.mean, "sd": stat.sd, "n": stat.n, "interval": stat.interval, **about}
+        if name not in figures and (reason := arm.reason(name)):
+            left_out[name] = reason
+    runs = [{"path": str(member.folder.path), "seed": member.seed} for member in arm.members]
+    return {"label": arm.label, "settings": arm.settings, "runs": runs, "figures": figures, "left_out": left_out}
+
+
+def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one row for each run: its folder, arm, seed, the settings that differ, and every scalar figure."""
+    names = [name for name, info in comparison.figures.items() if not info.is_curve]
+    rows = []
+    for arm in comparison.arms:
+        for member in arm.members:
+            row: dict[str, Any] = {"run": str(member.folder.path), "arm": arm.label, "seed": member.seed}
+            row |= {key: _or_empty(member.settings.get(key)) for key in comparison.differing}
+            rows.append(row | {name: _or_empty(member.scalar(name)) for name in names})
+    return rows
+
+
+def _or_empty(value: Any) -> Any:
+    return "" if value is None else value

@@ -1,0 +1,141 @@
+"""How plots look: colors, lines and markers of arms, matplotlib's settings, and the files that plots are saved as."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from vae_cli.comparison.arms import Comparison
+from vae_cli.core.files import replace_file
+
+# Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, strongest first.
+HUES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#b8a000", "#2299cc", "#882255", "#666666", "#999933", "#cc7722")
+TINTS = (0.0, -0.4, 0.4, 0.2)  # below 0 darker, above 0 lighter
+LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
+MARKERS = "osD^vP"
+WIDTH = 9.6  # inches: the width of the page
+INK, GRAY, FAINT = "#333333", "#888888", "#cccccc"
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "figure.labelsize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GRAY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "svg.hashsalt": "vae",  # the same numbers give the same file
+    "figure.constrained_layout.use": True,
+}
+
+
+class Look(NamedTuple):
+    """How an arm is drawn in every plot; no other arm of the plots has the same color and line."""
+
+    color: tuple[float, float, float]
+    line: Any
+    marker: str
+
+
+Looks = dict[str, Look]
+
+
+def looks(comparison: Comparison) -> Looks:
+    """Return a look for every arm, by label.
+
+    Arms whose labels start with the same setting share a hue; arms whose labels continue alike share a tint, line and
+    marker. All arms of a ladder of weights look like the arm with the usual weight.
+    """
+    found: Looks = {}
+    hues: dict[str, int] = {}
+    shown = {arm.label for arm in comparison.shown}
+    rests = Counter(arm.label.partition(",")[2] for arm in comparison.shown)
+    tints = [rest for rest, _ in sorted(rests.items(), key=lambda item: (item[0] != "", -item[1]))]
+    for arm in comparison.shown:
+        word, _, rest = arm.label.partition(",")
+        found[arm.label] = _look(hues.setdefault(word, len(hues)), tints.index(rest))
+    for family in comparison.families:
+        of_shown = [found[arm.label] for arm in family.arms if arm.label in shown and arm.beta]
+        look = of_shown[0] if of_shown else _look(hues.setdefault(family.label, len(hues)), 0)
+        for arm in family.arms:
+            found.setdefault(arm.label, look)
+    return found
+
+
+def _look(hue: int, tint: int) -> Look:
+    red, green, blue = to_rgb(HUES[hue % len(HUES)])
+    turn = hue // len(HUES) + tint
+    lighter = TINTS[turn % len(TINTS)]
+
+    def tinted(part: float) -> float:
+        return part + (1 - part) * lighter if lighter > 0 else part * (1 + lighter)
+
+    color = (tinted(red), tinted(green), tinted(blue))
+    return Look(color, LINES[turn % len(LINES)], MARKERS[turn % len(MARKERS)])
+
+
+def text_color(look: Look) -> tuple[float, float, float]:
+    """Return the color of a look for text, which must be darker than lines to be readable."""
+    red, green, blue = look.color
+    return (0.8 * red, 0.8 * green, 0.8 * blue) if red + green + blue > 1.5 else look.color
+
+
+def hex_color(look: Look) -> str:
+    """Return the color of a look in HTML's notation, such as #4477aa."""
+    return "#" + "".join(f"{round(255 * part):02x}" for part in look.color)
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """Give a figure in this style, and lay it out at the end: once, however many files show it."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        yield figure
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as SVG, the same bytes for the same numbers."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all. Raises OSError if it cannot be written."""
+    with rc_context(STYLE):
+        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))

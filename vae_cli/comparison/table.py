@@ -1,0 +1,50 @@
+"""The table of a comparison on the terminal: arms as rows, and as many of the main figures as fit.
+
+It is printed from the cache too, so nothing slow is imported here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NARROW = 14  # characters: a heading on a terminal is broken into lines of this length
+LEAST = 3  # columns that are shown even if they do not fit
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """The arms, with how many runs each has; columns by heading, most telling first; and a remark below."""
+
+    title: str
+    arms: list[str]
+    counts: list[str]
+    columns: dict[str, list[str]]
+    below: str
+
+
+def print_table(console: Console, table: SummaryTable) -> None:
+    """Print a table: on a terminal as many columns as fit, into a pipe all of them, one line for each arm."""
+    heads = {title: title for title in table.columns}
+    if console.is_terminal:
+        heads = {title: textwrap.fill(title, NARROW) for title in table.columns}
+        cells = {title: max(map(len, [*heads[title].split("\n"), *table.columns[title]])) + 3 for title in heads}
+        room = console.width - max(map(len, table.arms)) - 12
+        while len(heads) > LEAST and sum(cells[title] for title in heads) > room:
+            heads.popitem()
+    else:
+        console.width = 10_000  # a pipe has no edge to break lines at
+    printed = Table(box=Table().box if console.is_terminal else None, title=escape(table.title), title_justify="left")
+    printed.add_column("arm")
+    printed.add_column("runs", justify="right")
+    for head in heads.values():
+        printed.add_column(escape(head), justify="right")
+    for row, (arm, count) in enumerate(zip(table.arms, table.counts, strict=True)):
+        printed.add_row(escape(arm), count, *(escape(table.columns[title][row]) for title in heads))
+    console.print(printed)
+    if table.below:
+        console.print(table.below, soft_wrap=True, highlight=False, markup=False)
