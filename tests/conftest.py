@@ -32,8 +32,8 @@ Get = Callable[..., Any]
 QUICK_FILES = frozenset(
     f"test_{name}.py"
     for name in [
-        *("architecture", "catalog", "cli", "commands", "completion", "dataset", "doctests", "formats", "image", "laws"),
-        *("linear_vae", "metric_bits", "readme"),
+        *("architecture", "catalog", "cli", "commands", "completion", "dataset", "doctests", "formats", "image"),
+        *("laws", "linear_vae", "metric_bits", "readme"),
     ]
 )
 

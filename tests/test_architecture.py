@@ -78,7 +78,7 @@ def test_each_room_lists_its_modules(room: str) -> None:
 def test_imports_go_down_only(module: str) -> None:
     for imported in imports(MODULES[module]):
         is_same_room = imported.partition(".")[0] == module.partition(".")[0]
-        assert is_same_room or floor(imported) > floor(module), f"{module} imports {imported}, which is not in a lower room"
+        assert is_same_room or floor(imported) > floor(module), f"{module} imports {imported}, which is not below"
 
 
 def test_no_modules_import_each_other() -> None:
@@ -92,7 +92,7 @@ def test_the_model_imports_no_axis() -> None:
     assert not any(name.startswith("axes") for file in PACKAGE.glob("model/*.py") for name in imports(file))
 
 
-# Private names ---------------------------------------------------------------------------------------------------------
+# Private names --------------------------------------------------------------------------------------------------------
 
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 

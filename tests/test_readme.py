@@ -60,6 +60,16 @@ def test_pictures_are_small() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_options_exist(document: str, ask: Callable[..., Any]) -> None:
+    """Every option that a document gives to a subcommand is in the help of this subcommand."""
+    for subcommand, words in set(re.findall(r"\bvae ([a-z]+)( [^`\n]*)?", (ROOT / document).read_text())):
+        options = re.findall(r" (--?[a-z][a-z-]*)", words)
+        help_text = ask(subcommand, "--help").out if options else ""
+        for option in options:
+            assert re.search(rf"(?<![\w-]){option}\b", help_text), f"{document}: vae {subcommand} {option}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", without_code_blocks(document)):
         if not target.startswith(("http://", "https://")):
@@ -72,6 +82,11 @@ def test_paths_exist(document: str) -> None:
     paths = [*paths_in(document)]
     assert paths
     assert not [path for path in paths if not any([*place.glob(path.rstrip("/"))] for place in places)]
+
+
+def test_the_example_of_a_choice_is_one() -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "configs/README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert example in [file.read_text() for file in ROOT.glob("configs/sigma/*.yaml")]
 
 
 def test_the_map_of_the_code_names_what_is_there() -> None:
@@ -95,10 +110,9 @@ def test_examples_of_own_classes_run(ask: Callable[..., Any], tmp_path: Path, mo
     (choice,) = (code for code in code_blocks("yaml") if "mine.Loud" in code)
     assert yaml.safe_load(choice)["_target_"] == "mine.Loud"
     Path("own/sigma/loud.yaml").write_text(choice)
-    words = [line.split()[1:] for code in code_blocks("console") for line in code.splitlines() if "--trust mine" in line]
-    assert [word[0] for word in words] == ["train", "evaluate"]
-    assert ask(*words[0], "epochs=1").code == 0
-    assert ask(*words[1], "--quick").code == 0
+    train, evaluate = re.findall(r"^vae (.*--trust mine)$", README, flags=re.MULTILINE)
+    assert ask(*train.split(), "epochs=1").code == 0
+    assert ask(*evaluate.split(), "--quick").code == 0
     assert '"loudness"' in Path("runs/digits/sigma-loud/evaluation/metrics.json").read_text()
 
 
