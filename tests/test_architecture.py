@@ -92,6 +92,11 @@ def test_the_model_imports_no_axis() -> None:
     assert not any(name.startswith("axes") for file in PACKAGE.glob("model/*.py") for name in imports(file))
 
 
+def test_the_files_of_quick_exist(pytestconfig: pytest.Config) -> None:
+    (conftest,) = (plugin for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "QUICK_FILES"))
+    assert conftest.QUICK_FILES <= {file.name for file in Path(__file__).parent.glob("test_*.py")}
+
+
 # Private names --------------------------------------------------------------------------------------------------------
 
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
