@@ -1,9 +1,11 @@
-"""Run commands in processes that are forked from this one, which has imported everything, and let them meet a fault.
+"""A fork server: it imports everything once, then runs vae commands in forked processes and injects faults into them.
 
-Reads one JSON object a line, and answers in one line. To argv, environment, cwd, out and err (files), a group (whether
-it is to lead a group of processes), before (Python that is carried out first), and fault (see Fault) or null, with the
-process id of the command, which is started; to poll (a process id), with its exit code, or minus the signal that ended
-it, or null while it runs.
+It reads one JSON object per line and answers each with one line of JSON:
+
+- {"argv", "cwd", "out", "err", "environment", "group", "before", "fault"} starts a command and returns its process id.
+  out and err are files, group says whether the command leads its own process group, before is Python code that runs
+  first, and fault holds the arguments of Fault, or is null.
+- {"poll": process id} returns the exit code of a command, or minus the signal that ended it, or null while it runs.
 """
 
 from __future__ import annotations
@@ -28,31 +30,37 @@ from typing import Any
 
 
 class Fault:
-    """What happens at the n-th call of a function that has to do with a file: an error, or the end of the process.
+    """An error, or the death of the process, at the n-th call of a function that works on files.
 
-    `at` is write, fsync, replace or mkstemp, `file` a part of the file's path, and `number` counts from 1. `error` is
-    an errno, and 0 is SIGKILL. It comes before the call, after it (`after`), or, in a write, when half is written; with
-    `stays` it comes at every call from then on. With `at` size no file can grow beyond `number` bytes.
+    at      write, fsync, replace or mkstemp; with `size`, no file can grow beyond `number` bytes instead
+    file    part of the path of the files concerned
+    number  which call fails, counted from 1
+    error   an errno, or 0 for SIGKILL
+    after   whether the call fails after its work is done; otherwise it fails before, a write halfway through
+    stays   whether every later call fails too
     """
 
     def __init__(
         self, at: str, file: str = "", number: int = 1, error: int = 0, after: bool = False, stays: bool = False
     ) -> None:
         self.at, self.file, self.number, self.error, self.after, self.stays = at, file, number, error, after, stays
-        self.met = 0
+        self.calls = 0
 
-    def comes(self, name: object) -> bool:
+    def is_due(self, name: object) -> bool:
+        """Count a call on the file of this name, and say whether it must fail."""
         if self.file not in os.fsdecode(name):  # type: ignore[arg-type]
             return False
-        self.met += 1
-        return self.met == self.number or (self.stays and self.met > self.number)
+        self.calls += 1
+        return self.calls == self.number or (self.stays and self.calls > self.number)
 
-    def strike(self) -> None:
+    def fail(self) -> None:
+        """Kill this process, or raise the error."""
         if not self.error:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(self.error, os.strerror(self.error))
 
     def install(self) -> None:
+        """Replace the functions concerned by versions that fail in time."""
         if self.at == "size":
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.number, resource.RLIM_INFINITY))
             return
@@ -69,12 +77,12 @@ class Fault:
 
     def _calling(self, function: Callable[..., Any], name_of: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
-            comes = self.comes(name_of(*given, **named))
-            if comes and not self.after:
-                self.strike()
+            is_due = self.is_due(name_of(*given, **named))
+            if is_due and not self.after:
+                self.fail()
             result = function(*given, **named)
-            if comes:
-                self.strike()
+            if is_due:
+                self.fail()
             return result
 
         return call
@@ -85,13 +93,13 @@ class Fault:
             if not set(mode) & set("wax+"):
                 return opened
             name = os.readlink(f"/proc/self/fd/{opened.fileno()}")
-            return Struck(opened, self) if self.file in name else opened
+            return FaultyFile(opened, self) if self.file in name else opened
 
         return call
 
 
-class Struck:
-    """An open file whose writes meet a fault when half is written."""
+class FaultyFile:
+    """An open file whose writes fail halfway through."""
 
     def __init__(self, file: Any, fault: Fault) -> None:
         self._file, self._fault = file, fault
@@ -99,7 +107,7 @@ class Struck:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def __enter__(self) -> Struck:
+    def __enter__(self) -> FaultyFile:
         self._file.__enter__()
         return self
 
@@ -107,15 +115,15 @@ class Struck:
         self._file.__exit__(*error)
 
     def write(self, content: Any) -> Any:
-        if not self._fault.comes("" if not self._fault.file else self._fault.file):
+        if not self._fault.is_due(self._fault.file):
             return self._file.write(content)
         self._file.write(content[: len(content) // 2])
         self._file.flush()
-        return self._fault.strike()
+        return self._fault.fail()
 
 
 def carry_out(asked: dict[str, Any]) -> None:
-    """Be the command, in a process of its own."""
+    """Become the command, in a forked process, and exit."""
     if asked["group"]:
         os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
@@ -128,7 +136,7 @@ def carry_out(asked: dict[str, Any]) -> None:
     from vae_cli.axes.dataset import pack
     from vae_cli.cli import main
 
-    pack.IMAGES_PER_STEP = 16  # more writes to be killed in
+    pack.IMAGES_PER_STEP = 16  # more writes, so more moments to be killed in
     code: object = 1
     try:
         exec(asked["before"], {})
@@ -139,7 +147,7 @@ def carry_out(asked: dict[str, Any]) -> None:
         code = stop.code
     except BaseException:
         traceback.print_exc()
-    finally:  # what Python does at its end, but for taking apart all that was imported; no Ctrl-C comes into it
+    finally:  # what Python does when it exits, except unloading all modules; Ctrl-C must not interrupt it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading._shutdown()
         atexit._run_exitfuncs()
@@ -149,7 +157,7 @@ def carry_out(asked: dict[str, Any]) -> None:
 
 
 def import_everything() -> None:
-    """Import what a run imports, once for all commands: our modules, and what torch and PIL import when first used."""
+    """Import everything that a run imports: our modules, and what torch and PIL import when they are first used."""
     import torch
     from PIL import Image
 
@@ -164,11 +172,11 @@ def import_everything() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # so that collecting garbage does not copy what the processes share
+    gc.freeze()  # garbage collection in the children must not copy the memory that they share
 
 
 def answer(asked: dict[str, Any]) -> int | None:
-    """Start a command, or look after one."""
+    """Start a command, or poll one."""
     if "poll" in asked:
         process, status = os.waitpid(asked["poll"], os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if process else None

@@ -1,4 +1,4 @@
-"""What several test files use."""
+"""Options and fixtures that several test files share."""
 
 from __future__ import annotations
 
@@ -21,24 +21,50 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
-# The models are tiny, and tests that run side by side would fight for the cores.
+# The models are tiny, and tests that run in parallel would compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Get = Callable[..., Any]
 
 
+# The files that `pytest --quick` runs: laws, model, configuration, names, messages, structure and documents. Together
+# they take about a minute on two cores; files that train many runs or start other programs do not belong here.
+QUICK_FILES = frozenset(
+    f"test_{name}.py"
+    for name in [
+        *("aliases", "architecture", "catalog", "cli", "commands", "completion", "dataset", "doctests", "image"),
+        *("laws", "linear_vae", "messages", "metric_bits", "quarantine", "readme", "statistics"),
+    ]
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="attack for as long as it takes: more kills, inputs, runs")
+    parser.addoption("--quick", action="store_true", help="run the tests to run between edits (about a minute)")
+    parser.addoption("--long", action="store_true", help="run the long form of the stress tests: more kills and inputs")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --quick, do not even import the files that are not part of it."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if config.getoption("--quick") and is_test and collection_path.name not in QUICK_FILES else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --quick, leave out the slow tests of the files that remain."""
+    if config.getoption("--quick"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(scope="session")
 def is_long(pytestconfig: pytest.Config) -> bool:
-    """Whether the long form of a test was asked for; the short one makes a seeded choice of it."""
+    """Whether --long was given; without it a test runs a seeded selection of its long form."""
     return bool(pytestconfig.getoption("--long"))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the figures that tests have noted with record_property, such as the kills that were survived."""
+    """Print the figures that tests recorded with record_property, such as the number of kills survived."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
     noted = [(report.head_line, *said) for report in reports for said in report.user_properties]
     if noted:
@@ -49,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @contextmanager
 def _serve(logdir: Path, *flags: str) -> Iterator[str]:
-    """Run TensorBoard over a folder and give its address."""
+    """Run TensorBoard on a folder and yield its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
@@ -68,14 +94,14 @@ def _serve(logdir: Path, *flags: str) -> Iterator[str]:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither find nor leave anything in the user's cache folder."""
+    """Keep the tests out of the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 class Process:
-    """A command of vae in a process of its own."""
+    """A vae command that runs in its own process."""
 
     def __init__(self, ask: Get, pid: int, files: dict[str, Path]) -> None:
         self._ask, self.pid, self._files = ask, pid, files
@@ -83,21 +109,22 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        """What it has said on its standard output."""
+        """Return its standard output so far."""
         return self._files["out"].read_text()
 
     @property
     def stderr(self) -> str:
-        """What it has said on its standard error."""
+        """Return its standard error so far."""
         return self._files["err"].read_text()
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that killed it, or None while it runs."""
+        """Return its exit code, or minus the signal that killed it, or None while it runs."""
         if self.returncode is None:
             self.returncode = self._ask(poll=self.pid)
         return self.returncode
 
     def wait(self, seconds: float = 300) -> int:
+        """Wait until it ends and return its exit code."""
         end = time.monotonic() + seconds
         while self.poll() is None:
             assert time.monotonic() < end, f"it has not ended: {self.stderr}"
@@ -106,14 +133,14 @@ class Process:
         return self.returncode
 
     def send(self, number: int, to_all: bool = False) -> None:
-        """Send a signal to it, or to all processes of its group, unless it has ended."""
+        """Send it a signal if it is still running; to_all sends the signal to its process group in any case."""
         if self.poll() is None or to_all:
             with suppress(ProcessLookupError):
                 (os.killpg if to_all else os.kill)(self.pid, number)
 
 
 class Commands:
-    """Carries out commands of vae in processes that need not import anything first."""
+    """Runs vae commands in processes that are forked from a server, so that they need not import anything first."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count, self._last = folder, 0, Process(self._ask, 0, {})
@@ -141,7 +168,7 @@ class Commands:
         group: bool = False,
         environment: dict[str, str] | None = None,
     ) -> Process:
-        """Start a command. Its fault, if any, is one of commands.py; `before` is Python that is carried out first."""
+        """Start a command; `fault` is described in commands.py, and `before` is Python code that runs first."""
         self._count += 1
         files = {name: self._folder / f"{self._count}.{name}" for name in ("out", "err")}
         more = {"fault": fault, "before": before, "group": group, "environment": environment or dict(os.environ)}
@@ -151,16 +178,17 @@ class Commands:
 
     @property
     def err(self) -> str:
-        """What the last command has said on its standard error."""
+        """Return the standard error of the command that was started last."""
         return self._last.stderr
 
     def run(self, *argv: str, cwd: Path, **more: Any) -> Process:
-        """Carry out a command to its end."""
+        """Run a command until it ends."""
         process = self.start(*argv, cwd=cwd, **more)
         process.wait()
         return process
 
     def close(self) -> None:
+        """Stop the server."""
         with self._server as server:
             assert server.stdin is not None
             server.stdin.close()
@@ -168,7 +196,7 @@ class Commands:
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory, no_cache_of_the_users: None) -> Iterator[Commands]:
-    """Carry out a command in a process of its own: `commands.run("train", cwd=tmp_path).returncode`."""
+    """Run a command in its own process: `commands.run("train", cwd=tmp_path).returncode`."""
     commands = Commands(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()
@@ -176,13 +204,12 @@ def commands(tmp_path_factory: pytest.TempPathFactory, no_cache_of_the_users: No
 
 @pytest.fixture
 def tensorboard() -> Iterator[Callable[..., Get]]:
-    """Start TensorBoard over a folder of runs: `get = tensorboard(logdir)`.
+    """Start TensorBoard on a folder of runs: `get = tensorboard(logdir)`; further arguments are TensorBoard's flags.
 
-    `get("plugin/scalars/scalars", run="digits/default", tag="train/loss")` returns the parsed answer to a query of
-    /data/..., `get("plugin/hparams/session_groups", {...})` that to JSON sent with POST. What else `tensorboard` is
-    given are flags of TensorBoard's.
+    `get("plugin/scalars/scalars", run="digits/default", tag="train/loss")` queries /data/... and returns the parsed
+    answer; `get("plugin/hparams/session_groups", {...})` sends the dictionary as JSON with POST.
     """
-    open_url = build_opener(ProxyHandler({})).open  # the test machine's proxy is not for 127.0.0.1
+    open_url = build_opener(ProxyHandler({})).open  # a proxy must not see requests to 127.0.0.1
 
     with ExitStack() as stack:
 
@@ -200,7 +227,7 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
                 except ValueError:  # a picture, a tensor, a list of labels
                     return content
 
-            # TensorBoard serves while it reads: wait until two looks in a row show every run and the same events.
+            # TensorBoard serves while it still reads: wait until it shows every run and its events no longer change.
             runs = {str(file.parent.relative_to(logdir)) for file in logdir.rglob("*tfevents*")}
             before: object = None
             for _ in range(150):
@@ -216,7 +243,7 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
 
 @cache
 def composed(*overrides: str) -> dict[str, Any]:
-    """The configuration of these overrides, which is the same in every test; do not change it."""
+    """Compose a configuration once for all tests; callers must not change it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -229,12 +256,12 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 @pytest.fixture
 def compose() -> Callable[..., dict[str, Any]]:
-    """Compose a configuration from overrides, as plain values: `compose("sigma=fixed", "latent=8")`."""
+    """Compose a configuration from overrides into plain values: `compose("sigma=fixed", "latent=8")`."""
     return lambda *overrides: deepcopy(composed(*overrides))
 
 
 class Answer(NamedTuple):
-    """What a command ended with, and what it said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -242,11 +269,11 @@ class Answer(NamedTuple):
 
 
 class Accepted(BaseException):
-    """A training was about to start, which a test of wrong input does not wait for."""
+    """Raised when training is about to start: a test of invalid input need not wait for the training itself."""
 
 
 def answer(*words: str) -> Answer:
-    """Call the program in this process as a person does, in the folder that one stands in."""
+    """Run the program in this process and in the current folder, as a user would."""
     from vae_cli.cli import main
 
     out, err = StringIO(), StringIO()
@@ -260,7 +287,7 @@ def answer(*words: str) -> Answer:
 
 
 def listing(folder: Path) -> dict[str, object]:
-    """What tells whether anything below a folder was made, changed or removed."""
+    """Return a snapshot of a folder that changes if anything below it is created, modified or removed."""
     found: dict[str, object] = {}
     for path, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -271,7 +298,7 @@ def listing(folder: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs runs/digits/a and, without noise, runs/digits/b, and some other files."""
+    """A folder with two finished runs, runs/digits/a and (deterministic) runs/digits/b, and some other files."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("two")
@@ -293,7 +320,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of these runs that a test stands in and may damage, where no training starts."""
+    """A copy of these runs, made the current folder, which a test may damage; no training starts there."""
 
     def stop(*_: object, **__: object) -> None:
         raise Accepted
@@ -308,15 +335,16 @@ def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def ask() -> Callable[..., Answer]:
-    """Call the program: `ask("runs").code`."""
+    """Run the program: `ask("runs").code`."""
     return answer
 
 
 @pytest.fixture
 def refused(ask: Callable[..., Answer]) -> Callable[..., str]:
-    """Call the program with what it has to refuse, and give its message: `refused("train", "latent=0")`.
+    """Run the program with input that it must refuse, and return its message: `refused("train", "latent=0")`.
 
-    It is one message on stderr without a traceback, and nothing below the folder that one stands in has changed.
+    Also check that the message is the only one, that it goes to stderr without a traceback, and that nothing below the
+    current folder changes.
     """
 
     def call(*words: str, code: int = 2) -> str:
@@ -341,11 +369,11 @@ def refused(ask: Callable[..., Answer]) -> Callable[..., str]:
 
 @pytest.fixture
 def accepted() -> type[BaseException]:
-    """What is raised where a training was about to start."""
+    """The exception that is raised when training is about to start."""
     return Accepted
 
 
 @pytest.fixture
 def listed() -> Callable[[], dict[str, object]]:
-    """List what lies below the folder that one stands in."""
+    """Take a snapshot of the current folder (see `listing`)."""
     return lambda: listing(Path.cwd())

@@ -1,8 +1,11 @@
-"""Imports go down only: a room may import the rooms below its own, and no two of its modules import each other."""
+"""The structure of the code: which modules may import which, and that tests use public names only."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import vae_cli
 
 PACKAGE = Path(vae_cli.__file__).parent
 
-# From the top down. Rooms on one line stand side by side: neither may import the other.
+# From top to bottom. Neither of two rooms on one line may import the other.
 ROOMS = """
 __main__
 cli
@@ -31,23 +34,23 @@ FLOORS = [line.split() for line in ROOMS.split("\n") if line]
 
 
 def name_of(file: Path) -> str:
-    """The name of a module below the package: `runs.folder`, or `runs` for the package itself."""
+    """Return the name of a module relative to vae_cli: `runs.folder`, or `runs` for a package."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
 MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
-del MODULES[""]  # the package itself, which offers what Python users need
+del MODULES[""]  # the package itself, the entry point for Python users
 
 
 def floor(module: str) -> int:
-    """The number of a module's floor, counted from the top."""
+    """Return the floor of a module, counted from the top."""
     room = module.partition(".")[0]
     return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
 def imports(file: Path) -> set[str]:
-    """The modules of this package that a file imports, at its top or inside functions."""
+    """Return the modules of vae_cli that a file imports, at its top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vae_cli":
@@ -66,7 +69,7 @@ def test_every_module_is_in_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", [file.parent.name for file in sorted(PACKAGE.glob("*/__init__.py"))])
-def test_a_room_lists_its_modules(room: str) -> None:
+def test_each_room_lists_its_modules(room: str) -> None:
     inside = {name.removeprefix(f"{room}.").partition(".")[0] for name in MODULES if name.startswith(f"{room}.")}
     assert set(import_module(f"vae_cli.{room}").__all__) == inside
 
@@ -75,7 +78,7 @@ def test_a_room_lists_its_modules(room: str) -> None:
 def test_imports_go_down_only(module: str) -> None:
     for imported in imports(MODULES[module]):
         is_same_room = imported.partition(".")[0] == module.partition(".")[0]
-        assert is_same_room or floor(imported) > floor(module), f"{module} imports {imported}, which is not below it"
+        assert is_same_room or floor(imported) > floor(module), f"{module} imports {imported}, which is not below"
 
 
 def test_no_modules_import_each_other() -> None:
@@ -87,3 +90,83 @@ def test_no_modules_import_each_other() -> None:
 
 def test_the_model_imports_no_axis() -> None:
     assert not any(name.startswith("axes") for file in PACKAGE.glob("model/*.py") for name in imports(file))
+
+
+def test_the_files_of_quick_exist(pytestconfig: pytest.Config) -> None:
+    (conftest,) = (plugin for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "QUICK_FILES"))
+    assert {file.name for file in Path(__file__).parent.glob("test_*.py")} >= conftest.QUICK_FILES
+
+
+# Private names --------------------------------------------------------------------------------------------------------
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def is_private(name: str) -> bool:
+    """Whether a name has one leading underscore, or two but no trailing ones.
+
+    >>> [is_private(name) for name in ("_run", "run", "__init__", "_")]
+    [True, False, False, False]
+    """
+    return name.startswith("_") and not name.endswith("_")
+
+
+@cache
+def private_definitions() -> frozenset[str]:
+    """Return every private name that the package defines: functions, classes, variables and attributes."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+    return frozenset(filter(is_private, found))
+
+
+def private_names_used(tree: ast.AST, defined: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of each use of a private name of the package: imports, attributes of anything but
+    `self` and `cls`, dotted names in strings (as monkeypatch accepts them), and code in strings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vae_cli":
+            dotted = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ((node.lineno, name) for name in dotted if any(map(is_private, name.split("."))))
+        elif isinstance(node, ast.Attribute) and node.attr in defined:
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr", "delattr")):
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            yield from ((node.lineno, word) for word in words if word in defined)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "vae_cli" in node.value:
+            for name in re.findall(r"\bvae_cli(?:\.\w+)+", node.value):
+                if any(part in defined for part in name.split(".")):
+                    yield node.lineno, name
+            if "import" in node.value:
+                try:
+                    code = ast.parse(node.value)
+                except SyntaxError:  # prose
+                    continue
+                yield from ((node.lineno, name) for _, name in private_names_used(code, defined))
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda path: path.name)
+def test_tests_use_public_names_only(test: Path) -> None:
+    found = list(private_names_used(ast.parse(test.read_text()), private_definitions()))
+    assert not found, "\n".join(f"{test.name}:{line}: {name} is private" for line, name in found)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from PACKAGE.room import _example",
+        "from PACKAGE import room\nroom._example.close()",
+        "import PACKAGE.room\nPACKAGE.room._example",
+        "monkeypatch.setattr('PACKAGE.room._example', None)",
+        "monkeypatch.setattr(room, '_example', None)",
+        "commands.start(before='from PACKAGE import room; room._example = None')",
+    ],
+)
+def test_private_names_are_found(code: str) -> None:
+    assert list(private_names_used(ast.parse(code.replace("PACKAGE", "vae_cli")), frozenset(["_example"])))

@@ -1,7 +1,7 @@
-"""The bare loop that `vae train` is measured against: one VAE in plain torch, and nothing else.
+"""The reference of the benchmarks: one VAE in plain PyTorch, and nothing else.
 
 It does what is known to be fast: 8-bit images in memory that are indexed and scaled, a loss on logits, fused Adam, no
-denormal numbers, and no number read back in an epoch. It logs nothing, keeps nothing and evaluates nothing.
+denormal numbers, and no value read back from the device during an epoch. It logs, saves and evaluates nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LATENT, HIDDEN, BATCH = 20, 400, 128
 
 
 class Rows(nn.Module):
-    """Images as the rows of a matrix, or back."""
+    """Reshape each image to a row, or each row to an image."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class Rows(nn.Module):
 
 
 def mlp(outputs: int) -> tuple[nn.Module, nn.Module]:
-    """784-400-20-400-784."""
+    """784-400-20 and 20-400-784, fully connected."""
     encoder = nn.Sequential(Rows((784,)), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
     decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784), Rows((1, 28, 28)))
     return encoder, decoder
 
 
 def conv(outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Three strided convolutions and a fully connected layer, and the mirror of it: network=conv for 28x28 images."""
+    """Three strided convolutions and a fully connected layer, and their mirror: network=conv for 28x28 images."""
     encoder = nn.Sequential(
         *(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()),
         *(nn.Conv2d(64, 128, 4, 2, 1), nn.ReLU(), nn.Flatten()),
@@ -88,7 +88,7 @@ def train(images: Tensor, network: str, sigma: str, epochs: int) -> list[float]:
 
 
 def floor(network: str, steps: int) -> float:
-    """Seconds of nothing but the matrix products of one epoch of so many steps, forward and backward, of the mlp."""
+    """Return the seconds that the matrix products of the mlp take in one epoch, forward and backward."""
     assert network == "mlp"
     sizes = [(784, HIDDEN), (HIDDEN, 2 * LATENT), (LATENT, HIDDEN), (HIDDEN, 784)]
     operands = [(torch.randn(BATCH, a), torch.randn(a, b), torch.randn(BATCH, b)) for a, b in sizes]
@@ -97,7 +97,7 @@ def floor(network: str, steps: int) -> float:
         for number, (x, weight, gradient) in enumerate(operands):
             x @ weight  # forward
             x.T @ gradient  # the weight's gradient
-            if number:  # nobody asks for the images' gradient
+            if number:  # the images need no gradient
                 gradient @ weight.T
     return time.perf_counter() - begin
 

@@ -1,6 +1,6 @@
-"""The same network, data, loss and optimizer as bare.py, trained by pythae or by Lightning: `peers.py pythae IMAGES`.
+"""Train the network of bare.py with pythae or Lightning, on the same data: `peers.py pythae IMAGES`.
 
-Prints the seconds of each epoch. Needs the extra `bench`.
+Loss and optimizer are the same, too. Prints the seconds of each epoch. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HIDDEN, LATENT, BATCH = 400, 20, 128
 
 
 def pythae(images: Tensor, epochs: int) -> list[float]:
-    """pythae's VAE and BaseTrainer, with the mlp as its encoder and decoder, and quiet."""
+    """Train pythae's VAE with its BaseTrainer, without logging; the mlp is its encoder and decoder."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -78,7 +78,7 @@ def _dataset(images: Tensor) -> Any:
 
 
 def lightning(images: Tensor, epochs: int) -> list[float]:
-    """A LightningModule under Trainer(barebones=True), which logs nothing, over a DataLoader of a tensor in memory."""
+    """Train a LightningModule with Trainer(barebones=True), which logs nothing, on a tensor in memory."""
     from lightning.pytorch import LightningModule, Trainer
     from torch.utils.data import DataLoader, TensorDataset
 

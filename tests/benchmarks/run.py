@@ -1,12 +1,12 @@
-"""How fast `vae` is, as ratios to a bare loop, to its peers and to a floor: `python tests/benchmarks/run.py`.
+"""How fast `vae` is, relative to a bare loop, to its peers and to a floor: `python tests/benchmarks/run.py`.
 
-What is compared is alternated within one call, round after round, each time in a process of its own; a table gives the
-median ratio and the least and greatest one. Real MNIST is used where --data-dir (or $VAE_DATA_DIR) has it, and images
-of the same shape, black for the most part, elsewhere.
+The candidates alternate within one call, round after round, each in its own process; a table gives the median ratio
+with the least and the greatest. The images are MNIST if --data-dir (or $VAE_DATA_DIR) has it; otherwise they are mostly
+black images of the same shape.
 
-    python tests/benchmarks/run.py                 every section, in about half an hour
-    python tests/benchmarks/run.py training peers  two of them
-    python tests/benchmarks/run.py --quick         fewer images and rounds, in some minutes
+    python tests/benchmarks/run.py                 every section, in about an hour
+    python tests/benchmarks/run.py training peers  two sections
+    python tests/benchmarks/run.py --quick         fewer images and rounds, in a few minutes
     python tests/benchmarks/run.py --json out.json
 """
 
@@ -49,7 +49,7 @@ NETWORKS = {"mlp": ["network=mlp", "network.hidden=[400]"], "conv": ["network=co
 
 @dataclass
 class Row:
-    """One line of the table: what was measured in each round, and what it is compared with in the same round."""
+    """One row of the table: our figure in each round, and the figure that it is compared with in the same round."""
 
     section: str
     name: str
@@ -59,32 +59,34 @@ class Row:
     more_is_better: bool = True
 
     def ratios(self) -> list[float]:
+        """Return ours / theirs for each round, or nothing if there is no comparison."""
         return [a / b for a, b in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
 
 
 @dataclass
 class Bench:
-    """What is measured, where, and how often."""
+    """The settings of a benchmark, the rows measured so far, and the commands that measure."""
 
     folder: Path
     rounds: int
     epochs: int
     threads: int
-    images: dict[str, Path]  # by network, for the bare loop
-    data: dict[str, Path]  # by network, as dataset=mnist finds it
+    images: dict[str, Path]  # for each network, a tensor for the bare loop
+    data: dict[str, Path]  # for each network, a data folder for dataset=mnist
     rows: list[Row] = field(default_factory=list)
     _count: int = 0
 
     def add(self, row: Row) -> Row:
+        """Append a row and return it."""
         self.rows.append(row)
         return row
 
     def vae(self, *words: str, subcommand: str = "train") -> Finished:
-        """Run a command of ours in a process of its own."""
+        """Run a subcommand of vae in its own process."""
         return run([sys.executable, "-m", "vae_cli", subcommand, *words], self.folder)
 
     def train(self, network: str, *words: str, name: str | None = None) -> dict[str, Any]:
-        """Train as a user does, and return the summary."""
+        """Train as a user does, and return the summary with the wall time and the peak memory."""
         self._count += 1
         name = name or f"run{self._count}"
         done = self.vae(
@@ -100,14 +102,14 @@ class Bench:
         return run([sys.executable, str(HERE / "bare.py"), str(self.images[network]), *words, *more], self.folder)
 
     def speed_of_bare(self, network: str, sigma: str = "learned") -> float:
-        """Images per second of the bare loop."""
+        """Return the images per second of the bare loop."""
         said = json.loads(self.bare(network, sigma).said)
         return float(said["images"] * len(said["seconds"]) / sum(said["seconds"]))
 
 
 @dataclass
 class Finished:
-    """A command that has ended: what it said, its seconds, and the most memory that it held, in MB."""
+    """A command that has ended: its output, its seconds, and its peak memory in MB."""
 
     said: str
     seconds: float
@@ -115,8 +117,8 @@ class Finished:
 
 
 def run(command: Sequence[str], folder: Path, **more: Any) -> Finished:
-    """Run a command to its end, which has to be a good one."""
-    # Of all children that have ended the greatest is known: a process in between measures one alone.
+    """Run a command; exit with its output if it fails."""
+    # The system reports the peak memory over all ended children, so a process in between has this one child only.
     code = (
         "import json, resource, subprocess, sys, time\n"
         "begin = time.perf_counter()\n"
@@ -137,7 +139,7 @@ def run(command: Sequence[str], folder: Path, **more: Any) -> Finished:
 
 
 def training(bench: Bench) -> None:
-    """Images per second of training, of `vae train` and of the bare loop, for each network and sigma."""
+    """Compare the images per second of `vae train` and of the bare loop, for each network and sigma."""
     rows = {(n, s): bench.add(Row("training", f"{n}, sigma={s}", "images/s")) for n in bench.images for s in SIGMAS}
     for _ in range(bench.rounds):
         for (network, sigma), row in rows.items():
@@ -146,7 +148,7 @@ def training(bench: Bench) -> None:
 
 
 def peers(bench: Bench) -> None:
-    """Images per second of `vae train`, of pythae and of Lightning, on the same network."""
+    """Compare the images per second of `vae train`, pythae and Lightning on the same network."""
     rows = {peer: bench.add(Row("peers", f"mlp, against {peer}", "images/s")) for peer in ("pythae", "lightning")}
     for _ in range(bench.rounds):
         ours = bench.train("mlp")["images_per_second"]
@@ -158,7 +160,7 @@ def peers(bench: Bench) -> None:
 
 
 def floor(bench: Bench) -> None:
-    """Images per second of `vae train`, and those of nothing but the matrix products."""
+    """Compare the images per second of `vae train` with those of the matrix products alone."""
     row = bench.add(Row("floor", "mlp, against its matrix products", "images/s"))
     for _ in range(bench.rounds):
         row.ours.append(bench.train("mlp")["images_per_second"])
@@ -176,7 +178,7 @@ STARTS = {
 
 
 def startup(bench: Bench) -> None:
-    """Seconds from Enter to the first step of a run of digits and to the end of `vae sample`, against the imports."""
+    """Measure the seconds from Enter to the first step on digits, and of `vae sample`, relative to the imports."""
     imports = {name: bench.add(Row("startup", name, "s", more_is_better=False)) for name in STARTS}
     first = bench.add(Row("startup", "vae train, to the first step, against the imports", "s", more_is_better=False))
     sample = bench.add(Row("startup", "vae sample, whole, against the imports", "s", more_is_better=False))
@@ -209,7 +211,7 @@ def startup(bench: Bench) -> None:
 
 
 def whole(bench: Bench) -> None:
-    """Seconds of a whole run of MNIST against the bare loop's training, and its memory against the imports'."""
+    """Compare the seconds of a whole run with the bare loop's training, and its memory with that of the imports."""
     seconds = bench.add(Row("whole", "mlp, training part, against the bare loop", "s", more_is_better=False))
     rest = bench.add(Row("whole", "mlp, start-up, evaluation and writing", "s", more_is_better=False))
     memory = bench.add(Row("whole", "mlp, peak memory beyond the imports'", "MB", more_is_better=False))
@@ -225,7 +227,7 @@ def whole(bench: Bench) -> None:
 
 
 def questions(bench: Bench) -> None:
-    """Seconds of vae sample, vae evaluate and of packing an image folder."""
+    """Measure the seconds of `vae sample`, of `vae evaluate`, and of packing an image folder."""
     bench.train("mlp", name="asked")
     sample = bench.add(Row("questions", "vae sample --count 10000", "s", more_is_better=False))
     evaluate = bench.add(Row("questions", "vae evaluate --quick", "s", more_is_better=False))
@@ -250,7 +252,7 @@ def questions(bench: Bench) -> None:
 
 
 def sweeps(bench: Bench) -> None:
-    """Seconds of a sweep of 12 short runs with each launcher that is installed, against the basic one."""
+    """Compare the seconds of a sweep of 12 short runs under each installed launcher with those under basic."""
     sweep = ["-m", "sigma=learned,shared,fixed,deterministic", "seed=0,1,2", "epochs=30"]
     extra = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": [], "ray": []}
     rows = {name: Row("sweeps", f"12 runs, {name}", "s", more_is_better=False) for name in extra}
@@ -273,7 +275,7 @@ def sweeps(bench: Bench) -> None:
 
 
 def growth(bench: Bench) -> None:
-    """How cost grows: with the latent size, with the image's side, with the images, with the runs in a folder."""
+    """Measure how the cost grows with latent size, image size, number of images, and number of runs in a folder."""
     sizes: dict[str, list[tuple[str, list[str]]]] = {
         "latent": [(f"latent={size}", [f"latent={size}"]) for size in (2, 20, 200, 2000)],
         "side": [(f"sprites of {side}x{side}", [f"dataset.side={side}"]) for side in (16, 32, 64)],
@@ -309,8 +311,8 @@ def growth(bench: Bench) -> None:
 
 
 def beyond(bench: Bench) -> None:
-    """Images per second of a convolutional encoder that learns from a packed file of which nothing is in memory, as
-    where it is larger than that, against the same images in memory; and how much memory that takes."""
+    """Compare the images per second of a convolutional encoder that reads a packed file larger than memory would hold
+    (nothing of it is cached) with the same images in memory, and measure how much memory the reading takes."""
     file = bench.folder / "images.npy"
     code = (
         "import json, os, sys, time, numpy as np, torch\n"
@@ -344,7 +346,7 @@ def beyond(bench: Bench) -> None:
         for _ in range(100):
             written.write(torch.randint(0, 256, (1000, *shape[1:]), dtype=torch.uint8).numpy().tobytes())
         written.flush()
-        os.fsync(written.fileno())  # what is not yet on the disk cannot be taken out of memory
+        os.fsync(written.fileno())  # only pages that are on the disk can be dropped from the cache
     speed = bench.add(Row("beyond", "encoder of 64x64 images, from a cold file, against memory", "images/s"))
     grown = bench.add(Row("beyond", "memory that these 300 steps added", "MB", more_is_better=False))
     for _ in range(bench.rounds):
@@ -374,7 +376,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def _images(data_dir: Path | None, count: int) -> torch.Tensor:
-    """Images (N, 1, 28, 28), 8-bit: MNIST's where they are, else blots on black."""
+    """Return 8-bit images (N, 1, 28, 28): MNIST if the folder has it, otherwise blots on black."""
     for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):
         found = next(iter(data_dir.rglob(name)), None) if data_dir is not None else None
         if found is not None:
@@ -387,7 +389,7 @@ def _images(data_dir: Path | None, count: int) -> torch.Tensor:
 
 
 def _write_mnist(folder: Path, train: torch.Tensor, test: torch.Tensor) -> None:
-    """Write images as MNIST's own files."""
+    """Write images in the file format of MNIST."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, images in (("train", train), ("t10k", test)):
@@ -439,14 +441,15 @@ def show(rows: Sequence[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all without any")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a tenth of the images, three rounds")
-    parser.add_argument("--network", choices=["mlp", "conv"], help="of `training`; both without it")
-    parser.add_argument("--rounds", type=int, help="5; 3 with --quick")
-    parser.add_argument("--epochs", type=int, default=4, help="of a training; from the second on denormals show")
+    parser.add_argument("--network", choices=["mlp", "conv"], help="network of the section training; default: both")
+    parser.add_argument("--rounds", type=int, help="default: 5, or 3 with --quick")
+    # Denormal numbers slow a training down from its second epoch on.
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each training; default: 4")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("VAE_DATA_DIR"), help="where MNIST lies")
-    parser.add_argument("--json", type=Path, help="write all figures to this file too")
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("VAE_DATA_DIR"), help="folder that holds MNIST")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in SECTIONS]
     if unknown:
@@ -461,7 +464,7 @@ def main() -> None:
             every = _images(given.data_dir, count)
             data[network], images[network] = folder / f"data-{network}", folder / f"{network}.pt"
             _write_mnist(data[network], every, every[:1000])
-            torch.save(every[1000:].clone(), images[network])  # as many as are left without those held out
+            torch.save(every[1000:].clone(), images[network])  # as many as dataset.validation=1000 leaves
         bench = Bench(folder, given.rounds or (3 if given.quick else 5), given.epochs, given.threads, images, data)
         for section in given.sections or SECTIONS:
             SECTIONS[section](bench)
