@@ -422,10 +422,10 @@ def test_a_damaged_feature_net_is_trained_again(
         save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "accuracy": 1.0, "model": net})
     else:
         save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "model": {}})
-    features._nets.clear()
+    features.loaded_nets.clear()
     assert feature_net(subject) is not None
     assert "trained anew" in caplog.text
-    features._nets.clear()
+    features.loaded_nets.clear()
     assert feature_net(subject) is not None
     assert len(trainings) == 2
 
