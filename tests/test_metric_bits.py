@@ -25,7 +25,7 @@ from vae_cli.config.build import build_experiment
 from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.information import MutualInformation, Rate, SignalToNoise, log_others
 from vae_cli.metrics.scales import PullOverTraining, ScaleDistribution
-from vae_cli.metrics.tolerance import LADDER, NoiseProbe, Quantization, quantize
+from vae_cli.metrics.tolerance import NOISE_LEVELS, NoiseProbe, Quantization, quantize
 
 Compose = Callable[..., dict[str, Any]]
 BUDGET = Budget(2000, 9000, 64, 100, 4000, 16, 20, 500)
@@ -144,7 +144,7 @@ def test_closed_forms_of_the_linear_model(compose: Compose, overrides: list[str]
     assert mutual["mutual_information_ceiling_bits"].value == pytest.approx(math.log2(9000))
 
 
-def test_a_scale_that_varies_is_named(compose: Compose) -> None:
+def test_the_channel_bound_says_when_scales_vary(compose: Compose) -> None:
     linear = Linear(compose, *LEARNED, latent=1)
     subject = linear.set(torch.ones(1), torch.ones(1), torch.ones(1))
     with torch.no_grad():  # ln s = y / 4 with y ~ N(0, 8): E ln s^2 = 0 and E s^2 = e^(1 / 4 * 8 / 2)
@@ -154,7 +154,7 @@ def test_a_scale_that_varies_is_named(compose: Compose) -> None:
     assert codes.scale is not None
     gap = math.log2(float(codes.scale.double().square().mean())) / 2
     assert gap == pytest.approx(0.5 / math.log(2), rel=0.15)
-    assert f"{gap:.3g} bits more" in channel["channel_bound_bits"].note
+    assert f"{gap:.3g} bits higher" in channel["channel_bound_bits"].note
     # The jackknife: the ratio without each image in turn.
     y, square = codes.loc.double().flatten(), codes.scale.double().square().flatten()
     n = len(y)
@@ -164,7 +164,7 @@ def test_a_scale_that_varies_is_named(compose: Compose) -> None:
     assert channel["snr_per_dimension"].error == pytest.approx([math.sqrt(n) * float(without.std())], rel=0.05)
 
 
-def test_information_of_separate_and_of_identical_codes(compose: Compose) -> None:
+def test_information_of_disjoint_and_of_identical_codes(compose: Compose) -> None:
     linear = Linear(compose, *LEARNED, "dataset.images=2000")
     ones = torch.ones(4)
     apart = figures(linear.set(ones, 1e4 * ones, ones), MutualInformation)
@@ -259,7 +259,7 @@ def test_noise_probe_of_a_linear_decoder(compose: Compose) -> None:
     steepness = float((decoder.detach().square().sum(0) * spread.square()).sum() / 2)
     t = probe["noise_probe_t"].value
     curve = probe["noise_probe_distortion"]
-    assert t == [0.0, *LADDER]
+    assert t == [0.0, *NOISE_LEVELS]
     assert len(curve.value) == len(curve.error) == 17
     for step, value, error in zip(t, curve.value, curve.error, strict=True):
         expected = curve.value[0] + step**2 * steepness
@@ -270,34 +270,34 @@ def test_noise_probe_of_a_linear_decoder(compose: Compose) -> None:
     kept = ((1 - s / LAM.sqrt()).square() * LAM).sum()
     lost = ((s / LAM.sqrt()).square() * LAM).sum() + covariance[4:].sum()
     assert curve.value[0] == pytest.approx(noise + float(lost) / 2, rel=1e-4)
-    stranger = noise + float(covariance.sum() + kept) / 2
-    near(probe["noise_probe_stranger"], stranger)
+    other_code = noise + float(covariance.sum() + kept) / 2
+    near(probe["noise_probe_stranger"], other_code)
     tolerance = probe["noise_probe_tolerance"]
-    expected = math.sqrt(0.1 * (stranger - noise - float(lost) / 2) / steepness)
+    expected = math.sqrt(0.1 * (other_code - noise - float(lost) / 2) / steepness)
     assert expected * 0.95 < tolerance.value < expected * 1.01
     assert 0 < tolerance.error < 0.02 * expected
 
 
-def test_a_tolerance_beyond_the_ladder_is_not_invented(compose: Compose) -> None:
+def test_no_tolerance_is_given_outside_the_noise_levels(compose: Compose) -> None:
     linear = Linear(compose, "sigma=deterministic")
     ones = torch.ones(4)
     ignored = figures(linear.set(0 * ones, ones), NoiseProbe)
     assert ignored["noise_probe_stranger"].value == pytest.approx(ignored["noise_probe_distortion"].value[0])
     assert "no worse" in ignored["noise_probe_tolerance"].reason
     values = torch.zeros(50, 17, dtype=torch.float64)
-    stranger = 100 + torch.arange(50.0, dtype=torch.float64)
-    assert "up to t = 3" in NoiseProbe._tolerance(values, stranger).reason
+    other_code = 100 + torch.arange(50.0, dtype=torch.float64)
+    assert "up to t = 3" in NoiseProbe.tolerance_at_crossing(values, other_code).reason
     values[:, 1:] = 50
-    assert "at t = 0.01 already" in NoiseProbe._tolerance(values, stranger).reason
+    assert "even at t = 0.01" in NoiseProbe.tolerance_at_crossing(values, other_code).reason
 
 
-def test_tolerance_lies_on_the_line_over_the_logarithm_of_t() -> None:
-    t = torch.tensor([0.0, *LADDER], dtype=torch.float64)
+def test_the_tolerance_is_interpolated_in_the_logarithm_of_t() -> None:
+    t = torch.tensor([0.0, *NOISE_LEVELS], dtype=torch.float64)
     values = (50 + 8 * (t / 0.01).clamp_min(1).log()).repeat(30, 1)
     values[:, 0] = 50
-    found = NoiseProbe._tolerance(values, 50 + torch.linspace(190, 210, 30, dtype=torch.float64))
+    found = NoiseProbe.tolerance_at_crossing(values, 50 + torch.linspace(190, 210, 30, dtype=torch.float64))
     assert found.value == pytest.approx(0.01 * math.exp(20 / 8), rel=1e-9)
-    # The stranger's mean has the error std / sqrt(30), a tenth of which moves the crossing by t / 8 a nat.
+    # The mean at another image's code has the error std / sqrt(30); a tenth of it moves the crossing by t / 8 per nat.
     error = 0.1 * float(torch.linspace(190, 210, 30).std()) / math.sqrt(30)
     assert found.error == pytest.approx(found.value * error / 8, rel=1e-4)
 
@@ -354,7 +354,7 @@ def test_quantization_of_a_linear_decoder(compose: Compose, sigma: str) -> None:
     assert 3 * math.log((excess[6] - 0.4) * 4**6 / (1 - 0.4), 4) == pytest.approx(within.value, rel=0.05)
 
 
-def test_quantization_at_its_ends(compose: Compose) -> None:
+def test_quantization_with_no_bits_and_with_too_few(compose: Compose) -> None:
     linear = Linear(compose, "sigma=deterministic")
     free = figures(linear.set(0 * torch.ones(4), torch.ones(4)), Quantization)["quantization_bits_within_1_nat"]
     assert free.value == 0
@@ -363,7 +363,7 @@ def test_quantization_at_its_ends(compose: Compose) -> None:
     )
     dear = figures(precise, Quantization)["quantization_bits_within_1_nat"]
     assert dear.value is None
-    assert dear.reason == "12 bits for each of 16 active dimensions are not within 1 nat"
+    assert dear.reason == "12 bits for each of the 16 active dimensions still cost more than 1 nat"
 
 
 def test_distribution_of_scales(compose: Compose) -> None:

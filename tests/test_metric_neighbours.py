@@ -47,7 +47,7 @@ def images_of(codes: Tensor, labels: Tensor | None) -> Split:
 
 
 class Codes(nn.Module):
-    """An encoder of images that are codes already."""
+    """An encoder for images that are already codes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
@@ -125,7 +125,7 @@ LIKELIHOODS = [("mlp", likelihood) for likelihood in catalog.groups()["likelihoo
 
 
 @pytest.mark.parametrize(("name", "likelihood"), [*LIKELIHOODS, ("conv", "gaussian"), ("conv-batch", "bernoulli")])
-def test_jacobian_is_the_dense_one(compose: Compose, name: str, likelihood: str) -> None:
+def test_the_jacobian_norms_agree_with_the_dense_jacobian(compose: Compose, name: str, likelihood: str) -> None:
     network, shape = DECODERS[name]
     torch.manual_seed(0)
     family: Any = build(compose(f"likelihood={likelihood}")["likelihood"], "likelihood", Likelihood)
@@ -144,7 +144,7 @@ def test_jacobian_is_the_dense_one(compose: Compose, name: str, likelihood: str)
     assert converged.all()
 
 
-def test_jacobian_of_a_linear_decoder_is_known() -> None:
+def test_the_jacobian_of_a_linear_decoder_is_its_weight() -> None:
     torch.manual_seed(0)
     codes, sigma = torch.randn(400, 3) @ torch.diag(torch.tensor([4.0, 1.0, 0.1])) + 5, 0.5
     decoder = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (1, 3, 4)))
@@ -162,7 +162,7 @@ def test_jacobian_of_a_linear_decoder_is_known() -> None:
         assert frobenius.note == norm.note == ""
 
 
-def test_jacobian_does_not_change_with_the_scale_of_the_code() -> None:
+def test_the_jacobian_is_invariant_to_the_scale_of_the_code() -> None:
     found = []
     for size in (1.0, 100.0):
         torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_jacobian_does_not_change_with_the_scale_of_the_code() -> None:
 def test_random_directions_estimate_the_frobenius_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     weight = torch.randn(30, 40) * torch.linspace(0.1, 2, 40)
-    monkeypatch.setattr(neighbours, "DIRECTIONS", 32)
+    monkeypatch.setattr(neighbours, "MAX_DIRECTIONS", 32)
     estimates = neighbours.frobenius_norm(
         lambda z: (z @ weight.T)[:, None, None], torch.zeros(4000, 40), torch.ones(40)
     )
@@ -190,7 +190,7 @@ def test_random_directions_estimate_the_frobenius_norm(monkeypatch: pytest.Monke
     assert float(estimates.square().mean()) == pytest.approx(truth**2, rel=5 * 2 * spread / math.sqrt(4000))
 
 
-def test_jacobian_where_there_is_none() -> None:
+def test_a_missing_jacobian_has_a_reason() -> None:
     class Detached(Gaussian):
         def forward(self, raw: Tensor) -> Distribution:
             return super().forward(raw.detach())
@@ -200,7 +200,7 @@ def test_jacobian_where_there_is_none() -> None:
     found = figures(subject(torch.randn(9, 3), None, None, linear, Detached(1.0)), Jacobian)
     assert all(figure.value is None and "gradient" in figure.reason for figure in found.values())
     found = figures(subject(torch.ones(9, 3), None, None, linear), Jacobian)
-    assert all(figure.value is None and "the same" in figure.reason for figure in found.values())
+    assert all(figure.value is None and "equal" in figure.reason for figure in found.values())
     with torch.no_grad():
         linear[0].weight.zero_()  # a decoder that does not listen has a Jacobian: 0
     assert set(numbers(subject(torch.randn(9, 3), None, None, linear), Jacobian).values()) == {0.0}
@@ -235,7 +235,7 @@ def test_interpolation_along_a_half_circle() -> None:
     assert found["midpoint_distance_to_training"] == pytest.approx(math.sqrt(1 / 2), rel=1e-5)
 
 
-def test_one_jump_is_a_step_of_sixteen() -> None:
+def test_a_single_jump_is_sixteen_mean_steps() -> None:
     class Jump(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             return (z > 0.47).float()[:, None, None]
@@ -262,23 +262,23 @@ def test_distance_to_the_nearest_training_image() -> None:
     assert found["midpoint_distance_to_training"].value == pytest.approx(float(nearest.mean()), rel=1e-5)
 
 
-def test_interpolation_in_small_steps_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpolation_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     decoder = MLP([24]).decoder(3, torch.zeros(1, 4, 4))
     of = subject(torch.randn(50, 3), None, None, decoder, train=(torch.rand(700, 16), None))
     found = numbers(of, Interpolation)
-    monkeypatch.setattr(neighbours, "NUMBERS", 17 * 16 * 3)
+    monkeypatch.setattr(neighbours, "PIXELS_KEPT", 17 * 16 * 3)
     assert numbers(of, Interpolation) == pytest.approx(found, rel=1e-5)
 
 
-def test_a_decoder_that_does_not_listen_has_no_path() -> None:
+def test_a_decoder_that_ignores_the_code_has_no_path() -> None:
     class Deaf(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             return torch.full((len(z), 1, 2, 2), 0.7) + 1e-7 * z.sum(1)[:, None, None, None]
 
     found = figures(subject(torch.randn(20, 3), decoder=Deaf(), train=(torch.zeros(5, 4), None)), Interpolation)
     for name in ("path_length_over_chord", "largest_step_over_mean"):
-        assert "one image" in found[name].reason
+        assert "the same image" in found[name].reason
     assert found["midpoint_distance_to_training"].value == pytest.approx(0.7, rel=1e-5)
 
 
@@ -286,7 +286,7 @@ def test_a_decoder_that_does_not_listen_has_no_path() -> None:
 
 
 @pytest.mark.usefixtures("fake_net")
-def test_class_change_is_the_probability_to_cross_the_border() -> None:
+def test_class_change_is_the_probability_of_crossing_the_border() -> None:
     """One dimension, two clusters 0.3 from the border, which is at 0.5, and noise of a known scale: Phi(-0.3 / s)."""
     labels = torch.arange(4000) % 2
     codes = torch.where(labels == 1, 0.8, 0.2)[:, None]
@@ -310,7 +310,7 @@ def test_class_change_is_the_probability_to_cross_the_border() -> None:
     assert found["class_change_by_step"].value == pytest.approx(math.erfc(2 / math.sqrt(2)) / 2, abs=0.005)
     assert found["class_change_by_noise"].value == 0
     assert found["class_change_from_label"].value == 0.25
-    assert found["class_change_from_label"].note.startswith("25.0% without noise; the net is right for 50.0%")
+    assert found["class_change_from_label"].note.startswith("25.0% without noise; the feature net's accuracy is 50.0%")
 
 
 @pytest.mark.usefixtures("fake_net")
@@ -355,7 +355,7 @@ def test_neighbours_are_found_in_units_of_the_spread() -> None:
 # --- Shortcuts ---
 
 
-def test_collapse_is_counted_and_growth_is_read(tmp_path: Path) -> None:
+def test_collapsed_dimensions_are_counted_and_growth_is_read_from_the_record(tmp_path: Path) -> None:
     torch.manual_seed(0)
     loc = torch.randn(500, 4) * torch.tensor([2.0, 1.0, 1.0, 0.0])
     log_scale = torch.tensor([0.019, 0.011, 0.009, 1.0]).log().expand(500, 4)
@@ -390,7 +390,7 @@ def test_reidentification_of_two_overlapping_codes(ratio: float) -> None:
     assert found["reidentification_chance"].value == 1 / 2000
 
 
-def test_reidentification_goes_by_the_density_and_not_by_the_distance() -> None:
+def test_reidentification_uses_the_density_not_the_distance() -> None:
     """Pairs at one place with scales 1 and 5: the best rule is right for half the integral of the larger density."""
     grid = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
     densities = torch.stack([Normal(0.0, s).log_prob(grid).exp() for s in (1.0, 5.0)])
@@ -412,7 +412,7 @@ def test_reidentification_of_a_point_mass_counts_distinct_codes() -> None:
     assert numbers(subject(distinct, None, Fixed(1e6)), Reidentification)["reidentification"] < 0.01
 
 
-def test_generalization_gap_is_what_test_images_cost_more() -> None:
+def test_the_generalization_gap_is_the_extra_cost_of_test_images() -> None:
     """Codes that decode into themselves plus noise of scale 1, under a Gaussian of scale 1: the distortion is D / 2 +
     D ln(2 pi) / 2, and the rate of a loc m is |m|^2 / 2, so that the whole gap is the rate's."""
     torch.manual_seed(0)
@@ -432,7 +432,7 @@ def test_generalization_gap_is_what_test_images_cost_more() -> None:
     assert {name for name, figure in found.items() if figure.value is None} == {"elbo_train", "elbo_test", "elbo_gap"}
 
 
-def test_probes_read_what_is_there_and_no_more() -> None:
+def test_probes_find_labels_only_if_codes_carry_them() -> None:
     torch.manual_seed(0)
     labels, others = torch.arange(1200) % 3, torch.arange(900) % 3
     centers = torch.eye(3) * 10
@@ -504,7 +504,9 @@ def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPa
         ("experiment=linear_vae dataset.images=300 dataset.test=60 dataset.validation=60", NEEDS_LABELS),
     ],
 )
-def test_all_of_a_run(overrides: str, undefined: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_figure_of_a_run_is_given_or_has_a_reason(
+    overrides: str, undefined: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of = trained(tmp_path, overrides.split(), monkeypatch)
     found = compute_metrics(of, METRICS)
     flat = {name: figure for each in found.values() for name, figure in each.items()}

@@ -101,8 +101,8 @@ def test_bounds_of_an_exact_posterior_are_the_likelihood(trained: Train, monkeyp
     run, lam = linear(trained, "learned", None)
     model = torch.cat([lam[:LATENT].clamp_min(1), torch.ones(len(lam) - LATENT)])
     budget = dataclasses.replace(BUDGET, samples=20, iw_images=1000)
-    monkeypatch.setattr(price, "PIXELS", 37 * len(lam))  # parts that do not divide anything
-    monkeypatch.setattr(price, "WEIGHTS", 20 * 83)
+    monkeypatch.setattr(price, "DECODED_PIXELS", 37 * len(lam))  # parts that do not divide anything
+    monkeypatch.setattr(price, "HELD_WEIGHTS", 20 * 83)
     together = []
 
     def decode(self: MeasuredRun, x: Tensor, z: Tensor) -> Tensor:
@@ -220,11 +220,11 @@ def test_aggregate_against_another_normal_and_of_a_point_mass(trained: Train) ->
         encoder[1].weight[2] = encoder[1].weight[0] + encoder[1].weight[1]
     found = figures(run, AggregateFit)
     assert found["aggregate_kl_gaussian"].value is None
-    assert "empty" in found["aggregate_kl_gaussian"].reason
+    assert "do not span" in found["aggregate_kl_gaussian"].reason
     assert found["aggregate_spectrum"].value is not None
 
 
-def test_a_refitted_prior_gains_what_the_aggregate_is_away_from_the_prior(trained: Train) -> None:
+def test_a_refitted_prior_gains_the_divergence_of_the_aggregate_from_the_prior(trained: Train) -> None:
     run, lam = linear(trained, "fixed", 1.0)
     variance = lam[:LATENT].sqrt().clamp_min(1)
     kl = float((variance - 1 - variance.log()).sum() / 2)
@@ -242,7 +242,7 @@ def test_a_refitted_prior_gains_what_the_aggregate_is_away_from_the_prior(traine
     assert number(found["elbo_mixture_prior_gain"]) == pytest.approx(0, abs=0.1)
 
 
-def test_a_mixture_finds_what_one_gaussian_does_not(trained: Train) -> None:
+def test_a_mixture_gains_more_than_one_gaussian_on_clusters(trained: Train) -> None:
     """Codes in two clusters at +-9 along an axis: the mixture gains the ln 2 less than a Gaussian each, the Gaussian
     much less."""
     run, _ = linear(trained, "fixed", 1.0)
@@ -323,8 +323,10 @@ def digits(trained: Train) -> MeasuredRun:
     return MeasuredRun(trained("sigma=fixed"), SMALL)
 
 
-def test_the_feature_net_is_good_and_disturbs_nothing(digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_nets", {})
+def test_the_feature_net_is_accurate_and_disturbs_no_random_state(
+    digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "loaded_nets", {})
     state = torch.get_rng_state()
     with torch.no_grad():  # as metrics are computed
         net = feature_net(digits)
@@ -343,7 +345,7 @@ def test_the_feature_net_is_good_and_disturbs_nothing(digits: MeasuredRun, monke
     def refuse(*arguments: object) -> FeatureNet:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(features, "_nets", {})
+    monkeypatch.setattr(features, "loaded_nets", {})
     monkeypatch.setattr(features, "train_net", refuse)
     again = feature_net(digits)
     assert again is not None
@@ -370,8 +372,8 @@ def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tu
         trainings.append(1)
         return train(*arguments)
 
-    monkeypatch.setattr(features, "_nets", {})
-    monkeypatch.setattr(features, "SHOWN", 1)
+    monkeypatch.setattr(features, "loaded_nets", {})
+    monkeypatch.setattr(features, "IMAGES_SHOWN", 1)
     monkeypatch.setattr(features, "train_net", counted)
     run = trained("sigma=fixed")
     monkeypatch.setitem(run.config, "data_dir", str(tmp_path))
@@ -380,19 +382,21 @@ def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tu
     return MeasuredRun(run, SMALL), trainings
 
 
-def test_a_feature_net_goes_to_the_cache_where_the_data_cannot_be_written(
+def test_the_feature_net_is_stored_in_the_cache_if_the_data_folder_is_read_only(
     quick: tuple[MeasuredRun, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, trainings = quick
     (tmp_path / "features").write_text("no folder")
     assert feature_net(subject) is not None
     assert len(list((tmp_path / "cache").rglob("net.pt"))) == 1
-    monkeypatch.setattr(features, "_nets", {})  # as another process begins
+    monkeypatch.setattr(features, "loaded_nets", {})  # as another process begins
     assert feature_net(subject) is not None
     assert len(trainings) == 1
 
 
-def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[MeasuredRun, list[int]], tmp_path: Path) -> None:
+def test_the_feature_net_stays_in_memory_if_nothing_can_be_written(
+    quick: tuple[MeasuredRun, list[int]], tmp_path: Path
+) -> None:
     subject, trainings = quick
     (tmp_path / "features").write_text("no folder")
     (tmp_path / "cache" / "vae").mkdir(parents=True)
@@ -404,7 +408,7 @@ def test_a_feature_net_without_a_place_stays_in_memory(quick: tuple[MeasuredRun,
 
 
 @pytest.mark.parametrize("damage", ["cut short", "another net", "another checkpoint"])
-def test_a_damaged_feature_net_is_trained_anew(
+def test_a_damaged_feature_net_is_trained_again(
     quick: tuple[MeasuredRun, list[int]], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     subject, trainings = quick
@@ -418,15 +422,15 @@ def test_a_damaged_feature_net_is_trained_anew(
         save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "accuracy": 1.0, "model": net})
     else:
         save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "model": {}})
-    features._nets.clear()
+    features.loaded_nets.clear()
     assert feature_net(subject) is not None
     assert "trained anew" in caplog.text
-    features._nets.clear()
+    features.loaded_nets.clear()
     assert feature_net(subject) is not None
     assert len(trainings) == 2
 
 
-def test_feature_nets_that_start_together_are_trained_once(quick: tuple[MeasuredRun, list[int]]) -> None:
+def test_processes_that_start_together_train_the_feature_net_once(quick: tuple[MeasuredRun, list[int]]) -> None:
     subject, trainings = quick
     threads = [threading.Thread(target=feature_net, args=(subject,)) for _ in range(3)]
     for thread in threads:
@@ -510,7 +514,7 @@ def test_neighborhoods_of_equal_and_of_disjoint_sets() -> None:
     assert found["coverage"] == pytest.approx(1 - 2**-5, abs=0.03)
 
 
-def test_neighborhoods_as_they_are_defined() -> None:
+def test_neighborhoods_match_their_definition() -> None:
     torch.manual_seed(1)
     made, real = torch.randn(300, 3).double(), 0.7 * torch.randn(280, 3).double() + 0.5
 

@@ -15,11 +15,11 @@ from vae_cli.core.errors import visible
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.memory import refuse_oversize
-from vae_cli.runs.codes import decode, draw_codes
+from vae_cli.runs.codes import MIXTURE_COMPONENTS, decode, draw_codes
 from vae_cli.runs.find import find_run
 from vae_cli.runs.run import Run
 
-COUNT, COMPONENTS, IMAGES, DRAWS = 64, 10, "0-7", 8  # without an option that says otherwise
+COUNT, IMAGES, DRAWS = 64, "0-7", 8  # without an option that says otherwise
 SHOWN = 1024  # images in a picture; the arrays hold all
 
 
@@ -48,7 +48,7 @@ def main(
             source = "mixture"
             print(
                 f"sigma={trained.config['choices']['sigma']} adds no noise, so that nothing made its codes fit the "
-                f"prior: they are drawn from {components or COMPONENTS} Gaussians fitted to the training codes "
+                f"prior: they are drawn from {components or MIXTURE_COMPONENTS} Gaussians fitted to the training codes "
                 "(--from prior draws from the prior all the same)."
             )
     asked: dict[str, object] = {
@@ -66,7 +66,7 @@ def main(
     if source != "mixture":
         refuse_unused(f"with --from {source}", components=components)
     where = place(trained.path, "samples", named(source, count=count, components=components, **asked), out)
-    count, components = count or COUNT, components or COMPONENTS
+    count, components = count or COUNT, components or MIXTURE_COMPONENTS
     refuse_oversize(12 * count * math.prod(trained.shape), f"--count {count}", "type a smaller number")
     with evaluating(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
         z = draw_codes(trained, source, count, temperature, components, seed)

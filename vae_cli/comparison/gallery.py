@@ -18,7 +18,7 @@ from vae_cli.comparison.plot_style import WIDTH, Looks, as_png, drawing, text_co
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
-from vae_cli.runs.codes import between, decode, draw_codes
+from vae_cli.runs.codes import MIXTURE_COMPONENTS, between, decode, draw_codes
 from vae_cli.runs.run import Run
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 COLUMNS = 12  # images in a row
 PAIRS = 2
 SIDE = 44
-COMPONENTS = 10
 SCATTERED = 250  # codes in a scatter plot
 FOR_VARIANCE = 1000  # codes that determine the two dimensions of the largest variance
 
@@ -60,7 +59,7 @@ class Gallery:
         rows = {}
         for label, run in self.runs.items():
             with evaluating(run.model, self.seed, run.device), suppress(UserError):  # too few codes for a mixture
-                z = draw_codes(run, source, COLUMNS, 1.0, COMPONENTS, self.seed)
+                z = draw_codes(run, source, COLUMNS, 1.0, MIXTURE_COMPONENTS, self.seed)
                 rows[label] = decode(run, z)
         return self._rows(rows)
 

@@ -1,14 +1,17 @@
 """The register of claims and figures: what each figure is called, means, and says about the encoder's noise.
 
-Everything that shows a figure to a person (tables, plots, the report, TensorBoard, `vae explain`) takes its words from
-here. Nothing heavy is imported, so that `vae explain` answers at once.
+The entries are in figures.toml. Everything that shows a figure to a person (tables, plots, the report, TensorBoard,
+`vae explain`) takes its words from here. Nothing heavy is imported, so that `vae explain` answers at once.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 ClaimName = Literal["bits", "neighbours", "shortcuts", "scale", "price"]
 
@@ -53,8 +56,8 @@ class Entry:
     formula     plain text
     unit        nats, bits ...; empty for a ratio or a count
     better      which direction is better, where that can be said
-    source      the paper that it comes from, or nothing
-    claim       the claim that it speaks to; None for a term that only training reports
+    source      the paper that introduced it, or nothing
+    claim       the claim that it is evidence for or against; None for a term that only training reports
     headline    whether tables with little room show it
     """
 
@@ -70,20 +73,30 @@ class Entry:
     headline: bool = False
 
 
-FIGURES: tuple[Entry, ...] = (
-    Entry(
-        "rate",
-        "Rate",
-        "the rate",
-        "Information, in nats, that the posterior costs relative to the prior: an upper bound on I(x; z).",
-        "KL(q(z|x) || p(z))",
-        "nats",
-        "neither",
-        "Alemi et al., Fixing a Broken ELBO, ICML 2018",
-        "bits",
-        headline=True,
-    ),
-)
+def _read_figures(file: Path) -> Iterator[Entry]:
+    """Yield the entries of a register in its order. Raises TypeError if a table has an unknown key."""
+    tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    sources: dict[str, tuple[str, str]] = tables.pop("source")
+    for claim, figures in tables.items():
+        for name, fields in figures.items():
+            fields.setdefault("phrase", f"the {_lowercased(fields['title'])}")
+            fields["claim"] = None if claim == "training" else claim
+            headline = fields.pop("headline", False)
+            if "{source}" not in name:
+                yield Entry(name, headline=headline, **fields)
+                continue
+            for source, (word, phrase) in sources.items():
+                filled = {key: value and value.replace("{source}", phrase) for key, value in fields.items()}
+                filled["title"] = fields["title"].replace("{source}", word)
+                yield Entry(name.replace("{source}", source), headline=headline and source in headline, **filled)
+
+
+def _lowercased(title: str) -> str:
+    """Return a title without its capital, unless it begins with an abbreviation such as ELBO."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
+FIGURES: tuple[Entry, ...] = tuple(_read_figures(Path(__file__).with_name("figures.toml")))
 
 _BY_NAME = {entry.name: entry for entry in FIGURES}
 _PATTERNS = {

@@ -1,4 +1,4 @@
-"""The feature net: a small classifier, trained once for a data set, in whose features images are compared."""
+"""The feature net: a small classifier, trained once per dataset, in whose feature space images are compared."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the net and its training; another number and all are trained again
+FORMAT = 1  # of the net and its training; increase it to have all nets trained again
 FEATURES = 64
-SHOWN = 160_000  # images that a training shows, each of a small set 15 times at most
+IMAGES_SHOWN = 160_000  # during training; an image of a small dataset at most 15 times
 TRAINING_BATCH = 64
-SEED = 0  # of the net's own weights and order of images, whatever the run's
+SEED = 0  # of the net's weights and order of images, independent of the run's seed
 
 Shape = tuple[int, int, int]
 
 
 class FeatureNet(nn.Module):
-    """A convolutional classifier of images (N, C, H, W) with values in [0, 1], to which others are clamped.
+    """A convolutional classifier of images (N, C, H, W); values are clamped to [0, 1].
 
-    The side is halved until it is 4 to 7, while the channels double from 16 to 64 at most; then come F = 64 features
-    and one output a class. `accuracy` is the share of the test images whose class it finds. The net is in evaluation
-    mode, and draws no random number.
+    The side is halved until it is 4 to 7 pixels while the channels double from 16 to at most 64, followed by F = 64
+    features and one output per class. `accuracy` is its accuracy on the test images. Once trained, the net is in
+    evaluation mode and draws no random numbers.
     """
 
     accuracy: float
@@ -45,7 +45,7 @@ class FeatureNet(nn.Module):
         channels, height, width = shape
         layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
         outputs = 16
-        # Most of the work is in the first layer: it halves all but the smallest images.
+        # Most of the work is in the first layer, so it halves all but the smallest images.
         stride = 1 if max(height, width) < 16 else 2
         while True:
             layers += [nn.Conv2d(channels, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -59,48 +59,50 @@ class FeatureNet(nn.Module):
         self.accuracy = math.nan
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits (N, classes) of one batch, with gradients."""
+        """Return the logits (N, classes) of one batch, with gradients."""
         return self.head(self.body(x.clamp(0, 1)))
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees of images (N, C, H, W), (N, F), on the net's device; they may lie on another."""
+        """Return the features (N, F) of images (N, C, H, W) on any device; the result is on the net's device."""
         device = self.head.weight.device
         return torch.cat([self.body(part.to(device).clamp(0, 1)) for part in x.split(BATCH)])
 
     @torch.no_grad()
     def classes(self, x: Tensor) -> Tensor:
-        """The most probable class of images (N, C, H, W), int64 (N,), on the net's device."""
+        """Return the most probable class of images (N, C, H, W), int64 (N,), on the net's device."""
         return self.head(self.features(x)).argmax(-1)
 
 
 def feature_net(subject: MeasuredRun) -> FeatureNet | None:
-    """The feature net of a run's data set on the run's device; None where the images have no labels, or all the same.
+    """Return the feature net of a run's dataset on the run's device; None unless the images have at least two labels.
 
-    It is trained when it is first asked for, on the training images alone, and kept in the folder `features` of the
-    data's folder or, where that cannot be written, of the cache folder or the memory of this process. Processes that
-    start together train it once.
+    The net is trained on first use, on the training images alone, and stored in the folder `features` of the data
+    folder. If that is read-only, it is stored in the cache folder, or failing that in this process's memory. Processes
+    that start together train it once.
     """
     splits, device = subject.splits, subject.device
     if splits.train.labels is None or len(splits.train.labels[splits.train.index].unique()) < 2:
         return None
     key = f"{fingerprint(splits)}-{FORMAT}"
     known = (key, str(device))
-    if known not in _nets:
+    if known not in loaded_nets:
         for home in (data_folder(subject.run.config["data_dir"]), data_folder(None)):
             folder = home / "features" / key
             try:
                 with exclusive(folder):
-                    _nets[known] = _load(folder / "net.pt", splits, device) or _train(folder / "net.pt", splits, device)
+                    loaded_nets[known] = _load(folder / "net.pt", splits, device) or _train(
+                        folder / "net.pt", splits, device
+                    )
                 break
-            except OSError as error:  # data may lie where nobody can write
-                log.warning("the feature net is not kept in %s: %s", folder, error)
+            except OSError as error:  # the data folder may be read-only
+                log.warning("the feature net cannot be stored in %s: %s", folder, error)
         else:
-            _nets[known] = _train(None, splits, device)
-    return _nets[known]
+            loaded_nets[known] = _train(None, splits, device)
+    return loaded_nets[known]
 
 
-_nets: dict[tuple[str, str], FeatureNet] = {}
+loaded_nets: dict[tuple[str, str], FeatureNet] = {}
 
 
 def _empty(splits: Splits) -> FeatureNet:
@@ -111,16 +113,16 @@ def _empty(splits: Splits) -> FeatureNet:
 
 
 def _load(file: Path, splits: Splits, device: torch.device) -> FeatureNet | None:
-    """The net that a file holds; None where there is none, or none that is whole."""
+    """Return the net stored in a file; None if it is missing or damaged."""
     net = _empty(splits)
     try:
         saved = load_checkpoint(file, device)
         net.load_state_dict(saved["model"])
         net.accuracy = float(saved["accuracy"])
     except (Failure, RuntimeError, KeyError) as error:
-        log.warning("the feature net is trained anew: %s", error)
+        log.warning("the feature net is trained again: %s", error)
         return None
-    except UserError:  # there is none yet; a Failure is a UserError too, and stands above
+    except UserError:  # not trained yet; Failure, a subclass of UserError, is handled above
         return None
     return net.to(device).eval()
 
@@ -133,15 +135,15 @@ def _train(file: Path | None, splits: Splits, device: torch.device) -> FeatureNe
         try:
             save_checkpoint(file, {"step": 0, "shape": shape, "accuracy": net.accuracy, "model": net.state_dict()})
         except OSError as error:
-            log.warning("the feature net is not kept for the next time: %s", error)
+            log.warning("the feature net cannot be stored: %s", error)
     return net
 
 
 @torch.enable_grad()
 def train_net(net: FeatureNet, split: Split) -> FeatureNet:
-    """Fit a net to the labels of a split by Adam, the learning rate rising and falling once (Smith and Topin 2018)."""
+    """Fit a net to the labels of a split with Adam and a one-cycle learning rate (Smith and Topin 2018)."""
     device = net.head.weight.device
-    epochs = max(1, min(15, round(SHOWN / len(split))))
+    epochs = max(1, min(15, round(IMAGES_SHOWN / len(split))))
     steps = epochs * math.ceil(len(split) / TRAINING_BATCH)
     with without_compiler():
         optimizer = torch.optim.Adam(net.parameters())
@@ -161,7 +163,7 @@ def train_net(net: FeatureNet, split: Split) -> FeatureNet:
 
 
 def accuracy(net: FeatureNet, split: Split) -> float:
-    """The share of a split's images whose class the net finds."""
+    """Return the net's accuracy on a split."""
     found = 0
     for positions in torch.arange(len(split)).split(BATCH):
         found += int((net.classes(split.batch(positions)).cpu() == split.batch_labels(positions).cpu()).sum())

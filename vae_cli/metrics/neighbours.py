@@ -1,4 +1,4 @@
-"""Claim 2: the noise keeps neighbours alike. How fast images change with the code, and into what."""
+"""Claim 2, neighbours: how fast decoded images change with the code, and into what."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch.func import jvp, vjp
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.runs.codes import between
 
-DIRECTIONS = 256  # in which the decoder is differentiated for the Frobenius norm, at most
-TOLERANCE = 1e-5  # relative change of a singular value at which the power iteration ends
-ITERATIONS = 200
-STEPS = 16  # of a path
-DRAWS = 5  # codes drawn of an image
-STEP = 0.5  # in units of the aggregate standard deviation
+MAX_DIRECTIONS = 256  # in which the decoder is differentiated for the Frobenius norm
+POWER_TOLERANCE = 1e-5  # relative change of a singular value at which the power iteration ends
+POWER_ITERATIONS = 200
+PATH_STEPS = 16
+CODE_DRAWS = 5  # per image
+CODE_STEP = 0.5  # in units of the aggregate standard deviation
 NEIGHBOURS = 10
-PLACES_NUMBERS = 1 << 17  # pixels that are differentiated together: a graph holds many numbers for each
-NUMBERS = 1 << 24  # pixels that are kept together: 64 MiB
+PIXELS_DIFFERENTIATED = 1 << 17  # in one batch: a graph holds many numbers for each
+PIXELS_KEPT = 1 << 24  # in one batch of paths: 64 MiB
 
 NO_LABELS = "the images have no labels"
 ONE_IMAGE = "there is only one test image"
 
-PIXELS = "pixel values"  # where a pixel goes from 0 to 1
+PIXEL_UNIT = "pixel values"  # between 0 and 1
 
 
 def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
-    """The rows (count,) of two different test images each, the same for every run of a dataset; None where there are no
-    two images."""
+    """Return random pairs of different test images as two tensors of rows, each (count,); the same for every run on a
+    dataset. None if there are fewer than two images."""
     images = len(subject.codes().loc)
     if images < 2:
         return None
@@ -43,15 +43,15 @@ def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
 
 
 def in_spread(subject: MeasuredRun, codes: Tensor) -> Tensor:
-    """Codes (N, D) in units of the aggregate standard deviation. A dimension in which nothing but rounding moves is
-    left at 0: it has no unit."""
+    """Return codes (N, D) in units of the aggregate standard deviation. A dimension that varies only by rounding has no
+    such unit and is set to 0."""
     moves = subject.spread > 1e-6 * subject.codes().loc.abs().amax(0)
     return torch.where(moves, codes / torch.where(moves, subject.spread, 1.0), 0.0)
 
 
 def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
-    """The likelihood's means (B, C, H, W) at codes (B, D), in float32 whatever the network's precision: what is
-    measured are differences between near images, which rounding to bfloat16 would drown."""
+    """Return the likelihood's means (B, C, H, W) at codes (B, D), in float32 whatever the network's precision: rounding
+    to bfloat16 would drown the differences between similar images that are measured here."""
     likelihood = subject.model.likelihood(subject.model.decoder(z))
     return likelihood.mean
 
@@ -59,14 +59,14 @@ def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
     """|J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
 
-    One forward derivative for each column of J, so it is exact, for up to R = DIRECTIONS dimensions. Beyond, the root
-    of the mean of |J v|^2 over R random directions v of signs (Hutchinson 1990): the mean is unbiased, with a relative
-    standard deviation of at most sqrt(2 / R), so the norm's is at most 1 / sqrt(2 R), 4.4 %, and its bias -0.1 %.
+    Exact for up to R = MAX_DIRECTIONS dimensions: one forward derivative for each column of J. Beyond that, the root of
+    the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990). That mean is unbiased with a relative standard
+    deviation of at most sqrt(2 / R), so the norm's is at most 1 / sqrt(2 R), 4.4 %, and its bias is -0.1 %.
     """
     dimensions = z.shape[1]
-    exact = dimensions <= DIRECTIONS
+    exact = dimensions <= MAX_DIRECTIONS
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for direction in range(min(dimensions, DIRECTIONS)):
+    for direction in range(min(dimensions, MAX_DIRECTIONS)):
         if exact:
             tangent = torch.zeros_like(z)
             tangent[:, direction] = 1
@@ -74,45 +74,49 @@ def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor
             tangent = torch.randint_like(z, 2) * 2 - 1
         pushed = jvp(function, (z,), (unit * tangent,))[1]
         total += pushed.flatten(1).double().square().sum(1)
-    return (total if exact else total / DIRECTIONS).sqrt()
+    return (total if exact else total / MAX_DIRECTIONS).sqrt()
 
 
 def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest singular value of J = d function(z) / d (z / unit) at each of the codes z (B, D), (B,), and whether
-    it has converged, bool (B,).
+    """Return the largest singular value of J = d function(z) / d (z / unit) at each of the codes z (B, D), (B,), and
+    whether it has converged, bool (B,).
 
-    Power iteration v <- J^T J v / |J^T J v| from a random start, one forward and one reverse derivative each, until
-    |J v| changes by less than TOLERANCE of itself, or ITERATIONS have passed. |J v| comes from below: where the second
-    singular value is nearly as large, what is given lies between the two.
+    Power iteration v <- J^T J v / |J^T J v| from a random start, with one forward and one reverse derivative per
+    iteration, until the relative change of |J v| is below POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v|
+    approaches from below: if the second singular value is nearly as large, the result lies between the two.
     """
     value = torch.zeros(len(z), device=z.device)
-    left = torch.arange(len(z), device=z.device)  # the places that have not converged
+    left = torch.arange(len(z), device=z.device)  # codes that have not converged
     v = torch.randn_like(z)
-    for _ in range(ITERATIONS):
+    for _ in range(POWER_ITERATIONS):
         v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
         pushed = jvp(function, (z[left],), (unit * v,))[1].detach()
         norm = pushed.flatten(1).norm(dim=1)
-        moves = (norm - value[left]).abs() > TOLERANCE * norm
+        moves = (norm - value[left]).abs() > POWER_TOLERANCE * norm
         value[left] = norm
         left = left[moves]
         if not len(left):
             break
-        # Not the images but their directions go back, so that small derivatives do not vanish when they are squared.
+        # Pull back normalized images, so that small derivatives do not underflow when they are squared.
         direction = pushed[moves] / norm[moves].reshape(-1, 1, 1, 1)
         v = unit * vjp(function, z[left])[1](direction)[0].detach()
     return value, torch.ones_like(value, dtype=torch.bool).index_fill(0, left, False)
 
 
 class Jacobian(Metric):
-    """How fast the mean image changes with the code, at budget.points codes of test images (loc), half-way between the
-    locs of as many random pairs, and at as many draws of the prior.
+    """How fast the mean image changes with the code, at three kinds of places, budget.points each: codes (loc) of test
+    images, midpoints between the codes of random pairs, and draws from the prior.
 
-    J = d E[x|z'] / d z' with z' = z / a, a_j the aggregate standard deviation (`MeasuredRun.spread`), so that modes
-    whose codes differ in scale compare (Arvanitidis et al., Latent Space Oddity, 2018, measure curves by J^T J).
-    `jacobian_frobenius_*` is the mean of |J|_F = sqrt(sum of the squared derivatives), exact up to 256 dimensions and
-    estimated beyond (see frobenius_norm), `jacobian_norm_*` that of the largest singular value, to about 1e-3 of itself
-    from below (see largest_singular_value). Both in pixel values per unit of z', root of the sum over pixels. The error
-    is that of the mean over the places.
+    J = d E[x|z'] / d z' with z' = z / a, where a_j is the aggregate standard deviation (`MeasuredRun.spread`), so that
+    modes whose codes differ in scale can be compared (Arvanitidis et al., Latent Space Oddity, ICLR 2018, measure
+    curves by J^T J).
+
+    jacobian_frobenius_*  mean of |J|_F, the root of the sum of squared derivatives: exact up to 256 dimensions,
+                          estimated beyond (see frobenius_norm)
+    jacobian_norm_*       mean of the largest singular value, to a relative accuracy of about 1e-3 from below (see
+                          largest_singular_value)
+
+    Both are in pixel values per unit of z' (root of the sum over pixels), with the standard error over places.
     """
 
     claim = "neighbours"
@@ -126,7 +130,7 @@ class Jacobian(Metric):
                 both = undefined(reason or ONE_IMAGE), undefined(reason or ONE_IMAGE)
             else:
                 with warnings.catch_warnings():
-                    # What torch says of its own code at its first forward derivative.
+                    # torch warns about its own code at the first forward derivative.
                     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
                     both = self._norms(z)
             figures[f"jacobian_frobenius_{name}"], figures[f"jacobian_norm_{name}"] = both
@@ -140,12 +144,12 @@ class Jacobian(Metric):
         return {"codes": loc[:count], "halfway": halfway, "prior": subject.model.prior().sample((count,))}
 
     def _reason(self) -> str:
-        """Why there is no Jacobian, or nothing where there is one."""
+        """Return why there is no Jacobian; empty if there is one."""
         if not (self.subject.spread > 0).any():
-            return "the codes of all images are the same, so there is no unit to measure them in"
+            return "the codes of all images are equal, so there is no unit to measure them in"
         with torch.enable_grad():
             mean = mean_images(self.subject, self.subject.codes().loc[:1].clone().requires_grad_())
-        return "" if mean.requires_grad else "the likelihood gives no gradient of its mean"
+        return "" if mean.requires_grad else "the likelihood's mean has no gradient"
 
     def _norms(self, z: Tensor) -> tuple[Figure, Figure]:
         frobenius, largest, converged = [], [], []
@@ -153,29 +157,33 @@ class Jacobian(Metric):
         def function(codes: Tensor) -> Tensor:
             return mean_images(self.subject, codes)
 
-        for part in z.split(max(1, PLACES_NUMBERS // math.prod(self.subject.run.shape))):
+        for part in z.split(max(1, PIXELS_DIFFERENTIATED // math.prod(self.subject.run.shape))):
             frobenius.append(frobenius_norm(function, part, self.subject.spread))
             value, done = largest_singular_value(function, part, self.subject.spread)
             largest.append(value)
             converged.append(done)
-        estimated = f"estimated in {DIRECTIONS} random directions" if z.shape[1] > DIRECTIONS else ""
+        estimated = f"estimated in {MAX_DIRECTIONS} random directions" if z.shape[1] > MAX_DIRECTIONS else ""
         left = int((~torch.cat(converged)).sum())
         late = f"not converged at {left} of {len(z)} places" if left else ""
-        return mean_figure(torch.cat(frobenius), PIXELS, estimated), mean_figure(torch.cat(largest), PIXELS, late)
+        return mean_figure(torch.cat(frobenius), PIXEL_UNIT, estimated), mean_figure(
+            torch.cat(largest), PIXEL_UNIT, late
+        )
 
 
 class Interpolation(Metric):
-    """What lies between two codes: along straight lines between the locs of budget.pairs random pairs of test images,
-    the mean image at 17 points x_0 ... x_16.
+    """What the decoder makes of the straight line between two codes: mean images x_0 ... x_16 at 17 points between the
+    locs of budget.pairs random pairs of test images.
 
-    path_length_over_chord        sum_i |x_i - x_(i-1)| / |x_16 - x_0|: 1 is straight, and it is never less
-    largest_step_over_mean        max_i |x_i - x_(i-1)| / mean_i |x_i - x_(i-1)|: 1 is even, 16 is one jump
-    midpoint_distance_to_training root mean squared difference, over pixels, of x_8 from the nearest training image
-    reconstruction_distance_to_training  the same of x_0 and x_16: what it is where there is an image, the floor
+    path_length_over_chord               sum_i |x_i - x_(i-1)| / |x_16 - x_0|: at least 1, and 1 for a straight path
+    largest_step_over_mean               max_i |x_i - x_(i-1)| / mean_i |x_i - x_(i-1)|: 1 if all steps are equal, 16
+                                         if there is a single jump
+    midpoint_distance_to_training        root mean squared difference, over pixels, between x_8 and the nearest
+                                         training image
+    reconstruction_distance_to_training  the same for x_0 and x_16: the floor, reached at reconstructions
 
-    All are means over pairs (the last over both ends), with their standard errors. Pairs whose ends decode into one
-    image, up to rounding, have no chord and are left out of the first two. The training images are the dataset's own,
-    before a likelihood binarizes them, up to budget.train_images of them: with fewer the distances are larger.
+    All are means over pairs (the last over both ends) with standard errors. Pairs whose ends decode to the same image,
+    up to rounding, have no chord and are excluded from the first two. The training images are the dataset's own, before
+    a likelihood binarizes them, and at most budget.train_images: with fewer images the distances are larger.
     """
 
     claim = "neighbours"
@@ -188,36 +196,36 @@ class Interpolation(Metric):
             return {name: undefined(ONE_IMAGE) for name in (*names, *distances)}
         loc, pixels = self.subject.codes().loc, math.prod(self.subject.run.shape)
         ratios, midpoint_distance, end_distance = [], [], []
-        rows = max(1, NUMBERS // ((STEPS + 1) * pixels))
+        rows = max(1, PIXELS_KEPT // ((PATH_STEPS + 1) * pixels))
         for first, second in zip(chosen[0].split(rows), chosen[1].split(rows), strict=True):
-            path = self._decode(between(loc[first], loc[second], STEPS + 1, "linear"))
+            path = self._decode(between(loc[first], loc[second], PATH_STEPS + 1, "linear"))
             ratios.append(step_ratios(path))
-            midpoint, *ends = self._nearest(path[[STEPS // 2, 0, STEPS]].flatten(0, 1)).chunk(3)
+            midpoint, *ends = self._nearest(path[[PATH_STEPS // 2, 0, PATH_STEPS]].flatten(0, 1)).chunk(3)
             midpoint_distance.append(midpoint)
             end_distance += ends
         length, largest = torch.cat(ratios, 1)
         has_chord = length.isfinite()
         if has_chord.any():
-            note = "" if has_chord.all() else f"without {int((~has_chord).sum())} pairs that decode into one image"
+            note = "" if has_chord.all() else f"excluding {int((~has_chord).sum())} pairs that decode to the same image"
             figures = [mean_figure(length[has_chord], note=note), mean_figure(largest[has_chord], note=note)]
         else:
-            figures = [undefined("all codes decode into one image")] * 2
+            figures = [undefined("all codes decode to the same image")] * 2
         return dict(zip(names, figures, strict=True)) | {
-            distances[0]: mean_figure(torch.cat(midpoint_distance), PIXELS),
-            distances[1]: mean_figure(torch.cat(end_distance), PIXELS),
+            distances[0]: mean_figure(torch.cat(midpoint_distance), PIXEL_UNIT),
+            distances[1]: mean_figure(torch.cat(end_distance), PIXEL_UNIT),
         }
 
     def _decode(self, z: Tensor) -> Tensor:
-        """Mean images (T, P, pixels) of codes (T, P, D)."""
+        """Return the mean images (T, P, pixels) of codes (T, P, D)."""
         images = [mean_images(self.subject, part).flatten(1) for part in z.flatten(0, 1).split(BATCH)]
         return torch.cat(images).unflatten(0, z.shape[:2])
 
     def _nearest(self, images: Tensor) -> Tensor:
-        """The root mean squared difference of images (M, pixels) from the nearest training image each, (M,)."""
+        """Return the root mean squared difference of each image (M, pixels) from its nearest training image, (M,)."""
         best = torch.full((len(images),), math.inf, device=images.device)
         for training in self._training_images():
             candidate = training[torch.cdist(images, training).argmin(1)]
-            # cdist finds the nearest one through a matrix product, which is too coarse for the distance itself.
+            # cdist uses a matrix product: exact enough to find the nearest image, too coarse for the distance itself.
             best = torch.minimum(best, (candidate - images).square().mean(1))
         return best.sqrt()
 
@@ -228,27 +236,28 @@ class Interpolation(Metric):
 
 
 def step_ratios(path: Tensor) -> Tensor:
-    """Of paths (T, P, pixels), their length over their chord and their largest step over the mean one, float64 (2, P);
-    not a number where the ends differ by no more than rounding does."""
+    """Return, for paths (T, P, pixels), length over chord and largest step over mean step, float64 (2, P); NaN if the
+    ends differ only by rounding."""
     steps = torch.stack([(b - a).double().norm(dim=1) for a, b in pairwise(path)])
     chord = (path[-1] - path[0]).double().norm(dim=1)
-    # float32 rounds a pixel by 6e-8 of itself.
+    # float32 has a relative rounding error of 6e-8.
     has_chord = chord > 1e-5 * torch.maximum(path[0].norm(dim=1), path[-1].norm(dim=1))
     ratios = torch.stack([steps.sum(0) / chord, steps.amax(0) / steps.mean(0)])
     return torch.where(has_chord, ratios, math.nan)
 
 
 class ClassChange(Metric):
-    """How often a code near an image's is decoded into another class, by the feature net (`metric.features`).
+    """How often a code near an image's own decodes to another class, according to the feature net (`features.py`).
 
-    class_change_by_noise    draws z ~ q(z|x) whose mean image is of another class than that of loc
-    class_change_from_label  such draws whose class is not the image's own; its floor, in the note, is the same share of
-                             the reconstructions from loc, in which the net's own mistakes are
-    class_change_by_step     z = loc + a epsilon / 2, epsilon ~ N(0, I), a the aggregate standard deviation, whose class
-                             is not that of loc: the same step for every mode, a point mass too
+    class_change_by_noise    share of draws z ~ q(z|x) whose mean image is of another class than the mean image of loc
+    class_change_from_label  share of these draws whose class differs from the image's label; the note gives its floor:
+                             the same share for reconstructions from loc, which includes the net's own mistakes
+    class_change_by_step     share of codes z = loc + a epsilon / 2 whose class differs from that of loc, with
+                             epsilon ~ N(0, I) and a the aggregate standard deviation: the same step for every mode,
+                             including a point mass
 
-    Shares of 5 draws each for budget.pictures / 5 test images; unbiased, and the error is that of the mean over images.
-    The first two are not defined for a point mass, none without labels.
+    Shares over 5 draws for each of budget.pictures / 5 test images; unbiased, with the standard error over images. The
+    first two are not defined for a point mass, and none of them without labels.
     """
 
     claim = "neighbours"
@@ -260,44 +269,43 @@ class ClassChange(Metric):
         names = "class_change_by_noise", "class_change_from_label", "class_change_by_step"
         net, labels = feature_net(subject), subject.codes().labels
         if net is None or labels is None:
-            return {name: undefined("the images have no labels, or one label only") for name in names}
+            return {name: undefined("the images have no labels, or only one label") for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in (*names, "floor")}
-        for x, rows in subject.batches("test", max(1, subject.budget.pictures // DRAWS)):
+        for x, rows in subject.batches("test", max(1, subject.budget.pictures // CODE_DRAWS)):
             posterior, own = subject.model.encode(x), labels[rows]
             loc = posterior.mean
             reconstructed = net.classes(subject.decode(loc).clamp(0, 1))
-            steps = [loc + STEP * subject.spread * torch.randn_like(loc) for _ in range(DRAWS)]
+            steps = [loc + CODE_STEP * subject.spread * torch.randn_like(loc) for _ in range(CODE_DRAWS)]
             stepped = torch.stack([net.classes(subject.decode(z).clamp(0, 1)) for z in steps])
             found["class_change_by_step"].append(share(stepped != reconstructed))
             found["floor"].append((reconstructed != own).double())
             if subject.has_noise:
-                drawn = [net.classes(subject.decode(posterior.rsample()).clamp(0, 1)) for _ in range(DRAWS)]
+                drawn = [net.classes(subject.decode(posterior.rsample()).clamp(0, 1)) for _ in range(CODE_DRAWS)]
                 found["class_change_by_noise"].append(share(torch.stack(drawn) != reconstructed))
                 found["class_change_from_label"].append(share(torch.stack(drawn) != own))
-        note = (
-            f"{float(torch.cat(found.pop('floor')).mean()):.1%} without noise; the net is right for {net.accuracy:.1%}"
-        )
+        floor = float(torch.cat(found.pop("floor")).mean())
+        note = f"{floor:.1%} without noise; the feature net's accuracy is {net.accuracy:.1%}"
         return {
             name: mean_figure(torch.cat(values), note=note if name == "class_change_from_label" else "")
             if values
-            else undefined("a point mass has no draws")
+            else undefined("all draws from a point mass are the same")
             for name, values in found.items()
         }
 
 
 def share(hits: Tensor) -> Tensor:
-    """The share of hits (draws, B) among the draws, float64 (B,)."""
+    """Return the share of hits (draws, B) among the draws, float64 (B,)."""
     return hits.double().mean(0)
 
 
 class NeighbourLabels(Metric):
-    """Whether near codes are of one class.
+    """Whether neighbouring codes belong to the same class.
 
-    neighbour_label_agreement  the share of the 10 nearest other test images (Euclidean distance of loc in units of the
-                               aggregate standard deviation) that have an image's label, averaged over test images
-    neighbour_label_chance     the same of random other images, sum_c n_c (n_c - 1) / (N (N - 1)), exact
+    neighbour_label_agreement  share of the 10 nearest other test images (by Euclidean distance of loc in units of the
+                               aggregate standard deviation) that have the image's label, averaged over test images
+    neighbour_label_chance     the same for random other images, sum_c n_c (n_c - 1) / (N (N - 1)), exact
 
-    Not defined without labels. The error is the standard error over images, a little small since they share neighbours.
+    Not defined without labels. The standard error over images is slightly too small, since images share neighbours.
     """
 
     claim = "neighbours"
@@ -313,7 +321,7 @@ class NeighbourLabels(Metric):
             return {name: undefined(reason) for name in names}
         labels = codes.labels.cpu()
         loc = in_spread(self.subject, codes.loc).cpu().numpy()
-        # Asked for no code in particular, it gives the neighbours of each without itself.
+        # Without an argument, kneighbors excludes each code from its own neighbours.
         found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, images - 1)).fit(loc).kneighbors(return_distance=False)
         agreement = (labels[torch.from_numpy(found)] == labels[:, None]).double().mean(1)
         same = labels.unique(return_counts=True)[1].double()

@@ -1,4 +1,4 @@
-"""What a mode of the noise costs: its bounds on the likelihood, and how much of the cost is the prior's."""
+"""Claim 5, price: what a sigma mode costs in likelihood, and how much of that cost comes from the prior."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from torch.distributions import Categorical, Distribution, Independent, MixtureS
 
 from vae_cli.metrics.base import Codes, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.model.inference import Inference
-from vae_cli.runs.codes import FITTED, Mixture, fit_mixture
+from vae_cli.runs.codes import FITTED, MIXTURE_COMPONENTS, Mixture, fit_mixture
 
-DRAWS = 8  # codes of an image, where their number is not a figure of its own
-COMPONENTS = 10  # of the mixture, as Ghosh et al. (2020) have it
-PIXELS = 1 << 21  # of images that are decoded together
-WEIGHTS = 1 << 22  # importance weights that are held together
+CODES_PER_IMAGE = 8  # draws of z, unless their number is part of the figure
+DECODED_PIXELS = 1 << 21  # in one batch of decoded images
+HELD_WEIGHTS = 1 << 22  # importance weights in memory at a time
 
-POINT_MASS = "the posterior is a point mass, whose KL to the prior is infinite"
+POINT_MASS = "the KL divergence of a point mass from the prior is infinite"
 
 
 class Bound(Metric):
-    """What the model says of test images, -log p(x|z) and two lower bounds on log p(x), in nats per image.
+    """The distortion of test images and two lower bounds on log p(x), in nats per image.
 
-    distortion       E_q[-log p(x|z)], over 8 draws of z
-    elbo             -(distortion + rate), on the same draws
-    iw_bound_k{K}    E[log 1/K sum_k w_k] with w_k = p(x, z_k) / q(z_k|x), on budget.iw_images of the test images
-    iw_gap           iw_bound_k{K} - E[1/K sum_k log w_k], the ELBO of the same images and draws: never negative
-    iw_curve         the bound at k = 1, 2, 5, 10 ... K (iw_curve_k), each a mean over the K // k disjoint groups of k
-                     of the same draws, and unbiased as an estimate of the bound at that k
-    effective_sample_size   (sum w)^2 / sum w^2, between 1 and K; K where q is the exact posterior
+    distortion             E_q[-log p(x|z)], over 8 draws of z
+    elbo                   -(distortion + rate), with the same draws
+    iw_bound_k{K}          E[log 1/K sum_k w_k] with w_k = p(x, z_k) / q(z_k|x), for budget.iw_images test images
+    iw_gap                 iw_bound_k{K} - E[1/K sum_k log w_k], the ELBO with the same images and draws: never negative
+    iw_curve               the bound at k = 1, 2, 5, 10 ... K (iw_curve_k): for each k a mean over the K // k disjoint
+                           groups of k draws, and unbiased for the bound at that k
+    effective_sample_size  (sum w)^2 / sum w^2, between 1 and K; K if q is the exact posterior
 
-    Errors are standard errors over images, and contain the spread over draws. The bound lies below log p(x) by about
-    (K / effective_sample_size - 1) / (2 K), and by much more where the effective sample size is near 1. Memory is
-    bounded by constants of this file, for any K and number of images. What needs a density of q is not defined for a
-    point mass. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
+    Errors are standard errors over images, and include the spread over draws. The bound lies below log p(x) by about
+    (K / effective_sample_size - 1) / (2 K), and by much more if the effective sample size is near 1. Memory is bounded
+    by constants of this module for any K and any number of images. What needs a density of q is not defined for a point
+    mass. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
     """
 
     claim = "price"
@@ -47,9 +46,9 @@ class Bound(Metric):
     def update(self, inference: Inference) -> None:
         distortion = inference.distortion
         if inference.rate is not None:
-            for _ in range(DRAWS - 1):  # one by one: conv networks need much memory for a batch
+            for _ in range(CODES_PER_IMAGE - 1):  # one at a time: a batch takes much memory in a conv network
                 distortion = distortion + self.subject.distortion(inference.x, inference.posterior.rsample())
-            distortion = distortion / DRAWS
+            distortion = distortion / CODES_PER_IMAGE
             self.elbo.append(-(distortion + inference.rate))
         self.distortion.append(distortion)
 
@@ -77,22 +76,22 @@ class Bound(Metric):
         }
 
     def _importance(self, count: int, ladder: list[int]) -> tuple[Tensor, Tensor]:
-        """The bound of each image at each k of the ladder, (N, len(ladder)), and its effective sample size (N,)."""
+        """Return each image's bound at each k of the ladder, (N, len(ladder)), and effective sample size (N,)."""
         curve, size = [], []
         most = self.subject.budget.iw_images
         for x, _ in self.subject.batches("test", most):
-            for part in x.split(max(1, WEIGHTS // count)):
+            for part in x.split(max(1, HELD_WEIGHTS // count)):
                 log_weight = self._log_weight(part, count)
                 curve.append(torch.stack([group_bound(log_weight, k) for k in ladder], 1))
                 size.append((2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp())
         return torch.cat(curve), torch.cat(size)
 
     def _log_weight(self, x: Tensor, count: int) -> Tensor:
-        """log p(x, z_k) - log q(z_k|x) of `count` draws, (K, B), in doubles, for images x (B, C, H, W)."""
+        """Return log p(x, z_k) - log q(z_k|x) for K = count draws, float64 (K, B), and images x (B, C, H, W)."""
         model = self.subject.model
         posterior, prior = model.encode(x), model.prior()
         log_weight = torch.empty(count, len(x), dtype=torch.float64)
-        images = max(1, PIXELS // x[0].numel())  # of them, as many are decoded together
+        images = max(1, DECODED_PIXELS // x[0].numel())  # decoded in one batch
         for rows in torch.arange(count).split(max(1, images // len(x))):
             z = posterior.rsample((len(rows),))
             surprise = torch.cat([self.subject.distortion(part, codes) for part, codes in _columns(x, z, images)], 1)
@@ -101,7 +100,7 @@ class Bound(Metric):
 
 
 def _columns(x: Tensor, z: Tensor, images: int) -> list[tuple[Tensor, Tensor]]:
-    """Images (B, C, H, W) and their codes (K, B, D) in parts of at most so many images."""
+    """Split images (B, C, H, W) and their codes (K, B, D) into parts of at most `images` images."""
     return list(zip(x.split(images), z.split(images, 1), strict=True))
 
 
@@ -111,32 +110,36 @@ def _number(value: float | list[float] | None) -> float:
 
 
 def curve_steps(count: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50 ... as far as they are below count, and count."""
+    """Return 1, 2, 5, 10, 20, 50 ... up to count, and count itself.
+
+    >>> curve_steps(64)
+    [1, 2, 5, 10, 20, 50, 64]
+    """
     steps = [digit * 10**power for power in range(len(str(count))) for digit in (1, 2, 5)]
     return [*(k for k in steps if k < count), count]
 
 
 def group_bound(log_weight: Tensor, k: int) -> Tensor:
-    """log 1/k sum_k w_k of draws (K, B), averaged over the K // k disjoint groups of k draws, (B,)."""
+    """Return log 1/k sum_k w_k, (B,), averaged over the K // k disjoint groups of k draws of log_weight (K, B)."""
     groups = len(log_weight) // k
     return (log_weight[: groups * k].unflatten(0, (groups, k)).logsumexp(1) - math.log(k)).mean(0)
 
 
 class AggregateFit(Metric):
-    """The aggregate posterior q(z) = E_x q(z|x) of the test images against the prior, by its first two moments.
+    """The aggregate posterior q(z) = E_x q(z|x) of the test images compared with the prior, by its first two moments.
 
-    With m the mean of loc and C = Cov(loc) + diag(E scale^2), scale 0 for a point mass:
+    With m the mean of loc and C = Cov(loc) + diag(E scale^2), where a point mass has scale 0:
 
     aggregate_mean_norm     |m|
-    aggregate_variance      the diagonal of C, a number a dimension
-    aggregate_spectrum      the eigenvalues of C, the largest first: they do not depend on the axes of the code
-    aggregate_kl_gaussian   KL(N(m, C) || p(z)) in nats, where the prior is a normal a dimension: no more than KL(q(z)
-                            || p(z)) for N(m, C) has the largest entropy of its moments; infinite, and left out, where
-                            the codes of a point mass leave a direction empty
+    aggregate_variance      the diagonal of C, one value per dimension
+    aggregate_spectrum      the eigenvalues of C in descending order, which do not depend on the axes of the code
+    aggregate_kl_gaussian   KL(N(m, C) || p(z)) in nats, for a prior that is normal with independent dimensions: a lower
+                            bound on KL(q(z) || p(z)), since N(m, C) has the largest entropy for its moments; infinite,
+                            and left out, if the codes of a point mass do not span the latent space
 
-    Moments of N images have a relative spread of about sqrt(2 / N); the KL comes out too large by about
-    D (D + 3) / (4 N). The largest eigenvalues come out too large, and the smallest too small, by a share of about
-    sqrt(D / N).
+    Moments estimated from N images have a relative spread of about sqrt(2 / N), and the KL is too large by about
+    D (D + 3) / (4 N). The largest eigenvalues are too large, and the smallest too small, by a relative sqrt(D / N) or
+    so.
     """
 
     claim = "price"
@@ -156,28 +159,29 @@ class AggregateFit(Metric):
     def _kl(self, mean: Tensor, covariance: Tensor, spectrum: Tensor, count: int) -> Figure:
         prior = self.subject.model.prior()
         if not isinstance(prior, Independent) or not isinstance(prior.base_dist, Normal):
-            return undefined("the prior is not a normal in each dimension")
-        # Below this share of the largest, an eigenvalue is the rounding of codes in single precision.
+            return undefined("the prior is not normal with independent dimensions")
+        # Smaller eigenvalues, relative to the largest, are rounding errors of codes in single precision.
         if not spectrum[-1] > 1e-12 * spectrum[0]:
-            return undefined("the codes leave a direction of the latent space empty, and the KL is infinite")
+            return undefined("the codes do not span the latent space, so the KL divergence is infinite")
         loc, scale = prior.base_dist.loc.cpu().double(), prior.base_dist.scale.cpu().double()
         away = ((mean - loc) / scale).square() + covariance.diagonal() / scale.square() - 1
         return Figure(float((away.sum() - spectrum.log().sum()) / 2 + scale.log().sum()), "nats", count)
 
 
 class RefittedPrior(Metric):
-    """The ELBO of the test images under a prior that is refitted to the training codes, in nats per image: what it
-    gains was the prior's fault, and not the noise's.
+    """The ELBO of the test images under a prior refitted to the training codes, in nats per image: the gain is the part
+    of the cost that comes from the prior rather than from the noise.
 
-    elbo_gaussian_prior   under N(m, C), the moments of the aggregate posterior of the training images
-    elbo_mixture_prior    under 10 Gaussians of full covariance, fitted to one noisy code of each of at most 10,000
-    ..._gain              E_q[log p_refitted(z) - log p(z)], its distance from the ELBO under the run's own prior
+    elbo_gaussian_prior   under N(m, C), with the moments of the aggregate posterior of the training images
+    elbo_mixture_prior    under 10 Gaussians of full covariance, fitted to one noisy code of each training image (at
+                          most 10,000)
+    ..._gain              E_q[log p_refitted(z) - log p(z)], the gain over the ELBO under the run's own prior
 
-    The distortion is that of one draw of z, the two densities' means are over 8 others, the same for both priors; the
-    gains' errors are standard errors over images of the paired difference. Where the refitted prior is the aggregate
-    posterior the gain is KL(q(z) || p(z)). On few training codes the mixture fits what they have by chance, and gains
-    less on the test images, or loses. Not defined for a point mass. Ghosh et al., From Variational to Deterministic
-    Autoencoders, ICLR 2020, fit the same two.
+    The distortion uses one draw of z; the log densities are averaged over 8 other draws, the same for both priors. The
+    error of a gain is the standard error over images of the paired difference. If the refitted prior equals the
+    aggregate posterior, the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, and gains less on
+    the test images or even loses. Not defined for a point mass. Ghosh et al., From Variational to Deterministic
+    Autoencoders, ICLR 2020, fit the same two priors.
     """
 
     claim = "price"
@@ -190,13 +194,13 @@ class RefittedPrior(Metric):
         if subject.has_noise:
             codes = subject.codes("train")
             self.priors["elbo_gaussian_prior"] = gaussian(*moments(codes))
-            if len(codes.z) > COMPONENTS:
-                self.priors["elbo_mixture_prior"] = mixture(fit_mixture(codes.z[:FITTED], COMPONENTS))
+            if len(codes.z) > MIXTURE_COMPONENTS:
+                self.priors["elbo_mixture_prior"] = mixture(fit_mixture(codes.z[:FITTED], MIXTURE_COMPONENTS))
 
     def update(self, inference: Inference) -> None:
         if not self.priors:
             return
-        z = inference.posterior.rsample((DRAWS,))
+        z = inference.posterior.rsample((CODES_PER_IMAGE,))
         own = inference.prior.log_prob(z).cpu().double()
         log_posterior = inference.posterior.log_prob(z).cpu().double()
         distortion = inference.distortion.cpu().double()
@@ -208,7 +212,7 @@ class RefittedPrior(Metric):
 
     def compute(self) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
-        reason = f"there are no more than {COMPONENTS} training codes" if self.priors else POINT_MASS
+        reason = f"a mixture of {MIXTURE_COMPONENTS} needs more training codes than that" if self.priors else POINT_MASS
         for name in ("elbo_gaussian_prior", "elbo_mixture_prior"):
             if name in self.elbo:
                 figures[name] = mean_figure(torch.cat(self.elbo[name]), "nats")
@@ -219,7 +223,7 @@ class RefittedPrior(Metric):
 
 
 def moments(codes: Codes) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of the aggregate posterior of codes, in doubles: Cov(loc) + diag(E scale^2)."""
+    """Return mean (D,) and covariance Cov(loc) + diag(E scale^2) (D, D) of the aggregate posterior, float64."""
     loc = codes.loc.cpu().double()
     covariance = loc.T.cov(correction=0).reshape(loc.shape[1], loc.shape[1])
     if codes.scale is not None:
@@ -228,9 +232,9 @@ def moments(codes: Codes) -> tuple[Tensor, Tensor]:
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Distribution:
-    """N(mean, covariance) of any units: it is factorized in those of each dimension's own spread.
+    """Return N(mean, covariance), factorized in units of each dimension's own spread so that any units work.
 
-    There its variances are 1, and 1e-12 more, so that codes which all but leave a direction empty have a density too.
+    In those units the variances are 1 + 1e-12, so that codes that hardly vary in some direction still have a density.
     """
     spread = covariance.diagonal().sqrt()
     correlation = covariance / spread / spread[:, None] + 1e-12 * torch.eye(len(mean), dtype=covariance.dtype)
@@ -239,7 +243,7 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Distribution:
 
 
 def mixture(fitted: Mixture) -> Distribution:
-    """A fitted mixture as a distribution over codes, in doubles."""
+    """Return a fitted mixture as a distribution over codes, in double precision."""
     parts = MultivariateNormal(fitted.means.double(), scale_tril=fitted.factors.double(), validate_args=False)
     weights = Categorical(probs=fitted.weights.double(), validate_args=False)
     return MixtureSameFamily(weights, parts, validate_args=False)

@@ -1,4 +1,4 @@
-"""How good the images are that a model makes, for each source of its codes."""
+"""Claim 5, price: the quality of generated images, for each source of codes."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from torch import Tensor
 
 from vae_cli.metrics.base import BATCH, Figure, Metric, SplitName, mean_figure, undefined
 from vae_cli.metrics.features import FeatureNet, feature_net
-from vae_cli.metrics.price import COMPONENTS
-from vae_cli.runs.codes import FITTED, fit_mixture, prior_codes
+from vae_cli.runs.codes import FITTED, MIXTURE_COMPONENTS, fit_mixture, prior_codes
 
 SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 KINDS = ("frechet", "precision", "recall", "density", "coverage")
-MANIFOLD = 3  # neighbours of precision and recall
-NEIGHBORS = 5  # of density and coverage
-ROWS = 256  # of a matrix of distances
+MANIFOLD = 3  # nearest neighbors for precision and recall
+DENSITY_NEIGHBORS = 5  # for density and coverage
+DISTANCE_ROWS = 256  # of a distance matrix, computed together
 
 
 class Quality(Metric):
-    """Images of the model against as many test images, in the 64 features of the data set's feature net.
+    """Generated images compared with equally many test images, in the 64 features of the dataset's feature net.
 
-    The sources of codes: the `prior`; the training codes' `aggregate` as one Gaussian, and as a `mixture` of 10; the
-    locations of the test images (`reconstructions`), and the points half-way between the locations of random pairs of
-    them (`midpoints`). Codes are decoded to their mean images. For each source, and for N = budget.pictures images or
-    as many as there are:
+    Codes come from five sources: the `prior`; one Gaussian fitted to the training codes (`aggregate`); a `mixture` of
+    10 fitted to them; the locations of the test images (`reconstructions`); and the midpoints between the locations of
+    random pairs of test images (`midpoints`). Codes are decoded to their mean images. For each source, and for
+    N = budget.pictures images or all there are:
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
-                Update Rule, NeurIPS 2017. It comes out too large on few images: frechet_floor is that of N training
-                images against the test images, which other images do not fall below; reconstructions of the very
-                test images can
-    precision   the share of images that lie within a test image's distance to its 3rd neighbor, and
-    recall      the share of test images within an image's: Kynkaanniemi et al., Improved Precision and Recall Metric
-                for Assessing Generative Models, NeurIPS 2019
-    density     in how many test images' balls (radius: their 5th neighbor) an image lies, over 5; 1 is expected of
-                equal distributions, and more is possible
-    coverage    the share of test images whose ball holds an image; 1 - 2^-5 is expected of equal distributions and
-                equal N. Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, ICML 2020
+                Update Rule, NeurIPS 2017. Biased upwards for small N: frechet_floor is the distance between N training
+                images and the test images, which only reconstructions of the test images themselves can undercut
+    precision   share of generated images that lie within some test image's distance to its 3rd neighbor, and
+    recall      share of test images that lie within some generated image's: Kynkaanniemi et al., Improved Precision
+                and Recall Metric for Assessing Generative Models, NeurIPS 2019
+    density     number of test images' balls (radius: distance to the 5th neighbor) that contain a generated image,
+                divided by 5; its expectation is 1 for equal distributions, and it can exceed 1
+    coverage    share of test images whose ball contains a generated image; its expectation is 1 - 2^-5 for equal
+                distributions and equal N. Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models,
+                ICML 2020
 
-    The errors are over the images that a share is of, with the balls given. The figures depend on the feature net,
-    whose accuracy is feature_accuracy, and cannot be compared with published ones. They are defined in every mode.
-    The test images are those of the data set, not a binarization of them.
+    Errors are over the images that a share refers to, for fixed balls. The figures depend on the feature net, whose
+    accuracy is feature_accuracy, and cannot be compared with published ones. They are defined in every mode. Test
+    images are the dataset's own, not a binarization of them.
     """
 
     claim = "price"
@@ -52,9 +51,9 @@ class Quality(Metric):
         count = len(self.subject.positions("test", self.subject.budget.pictures))
         reason = ""
         if net is None:
-            reason = "there is no feature net, for the images have no labels that differ"
-        elif count <= NEIGHBORS:
-            reason = f"{count} test images have no {NEIGHBORS} neighbors each"
+            reason = "there is no feature net, since the images do not have two labels"
+        elif count <= DENSITY_NEIGHBORS:
+            reason = f"{count} test images are too few for {DENSITY_NEIGHBORS} neighbors each"
         if net is None or reason:
             return dict.fromkeys([*names, "frechet_floor", "feature_accuracy"], undefined(reason))
         real = self._real(net, "test", count)
@@ -73,7 +72,7 @@ class Quality(Metric):
         return figures
 
     def _codes(self, source: str, count: int) -> Tensor:
-        """Codes (count, D) on the run's device."""
+        """Return codes (count, D) from a source, on the run's device."""
         run, device = self.subject.run, self.subject.device
         loc = self.subject.codes("test").loc[:count]
         if source == "prior":
@@ -84,7 +83,7 @@ class Quality(Metric):
             order = torch.randperm(count, device=device)
             return (loc[order] + loc[order.roll(1)]) / 2
         known = self.subject.codes("train").z[:FITTED]
-        components = 1 if source == "aggregate" else min(COMPONENTS, len(known) - 1)
+        components = 1 if source == "aggregate" else min(MIXTURE_COMPONENTS, len(known) - 1)
         return fit_mixture(known, components).draw(count).to(device)
 
     def _real(self, net: FeatureNet, split: SplitName, count: int) -> Tensor:
@@ -96,7 +95,7 @@ class Quality(Metric):
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """The squared Frechet distance between the Gaussians that have the moments of features a (N, F) and b (M, F)."""
+    """Return the squared Frechet distance between Gaussians with the moments of features a (N, F) and b (M, F)."""
     root = _root(a.T.cov())
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
     away = (a.mean(0) - b.mean(0)).square().sum()
@@ -104,31 +103,34 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """Return the square root of a symmetric positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 class Balls:
-    """Around each of the points (N, F) the distance to its 3rd and its 5th neighbor among the others, (N,)."""
+    """The distances of each of the points (N, F) to its 3rd and 5th nearest neighbor among the others, (N,) each."""
 
     def __init__(self, points: Tensor) -> None:
-        # The nearest is the point itself, at distance 0.
-        near = [_distances(part, points).topk(NEIGHBORS + 1, largest=False).values for part in points.split(ROWS)]
-        self.manifold, self.neighbors = torch.cat(near)[:, [MANIFOLD, NEIGHBORS]].T
+        # The nearest neighbor is the point itself, at distance 0.
+        near = [
+            _distances(part, points).topk(DENSITY_NEIGHBORS + 1, largest=False).values
+            for part in points.split(DISTANCE_ROWS)
+        ]
+        self.manifold, self.neighbors = torch.cat(near)[:, [MANIFOLD, DENSITY_NEIGHBORS]].T
 
 
 def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]:
-    """Precision and density of each image made, recall and coverage of each real one, from their features (M, F) and
-    (N, F), and the balls around the real ones."""
+    """Return precision and density of each generated image, and recall and coverage of each real one, given their
+    features (M, F) and (N, F) and the balls around the real ones."""
     others = Balls(made)
     precision, density = [], []
     recall, coverage = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
-    for part, radius in zip(made.split(ROWS), others.manifold.split(ROWS), strict=True):
+    for part, radius in zip(made.split(DISTANCE_ROWS), others.manifold.split(DISTANCE_ROWS), strict=True):
         distances = _distances(part, real)
         precision.append((distances <= balls.manifold).any(1))
         within = distances <= balls.neighbors
-        density.append(within.sum(1).double() / NEIGHBORS)
+        density.append(within.sum(1).double() / DENSITY_NEIGHBORS)
         coverage |= within.any(0)
         recall |= (distances <= radius[:, None]).any(0)
     return {
@@ -140,5 +142,5 @@ def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, M), exactly 0 between equal points, as they are not where they come from a product of matrices."""
+    """Return distances (N, M), exactly 0 between equal points, which a matrix product would not give."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Claim 4, the scale: where sigma settles, and how it got there."""
+"""Claim 4, scale: where sigma settles, and how it got there."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vae_cli.metrics.base import Figure, Metric, mean_figure, undefined
 from vae_cli.metrics.information import NO_RATE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-CELLS_A_DECADE = 10
+BINS_PER_DECADE = 10
 
 NO_SCALE = "a point mass has no scale"
 
 
 class ScaleDistribution(Metric):
-    """The scales of q(z|x) over test images and dimensions, active and idle dimensions apart.
+    """The scales of q(z|x) over test images and dimensions, separately for active and idle dimensions.
 
     scale_mean, scale_median, scale_min, scale_max         over all images and dimensions
-    scale_active_quantiles, scale_idle_quantiles           at 5, 25, 50, 75 and 95 %, of either kind of dimension
-    scale_histogram_edges                                  of log10 scale, K + 1 numbers
-    scale_histogram_active, scale_histogram_idle           shares of all scales that lie in each of the K cells
+    scale_active_quantiles, scale_idle_quantiles           the 5, 25, 50, 75 and 95 % quantiles
+    scale_histogram_edges                                  K + 1 bin edges, in log10 scale
+    scale_histogram_active, scale_histogram_idle           share of all scales in each of the K bins
 
-    Scales have the unit of z. The cells are a tenth of a decade wide, with a multiple of it in the middle, so that
-    histograms of several runs lie on one grid and a scale of exactly 1 in the middle of its cell; together the shares
-    of both kinds sum to 1. A dimension is active where Var_x(loc_j) > 0.01 E_x(scale_j^2).
+    Scales are in the unit of z. Bins are a tenth of a decade wide and centred on multiples of that width, so histograms
+    of several runs share one grid and a scale of exactly 1 is in the middle of its bin; the shares of both kinds
+    together sum to 1. A dimension is active if Var_x(loc_j) > 0.01 E_x(scale_j^2).
 
-    The mean is unbiased, with its standard error over images, and so are the shares; quantiles are those of the sample,
-    and the extremes those of the images that were looked at: more images move them outwards. A point mass has no scale,
-    and a kind of dimension that does not occur no quantiles.
+    The mean is unbiased, with its standard error over images, and so are the shares. Quantiles and extremes are those
+    of the sample: more images move the extremes outwards. A point mass has no scale, and a kind of dimension that does
+    not occur has no quantiles.
     """
 
     claim = "scale"
@@ -44,11 +44,11 @@ class ScaleDistribution(Metric):
         if codes.scale is None:
             return dict.fromkeys(names, undefined(NO_SCALE))
         scale, active = codes.scale.cpu().double(), self.subject.active.cpu()
-        cells = (scale.log10() * CELLS_A_DECADE).round().long()
-        first, count = int(cells.min()), int(cells.max() - cells.min()) + 1
-        edges = ((torch.arange(count + 1) + first - 0.5) / CELLS_A_DECADE).tolist()
+        bins = (scale.log10() * BINS_PER_DECADE).round().long()
+        first, count = int(bins.min()), int(bins.max() - bins.min()) + 1
+        edges = ((torch.arange(count + 1) + first - 0.5) / BINS_PER_DECADE).tolist()
         histograms = [
-            (torch.bincount((cells[:, kind] - first).flatten(), minlength=count) / cells.numel()).tolist()
+            (torch.bincount((bins[:, kind] - first).flatten(), minlength=count) / bins.numel()).tolist()
             for kind in (active, ~active)
         ]
         images = len(scale)
@@ -66,17 +66,17 @@ class ScaleDistribution(Metric):
 
 
 class PullOverTraining(Metric):
-    """How the scale, and what it costs, moved in training: curves with one point an epoch, from the run's own record.
+    """How the scale and its cost changed during training: curves with one point per epoch, from the run's own record.
 
-    training_epochs                             the epochs, counted from 1
+    training_epochs                             epochs, counted from 1
     training_rate_scale, training_rate_loc      the parts of the rate, nats per image (see Rate)
-    training_scale_mean                         the mean scale over images and dimensions
-    training_loc_std                            the root of the mean over dimensions of Var_x(loc_j)
+    training_scale_mean                         mean scale over images and dimensions
+    training_loc_std                            root of the mean over dimensions of Var_x(loc_j)
 
-    They are means over the validation images at the end of each epoch; where none were held out the parts of the rate
-    are means over the training images while the weights moved, and the shape of the posterior is seen on some of these.
-    The record keeps no errors. A point mass has neither rate nor scale, and the rate has parts only where posterior and
-    prior are normals of independent dimensions.
+    All are means over the validation images at the end of each epoch. If no images were held out, the parts of the rate
+    are means over the training images as the weights change during the epoch, and the posterior is measured on some of
+    those images. The record keeps no errors. A point mass has neither rate nor scale, and the rate has parts only if
+    posterior and prior are normal with independent dimensions.
     """
 
     claim = "scale"
@@ -93,12 +93,12 @@ class PullOverTraining(Metric):
         if not records:
             return dict.fromkeys(("training_epochs", *curves), undefined("the run has no record of its training"))
         held_out = len(subject.splits.validation)
-        note = "" if held_out else "on training images, for none were held out"
+        note = "" if held_out else "on training images, since none were held out"
         figures = {"training_epochs": Figure([float(record["epoch"]) for record in records], "epochs")}
         for name, (keys, unit, reason) in curves.items():
             curve = _curve(records, keys)
             if curve is None:
-                missing = "the run's record has no such curve"
+                missing = "the run's record does not have this curve"
                 figures[name] = undefined(missing if subject.has_noise else reason or missing)
             else:
                 figures[name] = Figure(curve, unit, held_out or len(subject.splits.train), note=note)
@@ -106,7 +106,7 @@ class PullOverTraining(Metric):
 
 
 def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] | None:
-    """The values of the first key that all records have."""
+    """Return the values of the first key that all records have."""
     for key in keys:
         if all(key in record for record in records):
             return [record[key] for record in records]
@@ -114,7 +114,7 @@ def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] 
 
 
 def _quantiles(scale: Tensor, kind: str) -> Figure:
-    """Of the scales (N, D) of one kind of dimension."""
+    """Return the quantiles of scales (N, D) of one kind of dimension."""
     if scale.numel() == 0:
         return undefined(f"no dimension is {kind}")
     return Figure(np.quantile(scale.numpy(), QUANTILES).tolist(), count=len(scale))

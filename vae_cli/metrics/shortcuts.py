@@ -1,4 +1,4 @@
-"""Claim 3: without noise, or a price on small sigma, the network takes a shortcut. What the codes carry."""
+"""Claim 3, shortcuts: whether the noise is off, and what the codes carry."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor
 from vae_cli.metrics.base import Figure, Metric, SplitName, mean_figure, undefined
 from vae_cli.metrics.neighbours import NEIGHBOURS, NO_LABELS, in_spread
 
-COLLAPSED = 0.01  # of the aggregate standard deviation
-PROBED = 10_000  # training codes that a probe is fitted to; more of them move it little
-NUMBERS = 1 << 22  # doubles that are looked at together: 32 MiB
+COLLAPSED = 0.01  # scale below which a dimension has collapsed, in aggregate standard deviations
+PROBE_CODES = 10_000  # training codes that a probe is fitted to; more change little
+DENSITIES = 1 << 22  # doubles in one batch of densities: 32 MiB
 
 
 class Collapse(Metric):
-    """Whether the noise is off, and how far the locations have spread.
+    """Whether sigma has collapsed, and how far the locations have spread.
 
-    collapsed_share  the share of dimensions whose mean scale over the test images is below 1 % of a_j, the aggregate
+    collapsed_share  share of dimensions whose mean scale over the test images is below 1 % of a_j, the aggregate
                      standard deviation; not defined for a point mass
     loc_std          sqrt(mean_j Var_x(loc_j)) over test images
-    loc_std_growth   the same after the last epoch over that after the first, as training recorded them on validation
-                     images; not defined before there are two epochs
-    largest_loc      the largest |loc_j| of any test image
+    loc_std_growth   loc_std after the last epoch divided by loc_std after the first, as recorded on validation images
+                     during training; needs at least two epochs
+    largest_loc      largest |loc_j| over test images and dimensions
 
-    In units of z, which differ between modes: compare the first and the growth. loc_std has a bias of order 1/N.
+    The last and loc_std are in units of z, which differ between modes: compare the share and the growth. loc_std has a
+    bias of order 1/N.
     """
 
     claim = "shortcuts"
@@ -51,22 +52,23 @@ class Collapse(Metric):
         key = "posterior/loc_std"
         spreads = [float(record[key]) for record in self.subject.run.folder.metrics() if key in record]
         if len(spreads) < 2:
-            return undefined("there are no two epochs on record")
+            return undefined("fewer than two epochs are on record")
         if spreads[0] == 0:
-            return undefined("the locations were all the same after the first epoch")
+            return undefined("all locations were equal after the first epoch")
         return Figure(spreads[-1] / spreads[0], count=len(spreads))
 
 
 class Reidentification(Metric):
-    """Whether a noisy code tells from which image it comes.
+    """Whether a noisy code reveals which image it came from.
 
-    reidentification         the share of codes z ~ q(z|x) for which argmax_i log q(z|x_i), over all N test images, is
-                             their own x: no rule finds it more often when all are equally probable
+    reidentification         share of codes z ~ q(z|x) for which argmax_i log q(z|x_i), over all N test images, is the
+                             code's own image: no rule does better if all images are equally probable
     reidentification_chance  1 / N
 
-    One z each of up to budget.draws test images; where k images have the same largest density, one is chosen at random
-    and 1 / k is counted. So a point mass has a share too, which noise tends to as it vanishes: the number of distinct
-    codes over N. Unbiased for these N images, of which more are harder to tell apart. The error is that of the mean.
+    One z for each of up to budget.draws test images. If k images tie for the largest density, one is chosen at random,
+    which counts as 1 / k. The share is therefore also defined for a point mass, as the limit of vanishing noise: the
+    number of distinct codes over N. Unbiased for these N images; more images are harder to tell apart. The error is the
+    standard error of the mean.
     """
 
     claim = "shortcuts"
@@ -80,13 +82,13 @@ class Reidentification(Metric):
         own = torch.arange(len(z), device=z.device)
         widest = max(posterior.batch_shape[0] for posterior in posteriors)
         hits = []
-        for rows in own.split(max(1, NUMBERS // max(images, widest * dimensions))):
-            # In doubles: where the scale is small, far images differ by squares of thousands of it.
+        for rows in own.split(max(1, DENSITIES // max(images, widest * dimensions))):
+            # Double precision: if the scale is small, distant images differ by squares of thousands of scales.
             queries = z[rows].double()[:, None]
             density = torch.cat([posterior.log_prob(queries) for posterior in posteriors], 1)
             is_best = density == density.amax(1, keepdim=True)
             hits.append(is_best[torch.arange(len(rows)), rows] / is_best.sum(1))
-        note = "" if subject.has_noise else "the share of distinct codes, since there is no noise"
+        note = "" if subject.has_noise else "share of distinct codes, since there is no noise"
         return {
             "reidentification": mean_figure(torch.cat(hits), note=note),
             "reidentification_chance": Figure(1 / images, count=images),
@@ -94,12 +96,12 @@ class Reidentification(Metric):
 
 
 class Generalization(Metric):
-    """What is lost on images that were not trained on, in nats per image.
+    """How much worse the model does on images it was not trained on, in nats per image.
 
     distortion_train, distortion_test, distortion_gap, elbo_train, elbo_test, elbo_gap: each gap is test minus train, so
-    that one of distortion above 0, and one of the ELBO below, is what was learned by heart. Over equally many random
-    images of both splits, one code drawn for each, with the standard errors of the means; unbiased. A point mass has no
-    ELBO.
+    a distortion gap above 0, or an ELBO gap below 0, is overfitting. Measured on equal numbers of random images of both
+    splits with one code drawn for each; unbiased, with the standard errors of the means. The ELBO is not defined for a
+    point mass.
     """
 
     claim = "shortcuts"
@@ -111,7 +113,7 @@ class Generalization(Metric):
         figures: dict[str, Figure] = {}
         for name in ("distortion", "elbo"):
             if name not in train:
-                reason = "a point mass has no finite rate"
+                reason = "the rate of a point mass is infinite"
                 figures |= {f"{name}_{part}": undefined(reason) for part in ("train", "test", "gap")}
                 continue
             seen, unseen = mean_figure(train[name], "nats"), mean_figure(test[name], "nats")
@@ -122,7 +124,7 @@ class Generalization(Metric):
         return figures
 
     def _terms(self, split: SplitName, count: int) -> dict[str, Tensor]:
-        """What is defined of distortion and elbo, of one drawn code for each image, float64 (count,)."""
+        """Return distortion and, if defined, ELBO with one code drawn for each image, float64 (count,)."""
         found: dict[str, list[Tensor]] = {}
         for x, _ in self.subject.batches(split, count):
             inference = self.subject.model(x)
@@ -133,16 +135,17 @@ class Generalization(Metric):
 
 
 class Probes(Metric):
-    """How well the labels can be read from the codes: what the noise destroys is the difference between loc and z.
+    """How well labels can be read from codes; the noise destroys the difference between loc and z.
 
     linear_probe_loc, linear_probe_z            accuracy of a logistic regression (scikit-learn, L2 penalty of strength
-                                                1) on codes that are standardized as the training codes are
-    nearest_neighbour_loc, nearest_neighbour_z  accuracy of the vote of the 10 nearest training codes, in units of the
-                                                aggregate standard deviation
+                                                1) on codes standardized by the statistics of the training codes
+    nearest_neighbour_loc, nearest_neighbour_z  accuracy of a majority vote of the 10 nearest training codes, in units
+                                                of the aggregate standard deviation
 
-    Fitted to up to 10,000 training codes, asked for all test codes; z is one draw for each image, in training and in
-    test. The error is the binomial standard error over test images; fewer training codes bias all downwards. Those of z
-    are not defined for a point mass, none where the training images have no two labels.
+    Fitted to at most 10,000 training codes and tested on all test codes; z is one draw per image, in training and in
+    test. The error is the binomial standard error over test images; fewer training codes bias all of them downwards.
+    The probes of z are not defined for a point mass, and none is defined unless the training images have at least two
+    labels.
     """
 
     claim = "shortcuts"
@@ -156,19 +159,19 @@ class Probes(Metric):
         train, test = self.subject.codes("train"), self.subject.codes("test")
         if train.labels is None or test.labels is None:
             return {name: undefined(NO_LABELS) for name in self._names()}
-        labels, truth = train.labels[:PROBED].cpu().numpy(), test.labels.cpu()
+        labels, truth = train.labels[:PROBE_CODES].cpu().numpy(), test.labels.cpu()
         if len(set(labels.tolist())) < 2:
-            return {name: undefined("the training images have one label only") for name in self._names()}
+            return {name: undefined("the training images have only one label") for name in self._names()}
         figures: dict[str, Figure] = {}
         for code, fitted, asked in (("loc", train.loc, test.loc), ("z", train.z, test.z)):
             if code == "z" and train.scale is None:
-                figures |= {name: undefined("z is loc, for there is no noise") for name in self._names("z")}
+                figures |= {name: undefined("z equals loc, since there is no noise") for name in self._names("z")}
                 continue
-            # A wide margin for the solver; where it is used up, the fit is as good as the last digits.
+            # More iterations than the solver needs; if it uses them all, the fit is exact to the last digits.
             linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
             near = KNeighborsClassifier(min(NEIGHBOURS, len(labels)))
             for name, probe, unit in zip(self._names(code), (linear, near), (False, True), strict=True):
-                inputs, questions = (self._array(codes, unit) for codes in (fitted[:PROBED], asked))
+                inputs, questions = (self._array(codes, unit) for codes in (fitted[:PROBE_CODES], asked))
                 answers = torch.from_numpy(probe.fit(inputs, labels).predict(questions))
                 figures[name] = mean_figure((answers == truth).double())
         return figures

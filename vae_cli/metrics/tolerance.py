@@ -10,28 +10,30 @@ from torch import Tensor
 
 from vae_cli.metrics.base import Figure, Metric, curve_figure, mean_figure, standard_error, undefined
 
-LADDER = torch.logspace(math.log10(0.01), math.log10(3), 16, dtype=torch.float64).tolist()
-BITS = range(1, 13)
-DRAWS = 4  # codes drawn for each test image and step of the ladder; the images are many, so a few do
-LOST = 0.1  # of the way from an image's own code to a stranger's
-SPARE = 1.0  # nats that quantization may cost
+NOISE_LEVELS = torch.logspace(math.log10(0.01), math.log10(3), 16, dtype=torch.float64).tolist()
+BIT_DEPTHS = range(1, 13)
+NOISE_DRAWS = 4  # noise vectors per test image and noise level; a few suffice, since there are many images
+TOLERATED = 0.1  # of the way from the distortion at an image's own code to that at another image's code
+ALLOWED_NATS = 1.0  # that quantization may cost
 
 
 class NoiseProbe(Metric):
-    """How much noise on the code an image withstands, in the same units for every sigma mode, a point mass included.
+    """How much noise can be added to a code before the decoded image degrades: defined for every sigma mode, including
+    a point mass, and in the same units.
 
-    noise_probe_t           the ladder of t: 0, then from 0.01 to 3 in equal ratios
-    noise_probe_distortion  -ln p(x | loc + t a epsilon) at each t, nats: a_j is the standard deviation of the aggregate
-                            posterior in dimension j, epsilon ~ N(0, I) the same at every t
-    noise_probe_stranger    the distortion of an image at the loc of another one, nats
-    noise_probe_tolerance   the t at which a tenth of the way from the distortion at t = 0 to the stranger's is lost
+    noise_probe_t           noise levels t: 0, then 0.01 to 3 in equal ratios
+    noise_probe_distortion  -ln p(x | loc + t a epsilon) at each t, nats; a_j is the standard deviation of the aggregate
+                            posterior in dimension j, and epsilon ~ N(0, I) is the same at every t
+    noise_probe_stranger    the distortion of an image at the loc of another image, nats
+    noise_probe_tolerance   the t at which the distortion has risen by a tenth of the difference between another image's
+                            code and the image's own
 
-    Means over test images of means over some draws (some strangers), unbiased, with standard errors over images; that
-    of the tolerance is propagated through the slope at it. The tolerance is where the mean curve, drawn straight over
-    ln t between the steps of the ladder, first crosses; a curve that bends upwards lies below that line, which makes it
-    read low by up to 4 %. It is not defined where a stranger's code is no worse than the image's own (by more than two
-    standard errors), or where the crossing lies outside the ladder: an end of the ladder would pass for a measurement
-    in a mean over runs, so the reason says on which side instead.
+    Each is a mean over test images of a mean over several draws (or several other images), unbiased, with standard
+    errors over images; the error of the tolerance is propagated through the slope there. The tolerance is the first
+    crossing of the mean curve, interpolated linearly in ln t between noise levels. A convex curve lies below that line,
+    so the tolerance reads low by up to 4 %. It is not defined if another image's code is no worse than the image's own
+    (by more than two standard errors), or if the crossing lies outside the noise levels. In that case the reason names
+    the side: the end of the range would pass for a measurement in a mean over runs.
     """
 
     claim = "bits"
@@ -39,46 +41,50 @@ class NoiseProbe(Metric):
     def compute(self) -> dict[str, Figure]:
         subject = self.subject
         loc = subject.codes("test").loc
-        strangers = range(1, min(DRAWS, len(loc) - 1) + 1)
-        curve, stranger = [], []
+        shifts = range(1, min(NOISE_DRAWS, len(loc) - 1) + 1)
+        curve, other_code = [], []
         for x, rows in subject.batches("test"):
-            noise = subject.spread * torch.randn(DRAWS, *loc[rows].shape, device=loc.device)
+            noise = subject.spread * torch.randn(NOISE_DRAWS, *loc[rows].shape, device=loc.device)
             columns = [subject.distortion(x, loc[rows])]
-            for t in LADDER:
+            for t in NOISE_LEVELS:
                 columns.append(torch.stack([subject.distortion(x, loc[rows] + t * e) for e in noise]).mean(0))
             curve.append(torch.stack(columns, 1).cpu().double())
-            if strangers:
-                # The images come in a random order, so the next ones are random others.
+            if shifts:
+                # The images are in random order, so the next ones are random other images.
                 index = torch.arange(rows.start, rows.stop, device=loc.device)
-                others = [subject.distortion(x, loc[(index + step) % len(loc)]) for step in strangers]
-                stranger.append(torch.stack(others).mean(0).cpu().double())
+                others = [subject.distortion(x, loc[(index + step) % len(loc)]) for step in shifts]
+                other_code.append(torch.stack(others).mean(0).cpu().double())
         values = torch.cat(curve)
         figures = {
-            "noise_probe_t": Figure([0.0, *LADDER], "aggregate standard deviations"),
+            "noise_probe_t": Figure([0.0, *NOISE_LEVELS], "aggregate standard deviations"),
             "noise_probe_distortion": curve_figure(values, "nats"),
         }
-        if not stranger:
-            alone = undefined("there is no other image whose code could be taken")
+        if not other_code:
+            alone = undefined("there is only one test image, and so no other image's code")
             return figures | dict.fromkeys(("noise_probe_stranger", "noise_probe_tolerance"), alone)
-        figures["noise_probe_stranger"] = mean_figure(torch.cat(stranger), "nats")
-        figures["noise_probe_tolerance"] = self._tolerance(values, torch.cat(stranger))
+        figures["noise_probe_stranger"] = mean_figure(torch.cat(other_code), "nats")
+        figures["noise_probe_tolerance"] = self.tolerance_at_crossing(values, torch.cat(other_code))
         return figures
 
     @staticmethod
-    def _tolerance(values: Tensor, stranger: Tensor) -> Figure:
-        """Of distortions (N, 1 + steps) along the ladder, and (N,) at a stranger's code."""
-        way = mean_figure(stranger - values[:, 0])
-        assert isinstance(way.value, float)
-        assert isinstance(way.error, float)  # a stranger makes two images
-        if way.value <= 2 * way.error:
-            return undefined("a stranger's code is no worse for an image than its own")
-        over = values - torch.lerp(values[:, 0], stranger, LOST)[:, None]
+    def tolerance_at_crossing(values: Tensor, other_code: Tensor) -> Figure:
+        """Return the tolerance, given distortions (N, 1 + levels) by noise level and (N,) at another image's code."""
+        difference = mean_figure(other_code - values[:, 0])
+        assert isinstance(difference.value, float)
+        assert isinstance(difference.error, float)  # there are at least two images
+        if difference.value <= 2 * difference.error:
+            return undefined("another image's code is no worse for an image than its own")
+        over = values - torch.lerp(values[:, 0], other_code, TOLERATED)[:, None]
         reached = (over.mean(0) >= 0).nonzero().flatten().tolist()
         if not reached:
-            return undefined(f"less than a tenth of the way to a stranger's code is lost up to t = {LADDER[-1]:g}")
+            return undefined(
+                f"up to t = {NOISE_LEVELS[-1]:g}, noise costs less than a tenth of what another image's code costs"
+            )
         if reached[0] == 1:
-            return undefined(f"more than a tenth of the way to a stranger's code is lost at t = {LADDER[0]:g} already")
-        before, after = LADDER[reached[0] - 2], LADDER[reached[0] - 1]
+            return undefined(
+                f"even at t = {NOISE_LEVELS[0]:g}, noise costs more than a tenth of what another image's code costs"
+            )
+        before, after = NOISE_LEVELS[reached[0] - 2], NOISE_LEVELS[reached[0] - 1]
         share, error = crossing(over[:, reached[0] - 1], over[:, reached[0]])
         ratio = math.log(after / before)
         t = before * math.exp(share * ratio)
@@ -86,26 +92,27 @@ class NoiseProbe(Metric):
 
 
 class Quantization(Metric):
-    """How many bits of loc the decoder needs, for every sigma mode, a point mass included.
+    """How many bits of loc the decoder needs: defined for every sigma mode, including a point mass.
 
-    quantization_bits                b = 1 to 12, the bits kept of each active dimension of loc
-    quantization_distortion          -ln p(x | loc kept to b bits), nats
+    quantization_bits                b = 1 to 12, bits kept of each active dimension of loc
+    quantization_distortion          -ln p(x | loc quantized to b bits), nats
     quantization_unquantized         -ln p(x | loc), nats
     quantization_total_bits          b times the number of active dimensions, bits per image
-    quantization_bits_within_1_nat   bits per image at which the distortion is 1 nat above the unquantized
+    quantization_bits_within_1_nat   bits per image at which quantization costs 1 nat of distortion
 
-    Each active dimension falls into one of 2^b cells of equal width w, and becomes the middle of its cell; an idle one
-    becomes its mean over the training images. In cells of equal width no code is moved further than w / 2, and the mean
-    squared error is w^2 / 12, which falls as 4^-b; cells of equal mass are wide at the tails, where most of their error
-    is. The cells span the central range of the training images' loc, all but a share 4^-(b + 1) at either end: as the
-    error inside falls, so does what is cut off, and few bits are not spent on outliers. For a normal the error is
-    within 18 % of that of the best cells of equal width, and at 6 bits a third of that of cells of equal mass.
+    Each active dimension is assigned to one of 2^b cells of equal width w and replaced by the middle of its cell; an
+    idle dimension is replaced by its mean over the training images. With cells of equal width no code moves by more
+    than w / 2, and the mean squared error w^2 / 12 falls as 4^-b; cells of equal mass are wide in the tails, which
+    dominate their error. The cells span the central range of the training images' loc, except for a share 4^-(b + 1) at
+    either end: the share that is cut off falls with the error inside, and few bits are not wasted on outliers. For a
+    normal distribution the error is within 18 % of that of the best cells of equal width, and at 6 bits a third of that
+    of cells of equal mass.
 
-    Means over test images with standard errors over images. The bits within 1 nat are found between the last b that
-    costs more and the next, on a line over 4^-b; without any bits a code is the mean one. They are not defined where 12
-    bits do not do. They are bits of this quantizer and no limit: every active dimension has the same number of them,
-    however little it carries; the best code for a normal needs about 1 bit less at 5 bits; and one that knows how the
-    dimensions depend on each other needs less still.
+    All are means over test images, with standard errors over images. The bits within 1 nat are interpolated linearly in
+    4^-b between the last b that costs more and the next; with no bits at all, every code is the mean code. They are
+    undefined if 12 bits do not suffice. They measure this quantizer and are no lower limit: every active dimension gets
+    the same number of bits, however little it carries; the optimal code for a normal distribution needs about 1 bit
+    less at 5 bits; a code that exploits dependence between dimensions needs still fewer.
     """
 
     claim = "bits"
@@ -115,36 +122,37 @@ class Quantization(Metric):
         train = subject.codes("train").loc.cpu().double()
         codes, active = subject.codes("test").loc.cpu().double(), subject.active.cpu()
         dimensions = int(active.sum())
-        tails = [4.0 ** -(b + 1) for b in BITS]
+        tails = [4.0 ** -(b + 1) for b in BIT_DEPTHS]
         low = torch.from_numpy(np.quantile(train.numpy(), tails, axis=0))
         high = torch.from_numpy(np.quantile(train.numpy(), [1 - tail for tail in tails], axis=0))
         mean = train.mean(0).expand_as(codes)
-        kept = [torch.where(active, quantize(codes, *span), mean) for span in zip(low, high, BITS, strict=True)]
-        # Beside them all that there is of a code, and nothing.
+        kept = [torch.where(active, quantize(codes, *span), mean) for span in zip(low, high, BIT_DEPTHS, strict=True)]
+        # Add the unquantized code, and the mean code, which carries nothing.
         every = [code.float().to(subject.device) for code in (codes, mean, *kept)]
         rows_of_values = [
             torch.stack([subject.distortion(x, code[rows]) for code in every], 1).cpu().double()
             for x, rows in subject.batches("test")
         ]
         values = torch.cat(rows_of_values)
-        total = [float(b * dimensions) for b in BITS]
+        total = [float(b * dimensions) for b in BIT_DEPTHS]
         return {
-            "quantization_bits": Figure([float(b) for b in BITS], "bits"),
+            "quantization_bits": Figure([float(b) for b in BIT_DEPTHS], "bits"),
             "quantization_distortion": curve_figure(values[:, 2:], "nats"),
             "quantization_unquantized": mean_figure(values[:, 0], "nats"),
             "quantization_total_bits": Figure(total, "bits"),
-            "quantization_bits_within_1_nat": self._needed(values[:, 1:] - values[:, :1] - SPARE, dimensions),
+            "quantization_bits_within_1_nat": self._needed(values[:, 1:] - values[:, :1] - ALLOWED_NATS, dimensions),
         }
 
     @staticmethod
     def _needed(over: Tensor, dimensions: int) -> Figure:
-        """Of distortions (N, 1 + len(BITS)) above what is allowed, with no bits and with those of each step."""
+        """Return the bits needed, given distortions (N, 1 + len(BIT_DEPTHS)) in excess of what is allowed, with no bits
+        and at each bit depth."""
         costly = (over.mean(0) > 0).nonzero().flatten().tolist()
         if not costly:
             return Figure(0.0, "bits", len(over), note="the mean code is within 1 nat")
         b = costly[-1]
-        if b == BITS[-1]:
-            return undefined(f"{b} bits for each of {dimensions} active dimensions are not within 1 nat")
+        if b == BIT_DEPTHS[-1]:
+            return undefined(f"{b} bits for each of the {dimensions} active dimensions still cost more than 1 nat")
         share, error = crossing(over[:, b], over[:, b + 1])
         power = 4.0**-b * (1 - 0.75 * share)
         slope = 0.75 * 4.0**-b / (power * math.log(4))
@@ -152,15 +160,15 @@ class Quantization(Metric):
 
 
 def quantize(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Codes (N, D), each moved to the middle of its cell among 2^bits of equal width from low (D,) to high (D,)."""
+    """Return codes (N, D), each moved to the middle of its cell: 2^bits cells of equal width from low to high, (D,)."""
     width = ((high - low) / 2**bits).clamp_min(torch.finfo(codes.dtype).tiny)
     cell = ((codes - low) / width).floor().clamp(0, 2**bits - 1)
     return low + (cell + 0.5) * width
 
 
 def crossing(before: Tensor, after: Tensor) -> tuple[float, float | None]:
-    """How far from one point to the next, 0 to 1, the mean curve crosses zero on a straight line, and the standard
-    error of that, from values (N,) at either point for each image."""
+    """Return how far between two points, 0 to 1, the mean curve crosses zero if interpolated linearly, and the standard
+    error of that, given the values (N,) of each image at both points."""
     share = float(before.mean() / (before.mean() - after.mean()))
     error = standard_error(torch.lerp(before, after, share)[:, None])
     return share, error[0] / abs(float(before.mean() - after.mean())) if error else None

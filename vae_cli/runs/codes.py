@@ -15,6 +15,7 @@ from vae_cli.model.inference import Inference
 from vae_cli.runs.run import Run
 
 FITTED = 10_000  # training codes that a mixture is fitted to; more of them move it little
+MIXTURE_COMPONENTS = 10  # as in Ghosh et al. (2020)
 BATCH = 500
 
 Path = Literal["linear", "slerp", "norm-corrected"]
