@@ -77,7 +77,7 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
         (["-m", 'arms="sigma=fixed"'], "arms takes a list of sweeps"),
         (["-m", "experiment=sigma_study,rae_l2"], "a study is a sweep of its own"),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),
-        (["-m", 'arms=["sigma=fixd"]'], "'fixd' is no choice of sigma. Did you mean 'fixed'?"),
+        (["-m", 'arms=["sigma=fixd"]'], "'fixd' is not a choice of sigma. Did you mean 'fixed'?"),
         (["-m", 'arms=["sigma"]'], "sigma"),
     ],
 )

@@ -431,7 +431,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["latent=-3"], "latent=-3 is not allowed: it has to be a whole number between 1 and 100000"),
+        (["latent=-3"], "latent=-3 is not allowed: it must be a whole number between 1 and 100000"),
         (["latent=abc"], "latent=abc is not allowed"),
         (["latent=2.5"], r"latent=2\.5 is not allowed"),
         (["sigma=fixed", "sigma.value=0"], r"sigma\.value=0 .*sigma=deterministic"),

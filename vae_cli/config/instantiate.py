@@ -64,7 +64,7 @@ def built_arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 def check_value(value: Any, kind: Any, path: str) -> None:
     """Raise UserError where a value is none of its kind, or a schedule leaves the bounds of it."""
     if not is_allowed(value, kind):
-        raise UserError(f"{path}={shown(value)} is not allowed: it has to be {describe(kind)}.")
+        raise UserError(f"{path}={shown(value)} is not allowed: it must be {describe(kind)}.")
     if isinstance(value, Schedule):
         for bound in (metadata for option in get_args(kind) for metadata in get_args(option)[1:]):
             if isinstance(bound, Interval) and not all(bound.holds(number) for number in value.bounds()):

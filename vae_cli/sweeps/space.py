@@ -122,7 +122,7 @@ def set_optuna_defaults() -> None:
 def check_sweeper(sweeper: DictConfig, objective: str) -> None:
     for key, kind in SETTINGS.items():
         if not is_allowed(sweeper[key], kind):
-            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it has to be {describe(kind)}.")
+            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it must be {describe(kind)}.")
     if sweeper.storage is not None and metadata.version("sqlalchemy") >= "2":
         raise UserError("hydra.sweeper.storage needs an older sqlalchemy: type pip install 'sqlalchemy<2'.")
     direction, words = str(sweeper.direction), ("maximize", "minimize")
