@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model, build_parts
-from vae_cli.config.naming import clean, refuse_no_path, run_name
+from vae_cli.config.naming import check_path, clean, run_name
 from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import UserError
 
@@ -185,7 +185,7 @@ def test_the_name_of_a_run_needs_no_quotes(is_long: bool) -> None:
         assert shlex.quote(name) == name
         override = OverridesParser.create().parse_override(f"run_name={name}")
         assert str(override.value()) == name or override.value() == name
-        refuse_no_path("run_name", name)
+        check_path("run_name", name)
         assert clean(name) == clean(clean(name))
         assert len(name.encode()) <= 150
 

@@ -58,9 +58,9 @@ train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
 train run_name=.. | not empty and no run .* type another run_name
-train run_name=. | run_name='\.' names nothing
-train "run_name=''" | run_name='' names nothing
-train "runs_dir=''" | runs_dir='' names nothing
+train run_name=. | run_name='\.' is not a name
+train "run_name=''" | run_name='' is not a name
+train "runs_dir=''" | runs_dir='' is not a name
 train run_name=/ | not empty and no run
 train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
@@ -91,7 +91,7 @@ train sigma.value=1 | type sigma=fixed sigma\.value=1
 train sigma=shared sigma.latent=3 | Leave it out, or type latent=3
 train prior.latent=3 | Leave it out, or type latent=3
 train sigma._target_=os.system | add --trust os
-train sigma._target_=vae_cli.axes.sigma.Sigma | what all choices of sigma have in common
+train sigma._target_=vae_cli.axes.sigma.Sigma | is the base class of all choices of sigma
 train sigma._target_=vae_cli.axes.sigma.Lerned | Did you mean 'Learned'\?
 train sigma._target_=vae_cli.axes.prior.StandardNormal | it is not a Sigma
 train sigma._target_=null | not the name of a class
@@ -122,13 +122,13 @@ train dataset=linear_gaussian network=conv | 8 to 128 pixels a side, not 4x4; ty
 train optimizer=adm | Did you mean 'adam'\?
 train optimizer.lr=-1 | optimizer\.lr=-1 is not allowed
 train optimizer.betas=0.9 | optimizer\.betas=0\.9 is not allowed: it must be a list
-train optimizer.betas=[0.9] | takes two, as \[0\.9,0\.999\]
+train optimizer.betas=[0.9] | type two numbers, such as \[0\.9,0\.999\]
 train optimizer.betas=[2,2] | Invalid beta
 train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it must be a number
 train optimizer.fused=maybe | true or false or null
 train +optimizer.momentm=1 | no argument of Adam\..* Allowed are lr
 train optimizer._target_=torch.optim.LBFGS | no argument of LBFGS
-train optimizer._target_=torch.optim.Optimizer | what all choices of optimizer have in common
+train optimizer._target_=torch.optim.Optimizer | is the base class of all choices of optimizer
 train network.hidden=400 | network\.hidden=400 is not allowed: it must be a list
 train network.hidden=[0] | each item a whole number
 train network.hidden=[100000000] | would take .* of memory, .*give smaller numbers
@@ -358,8 +358,8 @@ def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code
 
 
 def test_names_that_cannot_be_typed_by_mistake(refused: Refused, place: Path) -> None:
-    assert "cannot be seen" in refused("train", "run_name='a\nb'")
-    assert "cannot be seen" in refused("train", "run_name='a\x1b[31mb'")
+    assert "invisible characters" in refused("train", "run_name='a\nb'")
+    assert "invisible characters" in refused("train", "run_name='a\x1b[31mb'")
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
     assert "thousand digits" in refused("train", f"seed={'9' * 5000}")
     assert "is not allowed" in refused("train", f"regularizer.beta={'9' * 400}")

@@ -132,7 +132,7 @@ def test_a_signal_stops_all_processes_behind_one_checkpoint(commands: Any, here:
 def test_a_mistake_is_said_once(here: Path) -> None:
     ended = together("-m", "vae_cli", "train", "batch_size=1")
     assert ended.returncode != 0
-    assert ended.stderr.count("batch_size=1 is less than an image for each of 2 processes") == 1, ended.stderr
+    assert ended.stderr.count("batch_size=1 is less than one image for each of 2 processes") == 1, ended.stderr
     assert not list(here.iterdir())
 
 

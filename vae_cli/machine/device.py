@@ -14,7 +14,7 @@ from vae_cli.machine.cores import cores
 from vae_cli.machine.launch import launched
 
 THREADS = torch.get_num_threads()  # before any run of a sweep has asked for its own number
-SMALL = 40_000_000  # products of weights and activations in one pass of a batch
+ONE_THREAD = 40_000_000  # multiplications in a forward pass of a batch, below which one thread is best
 
 
 def find_device(name: str) -> torch.device:
@@ -73,7 +73,7 @@ def find_threads(config: Mapping[str, Any], model: nn.Module) -> int:
         return int(config["threads"])
     is_dense = all(weight.dim() <= 2 for weight in model.parameters())
     products = config["batch_size"] // distributed.count() * sum(weight.numel() for weight in model.parameters())
-    if is_dense and products < SMALL:
+    if is_dense and products < ONE_THREAD:
         return 1
     if distributed.count() == 1:
         return THREADS
