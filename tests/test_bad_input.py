@@ -68,9 +68,9 @@ train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | not empty and no run
 train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | type -m with it
-train -m arms=3 | arms takes a list of sweeps
-train -m arms=[] | arms takes a list of sweeps
-train -m arms=[3] | arms takes a list of sweeps
+train -m arms=3 | arms must be a list of sweeps
+train -m arms=[] | arms must be a list of sweeps
+train -m arms=[3] | arms must be a list of sweeps
 train -m "arms=['sigma=fixd']" | Did you mean 'fixed'\?
 train choices.sigma=x | no group or setting 'choices'
 train +choices.sigma=x | choices is not a setting
@@ -208,7 +208,7 @@ train -m sigma=fixed,fixd | Did you mean 'fixed'
 train -m latent=2,2 | two jobs of this sweep would be the same run
 train -m epochs=1,2 | two jobs of this sweep would be the same run
 train -m sigma=learned,deterministic prior=scaled_normal | none was started: prior=scaled_normal cannot be combined
-train -m 'latent=range(3,3)' | has no job: .*holds no value
+train -m 'latent=range(3,3)' | has no jobs: .*is empty
 train --cfg jib | not one of 'job'
 train --cfg job -m | cannot be given together
 train --cfg job -p nowhere | has no such part

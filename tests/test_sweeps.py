@@ -185,7 +185,7 @@ def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(
     assert figures(tmp_path / "runs") == undisturbed
 
 
-def test_what_another_process_trains_is_left_to_it(commands: Commands, tmp_path: Path) -> None:
+def test_what_another_process_trains_is_queued_to_it(commands: Commands, tmp_path: Path) -> None:
     first = vae(commands, "seed=0", cwd=tmp_path)
     assert first.returncode == 0
     folder = tmp_path / "runs/digits/latent-2_network.hidden-16"
@@ -275,7 +275,7 @@ class Folders:
     def state(self, job: int) -> runner.State:
         return self.states[job]
 
-    def stop(self, is_left: bool) -> None: ...
+    def stop(self, is_queued: bool) -> None: ...
 
     def close(self) -> None: ...
 
@@ -345,7 +345,7 @@ def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.
     )
     checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
     monkeypatch.setattr(checked, "_passes", lambda job: True)
-    with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not begin: RuntimeError: no such queue"):
+    with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not start: RuntimeError: no such queue"):
         checked.launch([["seed=0"], ["seed=1"]], 0)
 
 
@@ -430,4 +430,4 @@ def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch
     found = runner.Runner(inner, config, monitor=folders.monitor)
     outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
-    assert all("it did not begin" in str(outcome) for outcome in outcomes)
+    assert all("it did not start" in str(outcome) for outcome in outcomes)
