@@ -131,7 +131,7 @@ train optimizer._target_=torch.optim.LBFGS | no argument of LBFGS
 train optimizer._target_=torch.optim.Optimizer | is the base class of all choices of optimizer
 train network.hidden=400 | network\.hidden=400 is not allowed: it must be a list
 train network.hidden=[0] | each item a whole number
-train network.hidden=[100000000] | would take .* of memory, .*give smaller numbers
+train network.hidden=[100000000] | would need .* of memory, .*give smaller numbers
 train network.hidden=[999999999999999999999] | is not allowed
 train network.activation=sigmoid | relu, tanh
 train network=conv network.width=0 | network\.width=0 is not allowed
@@ -142,7 +142,7 @@ train dataset.validation=-1 | dataset\.validation=-1 is not allowed
 train dataset.validation=1500 | a number between 0 and 1499
 train dataset.split_seed=abc | dataset\.split_seed=abc is not allowed
 train dataset=shapes dataset.side=7 | between 8 and 128
-train dataset=shapes dataset.images=999999999 | would take .* of memory
+train dataset=shapes dataset.images=999999999 | would need .* of memory
 train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 for each pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
 train dataset=linear_gaussian dataset.test=5 | takes 17 images or more
@@ -234,7 +234,7 @@ sample 'a b' | There is no run 'a b'
 sample ünïcode | There is no run
 sample a --count 0 | --count 0: has to be greater than or equal to 1
 sample a --count many | --count many: .*integer
-sample a --count 999999999999 | would take .* of memory
+sample a --count 999999999999 | would need .* of memory
 sample a --from poserior | Did you mean 'posterior'\?
 sample a --draws 3 | --draws would change nothing
 sample a --images 1 | --images would change nothing

@@ -148,14 +148,14 @@ def test_what_several_processes_do_not_do(here: Path, monkeypatch: pytest.Monkey
     assert launched() == Launch(1, 2, 1, 2)
     with pytest.raises(UserError, match="type the sweep without torchrun"):
         alone("latent=2,3", multirun=True)
-    with pytest.raises(UserError, match="'vae train --cfg' would be done 2 times"):
+    with pytest.raises(UserError, match="'vae train --cfg' would run 2 times"):
         alone(cfg="job")
     for number in "10":
         monkeypatch.setenv("RANK", number)
         monkeypatch.setattr(sys, "argv", ["vae", "sample", "latest"])
         assert run_command() == 2
         said = capfd.readouterr().err
-        assert ("'vae sample' would be done 2 times" in said) == (number == "0")
+        assert ("'vae sample' would run 2 times" in said) == (number == "0")
         assert said.count("\n") == (number == "0")
     assert not list(here.iterdir())
 
@@ -166,8 +166,8 @@ def test_what_several_processes_do_not_do(here: Path, monkeypatch: pytest.Monkey
     [
         ({"RANK": ""}, "RANK is not set: start them with torchrun"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT are not set"),
-        ({"RANK": "2"}, "RANK=2.*do not go together"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is no number"),
+        ({"RANK": "2"}, "RANK=2.*contradict each other"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is not a whole number"),
     ],
     ids=str,
 )
@@ -195,10 +195,10 @@ def test_one_process_of_one_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) 
         ("cuda", 4, "cuda:1"),
         ("auto", 0, "cpu"),
         ("cpu", 2, "cpu"),
-        ("cuda:1", 2, "device=cuda:1 is one device, and there are 2 processes"),
+        ("cuda:1", 2, "device=cuda:1 is one device, but each of the 2 processes needs its own"),
         ("mps", 0, "device=mps is one device"),
         ("cuda", 0, "device=cuda is not on this machine"),
-        ("auto", 1, "2 processes on this machine and 1 GPU: type --nproc-per-node 1"),
+        ("auto", 1, "2 processes on this machine but 1 GPU: type --nproc-per-node 1"),
     ],
 )
 def test_each_process_has_a_device_of_its_own(

@@ -658,7 +658,7 @@ def test_a_gpu_comes_to_the_same_quality_in_every_precision(precision: str, here
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_precision_that_the_device_does_not_have_is_refused(here: Path) -> None:
-    with pytest.raises(UserError, match="precision=tf32 is for CUDA GPUs, and this is cpu; type precision=float32"):
+    with pytest.raises(UserError, match="tf32 needs a CUDA GPU, and the device is cpu; type precision=float32"):
         train("precision=tf32", "device=cpu")
     assert not any(here.iterdir())
 
