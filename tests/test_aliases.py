@@ -68,7 +68,7 @@ def test_every_bundled_class_and_every_entry_of_the_table_has_an_old_name() -> N
 
 
 @pytest.mark.parametrize("axis", ["dataset", "network", "sigma", "likelihood", "prior", "regularizer"])
-def test_a_name_of_today_and_one_of_another_package_stay(axis: str) -> None:
+def test_current_names_and_names_of_other_packages_are_unchanged(axis: str) -> None:
     for name in (f"vae_cli.axes.{axis}.Own", f"mine.{axis}.Own", f"vae_cli_more.{axis}.Own", "Own", axis):
         assert current_target(name) == name
 
@@ -96,7 +96,7 @@ def test_a_run_stored_under_old_names_is_resumed(
         plan(run, {**fresh, "latent": 3})
 
 
-def test_an_old_name_in_a_file_of_ones_own(compose: Callable[..., dict[str, Any]], place: Path, ask: Any) -> None:
+def test_an_old_name_in_a_file_of_the_users(compose: Callable[..., dict[str, Any]], place: Path, ask: Any) -> None:
     (place / "own/sigma").mkdir(parents=True)
     (place / "own/sigma/mine.yaml").write_text("_target_: vae_cli.sigma.Fixed\nvalue: 0.7\n")
     shown = ask("train", "--config-dir", "own", "sigma=mine", "--cfg", "job")

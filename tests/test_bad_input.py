@@ -15,7 +15,7 @@ import pytest
 
 Refused = Callable[..., str]
 
-# What is typed after `vae`, and what the message says; the exit code is 2 unless a 1 stands before it.
+# The words after `vae`, and a pattern of the message. The exit code is 2 unless a 1 comes before the pattern.
 ROWS = r"""
 trian | no subcommand 'trian'\. Did you mean 'train'\?
 sigma=fixed | Did you mean 'vae train sigma=fixed'\?
@@ -357,7 +357,7 @@ def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code
     assert "Traceback" not in done.stderr
 
 
-def test_names_that_cannot_be_typed_by_mistake(refused: Refused, place: Path) -> None:
+def test_names_with_invisible_or_too_many_characters(refused: Refused, place: Path) -> None:
     assert "invisible characters" in refused("train", "run_name='a\nb'")
     assert "invisible characters" in refused("train", "run_name='a\x1b[31mb'")
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
@@ -381,7 +381,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_wrong_files_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+def test_wrong_choices_in_files_of_the_user(refused: Refused, place: Path, name: str) -> None:
     (place / "own/sigma/folder.yaml").mkdir(parents=True)
     text, said = CHOICES[name]
     (place / "own/sigma" / name).write_bytes(text.encode(errors="surrogateescape"))
@@ -405,7 +405,7 @@ EXPERIMENTS = {
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_wrong_experiments_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+def test_wrong_experiments_in_files_of_the_user(refused: Refused, place: Path, name: str) -> None:
     (place / "own/experiment").mkdir(parents=True)
     text, said = EXPERIMENTS[name]
     (place / f"own/experiment/{name}.yaml").write_text(f"# @package _global_\n{text}")
@@ -413,8 +413,8 @@ def test_wrong_experiments_of_ones_own(refused: Refused, place: Path, name: str)
     assert re.search(said, message), message
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may write everywhere")
-def test_a_folder_that_may_not_be_written(refused: Refused, place: Path) -> None:
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission(refused: Refused, place: Path) -> None:
     (place / "locked").mkdir(mode=0o500)
     assert "Permission denied" in refused("train", "runs_dir=locked", code=1)
 
@@ -424,7 +424,7 @@ def test_runs_dir_that_the_system_refuses(refused: Refused, place: Path) -> None
         assert "/proc/nowhere" in refused("train", "runs_dir=/proc/nowhere", code=1)
 
 
-def test_what_fails_inside_our_own_code_is_not_the_users_mistake(
+def test_a_failure_inside_this_package_is_not_a_mistake_of_the_user(
     place: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     def fail(*_: object) -> None:

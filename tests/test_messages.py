@@ -51,7 +51,7 @@ unknown plugin class | train -m latent=1,2 hydra.launcher._target_={BASIC}.No | 
 """
 LINES = [line.split(" | ") for line in TYPED.strip().splitlines()]
 
-# The row that answers | a file of one's own, sigma/own.yaml | the message.
+# The row that answers | a file of the user's, sigma/own.yaml | the message.
 FILES = {
     "invalid YAML": ("a: [1\nb: {", "A configuration file is not valid YAML: while parsing a flow sequence"),
     "file in another encoding": ("value: \udcff\n", "A file that was chosen from own cannot be read: it is not UTF-8"),
@@ -92,7 +92,7 @@ def test_a_row_answers_what_is_typed(row: str, words: str, said: str, refused: R
 
 
 @pytest.mark.parametrize("row", FILES)
-def test_a_row_answers_a_file_of_ones_own(row: str, refused: Refused, place: Path, answered: list[str]) -> None:
+def test_a_row_answers_a_file_of_the_users(row: str, refused: Refused, place: Path, answered: list[str]) -> None:
     text, said = FILES[row]
     (place / "own/sigma").mkdir(parents=True)
     (place / "own/sigma/own.yaml").write_bytes(text.encode(errors="surrogateescape"))

@@ -59,7 +59,7 @@ PRIVATE: dict[str, dict[str, set[str]]] = {
 
 
 def private_names(file: Path) -> set[str]:
-    """The private names that a file uses of other things than `self`, imports, or overrides in a class of submitit's."""
+    """The private names that a file uses on anything but `self`, imports, or overrides in a class of submitit's."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
