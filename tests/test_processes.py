@@ -164,7 +164,7 @@ def test_commands_that_several_processes_refuse(here: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"RANK": ""}, "RANK is not set: start them with torchrun"),
+        ({"RANK": ""}, "RANK is not set: start the processes with torchrun"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT are not set"),
         ({"RANK": "2"}, "RANK=2.*contradict each other"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is not a whole number"),

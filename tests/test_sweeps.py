@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from vae_cli.core.errors import Failure, UserError
@@ -282,7 +285,7 @@ class Folders:
     def end(self) -> None: ...
 
 
-class Dying(launcher.Launcher):
+class Dying(Launcher):
     """A launcher that gives up on all of its jobs when one of them dies, as joblib does."""
 
     def __init__(self, folders: Folders, deadly: Sequence[str]) -> None:
@@ -291,7 +294,7 @@ class Dying(launcher.Launcher):
 
     def setup(self, **_: Any) -> None: ...
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.launched.append([words[0] for words in job_overrides])
         for words in job_overrides:
             number = int(words[0].partition("=")[2])
@@ -299,8 +302,8 @@ class Dying(launcher.Launcher):
                 self.folders.states[number] = "interrupted"
                 raise RuntimeError("a worker was terminated")
             self.folders.states[number] = "finished"
-        done = launcher.JobStatus.COMPLETED
-        return [launcher.JobReturn(overrides=list(words), status=done) for words in job_overrides]
+        done = JobStatus.COMPLETED
+        return [JobReturn(overrides=list(words), status=done) for words in job_overrides]
 
 
 @pytest.mark.parametrize("deadly", [["seed=1"], ["seed=1", "seed=3"], ["seed=4"], []])
@@ -308,7 +311,7 @@ def test_a_dying_worker_fails_its_own_job_only(deadly: list[str], monkeypatch: p
     monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(5), "waiting"))
     inner = Dying(folders, deadly)
-    config = launcher.OmegaConf.create(
+    config = OmegaConf.create(
         {
             "hydra": {
                 "sweeper": {"_target_": "hydra.BasicSweeper"},
@@ -337,10 +340,10 @@ def test_a_launcher_that_starts_nothing_is_not_tried_forever(monkeypatch: pytest
     folders = Folders(dict.fromkeys(range(2), "waiting"))
 
     class Broken(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             raise RuntimeError("no such queue")
 
-    config = launcher.OmegaConf.create(
+    config = OmegaConf.create(
         {"hydra": {"sweeper": {"_target_": "x.BasicSweeper"}, "launcher": {"_target_": "x.JoblibLauncher"}}}
     )
     checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
@@ -421,12 +424,12 @@ def test_jobs_that_are_launched_one_by_one_are_never_launched_twice(monkeypatch:
     folders = Folders(dict.fromkeys(range(4), "waiting"))
 
     class Losing(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             self.launched.append([words[0] for words in job_overrides])
             raise RuntimeError("the result is lost")
 
     inner = Losing(folders, [])
-    config = launcher.OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
+    config = OmegaConf.create({"hydra": {"launcher": {"_target_": "x.LocalLauncher"}}})
     found = runner.Runner(inner, config, monitor=folders.monitor)
     outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
