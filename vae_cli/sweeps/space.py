@@ -1,7 +1,7 @@
 """The space of a search: its axes, their ends, and the settings of the sweeper.
 
-Hydra's ConfigStore, which `set_optuna_defaults` changes, is public but belongs to the process; a sweeper that is not
-installed, or keeps its settings elsewhere, is left as it is.
+Hydra's ConfigStore, which `set_optuna_defaults` changes, is public, but shared by the whole process. If Optuna
+is not installed, nothing is changed.
 """
 
 from __future__ import annotations
