@@ -387,7 +387,7 @@ WRONG: list[tuple[str, str]] = [
     ("+schedule@regularizer.beta=linr", "'linr' is not a choice of schedule. Did you mean 'linear'?"),
     ("+schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
     ("schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
-    ("sigma@prior=fixed", "'sigma@prior=fixed': sigma has one place in the configuration. Type sigma=fixed."),
+    ("sigma@prior=fixed", "'sigma@prior=fixed': sigma has a fixed place, so it needs no @. Type sigma=fixed."),
     ("latent=", "'latent=' gives no value. Type latent=16 for the default: dimensions of the code z."),
     ("sigma=", "'sigma=' gives no value. Type sigma="),
     ("hydra.foo=", "'hydra.foo=' gives no value."),

@@ -44,7 +44,7 @@ object that cannot be built | train -m latent=1,2 +hydra.launcher.x=1 | Error in
 choice that is not a word | train sigma=3 | 'sigma=3': '3' is not a choice of sigma\. Choices: deterministic,
 override that Hydra refused | train +latent=3 | 'latent' exists already, so it needs no \+\. Type latent=3
 override that Hydra refused | train sigma=fixed,shared | gives several values: type -m to sweep over them, or give one
-override that Hydra refused | train sigma@x=fixed | sigma has one place in the configuration\. Type sigma=fixed\.
+override that Hydra refused | train sigma@x=fixed | sigma has a fixed place, so it needs no @\. Type sigma=fixed\.
 override that Hydra refused | train ~latnt | there is no 'latnt' to remove\. Did you mean 'latent'
 override that Hydra refused | train hydra.searchpath=3 | hydra\.searchpath must be a list of strings\. Got: 3
 unknown plugin class | train -m latent=1,2 hydra.launcher._target_={BASIC}.No | Hydra has no plugin '{BASIC}\.No'\.

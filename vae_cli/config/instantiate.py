@@ -95,8 +95,8 @@ def find_class(target: str, path: str, kind: type) -> Any:
     if not _is_within(module_name, allowed):
         top = module_name.partition(".")[0] or target
         raise UserError(
-            f"{path}._target_={target} is code from outside vae and torch.optim, which runs only with your consent: if "
-            f"you trust it, add --trust {top} (or set VAE_TRUST={top})."
+            f"{path}._target_={target} is code from outside the axes of vae and torch.optim, which runs only with "
+            f"your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
         )
     if trusted() and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command

@@ -136,7 +136,7 @@ def _place_message(text: str, override: Override, groups: Groups) -> str | None:
     if override.package is not None and not override.is_add():
         if key not in choosable:
             return f"what adds to the configuration starts with a +. Type +{plain}."
-        return f"{key} has one place in the configuration. Type {key}={text.partition('=')[2]}."
+        return f"{key} has a fixed place, so it needs no @. Type {key}={text.partition('=')[2]}."
     if override.is_force_add() and key in groups:
         return f"a choice needs no +. Type {plain}."
     if override.is_add() and override.package is None and (key in choosable or key in settings):

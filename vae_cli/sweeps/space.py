@@ -143,6 +143,9 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
         )
     better = BETTER.get(objective.rpartition("/")[2], direction)
     if better != direction:
-        raise UserError(f"To {direction} {objective} would find the worst run: type hydra.sweeper.direction={better}.")
+        raise UserError(
+            f"hydra.sweeper.direction={direction} would find the run with the worst {objective}: type "
+            f"hydra.sweeper.direction={better}."
+        )
     if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
         raise UserError("A grid does not learn from its results: leave hydra/sweeper=optuna out, and sweep with -m.")
