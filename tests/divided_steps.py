@@ -1,6 +1,6 @@
-"""Started by torchrun: whether steps on a batch that is divided over processes are those of one process.
+"""Started by torchrun: check that steps on a divided batch equal the steps of one process.
 
-Each process takes the steps alone first, and then together with the others.
+Each process first takes the steps alone, then together with the others.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from vae_cli.machine import distributed
 from vae_cli.machine.launch import launched
 from vae_cli.training.meter import Meter, NotFinite
 
-BATCHES = [7, 2, 1]  # one that does not divide evenly, and one that leaves a process without an image
+BATCHES = [7, 2, 1]  # 7 does not divide evenly; 1 leaves a process without an image
 
 Steps = dict[str, Tensor]
 
 
 class Dropping(nn.Module):
-    """A regularizer of somebody's own, with parameters and with random numbers of all shapes."""
+    """A user's own regularizer, with parameters and with random numbers of all shapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Dropping(nn.Module):
         z = inference.z
         code = nn.functional.dropout(z, 0.5) + torch.randn(len(z), 16) + torch.randn((len(z), 16)) + torch.rand_like(z)
         code = code + torch.normal(z.detach(), torch.ones_like(z)) + torch.empty_like(z).exponential_()
-        everywhere = torch.rand(16) + torch.rand(())  # of no image
+        everywhere = torch.rand(16) + torch.rand(())  # not one for each image
         return self.layer(code + everywhere).squeeze(-1) + torch.randint(3, (len(z),))
 
 
 def cases() -> Iterator[list[str]]:
-    """Every choice of the axes that a step passes through."""
+    """Yield overrides that cover every choice of the axes that a step depends on."""
     words = {name: [f"{name}={choice}" for choice in group.choices] for name, group in groups().items()}
     yield from (list(pair) for pair in product(words["sigma"], words["regularizer"]))
     for likelihood in [*words["likelihood"], "likelihood=bernoulli likelihood.binarize=dynamic"]:
@@ -57,7 +57,7 @@ def cases() -> Iterator[list[str]]:
 
 
 def build(overrides: list[str]) -> Experiment | None:
-    """An experiment, or None for choices that do not go together."""
+    """Build an experiment, or return None if its choices cannot be combined."""
     try:
         return build_experiment(to_plain(compose("train", overrides, return_hydra_config=True)))
     except UserError as error:
@@ -67,7 +67,7 @@ def build(overrides: list[str]) -> Experiment | None:
 
 
 def steps(experiment: Experiment) -> Steps:
-    """Take a step on each batch, but for the optimizer's part of it, and give whatever one could look at."""
+    """Take a step on each batch without the optimizer, and return the gradients, losses, buffers and random state."""
     before = deepcopy(experiment.model.state_dict())
     torch.manual_seed(derive_seed(0, "noise"))
     model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
@@ -88,7 +88,7 @@ def steps(experiment: Experiment) -> Steps:
         found[f"{batch} mean z"] = distributed.total(own_z)
     found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
     found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}
-    experiment.model.load_state_dict(before)  # a scale that follows the batches has moved
+    experiment.model.load_state_dict(before)  # an optimal scale follows the batches
     return {**found, "random state": torch.get_rng_state()}
 
 
@@ -102,7 +102,7 @@ def compare(alone: Steps, divided: Steps, case: object) -> None:
 
 
 def check_words() -> None:
-    """What goes from one process to the others."""
+    """Check the functions that send values from one process to the others."""
     rank = distributed.rank()
     assert distributed.first(lambda: rank) == 0
     assert distributed.gathered(rank) == list(range(distributed.count()))
@@ -144,7 +144,7 @@ def main() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         custom.regularizer = Dropping()  # type: ignore[assignment]
-    alone.append(("a regularizer of one's own", custom, steps(custom)))
+    alone.append(("a user's own regularizer", custom, steps(custom)))
     with distributed.joined():
         assert distributed.count() == launched().count
         check_words()

@@ -1,4 +1,4 @@
-"""Any input at all, by properties: what is typed ends in an exit code, what is built maps shapes, losses are finite."""
+"""Properties of any input: every command line ends in an exit code, networks map shapes, and losses are finite."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model, build_parts
-from vae_cli.config.naming import clean, refuse_no_path, run_name
+from vae_cli.config.naming import check_path, clean, run_name
 from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import UserError
 
 Ask = Callable[..., Any]
 KEYS = [*catalog.defaults(), *catalog.settings(), "sigma.value", "regularizer.beta", "optimizer.lr", "network.hidden"]
-# What Hydra's grammar is made of, what a shell is, and some letters.
+# The special characters of Hydra's grammar and of a shell, and some letters.
 LETTERS = st.sampled_from([*"=,.:[]{}()~+@$/\\'\"!#&|;<>?*`^%- \t0123456789eExnab_", "é", "\u200b", "\U0001f600"])
 TEXT = st.text(LETTERS, max_size=12)
 VALUE = TEXT | st.sampled_from(
@@ -36,7 +36,7 @@ WORD = st.one_of(
 
 
 def profile(examples: int) -> Callable[[Any], Any]:
-    """The same examples each time; a failure is reported as it is found, which takes no time to make smaller."""
+    """Settings that give the same examples each time, and report a failure without shrinking it, which takes long."""
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -49,14 +49,14 @@ def profile(examples: int) -> Callable[[Any], Any]:
 
 @pytest.fixture
 def survives(ask: Ask, accepted: type[BaseException], listed: Callable[[], Any], place: Path) -> Callable[..., int]:
-    """Call the program with any words, and give its exit code, 0 where a training would have started."""
+    """Call the program with any words, and return its exit code; 0 if a training would have started."""
 
     def call(words: list[str]) -> int:
         before = listed()
         try:
             found = ask(*words)
         except accepted:
-            for made in sorted(listed().keys() - before.keys(), reverse=True):  # what Hydra notes of a training
+            for made in sorted(listed().keys() - before.keys(), reverse=True):  # Hydra's record of a training
                 Path(made).rmdir() if Path(made).is_dir() else Path(made).unlink()
             return 0
         assert found.code in (0, 1, 2), (words, found)
@@ -137,7 +137,7 @@ def test_every_network_maps_every_shape_or_refuses_it(
         assert model.decode(torch.randn(batch, latent)).mean.shape == (batch, *shape)
 
     attack()
-    record_property("shapes", f"{len(refused)} tried, {sum(refused)} refused in words")
+    record_property("shapes", f"{len(refused)} tried, {sum(refused)} refused with a message")
 
 
 def test_the_loss_of_every_sigma_and_likelihood_is_finite_on_extreme_images(
@@ -185,7 +185,7 @@ def test_the_name_of_a_run_needs_no_quotes(is_long: bool) -> None:
         assert shlex.quote(name) == name
         override = OverridesParser.create().parse_override(f"run_name={name}")
         assert str(override.value()) == name or override.value() == name
-        refuse_no_path("run_name", name)
+        check_path("run_name", name)
         assert clean(name) == clean(clean(name))
         assert len(name.encode()) <= 150
 

@@ -15,14 +15,14 @@ import pytest
 
 Refused = Callable[..., str]
 
-# What is typed after `vae`, and what the message says; the exit code is 2 unless a 1 stands before it.
+# The words after `vae`, and a pattern of the message. The exit code is 2 unless a 1 comes before the pattern.
 ROWS = r"""
 trian | no subcommand 'trian'\. Did you mean 'train'\?
 sigma=fixed | Did you mean 'vae train sigma=fixed'\?
 '' | There is no subcommand ''\. .*Subcommands: train
 --versoin | Did you mean '--version'\?
 -x | There is no flag -x
-train latent=0 | latent=0 is not allowed: it has to be a whole number between 1 and 100000
+train latent=0 | latent=0 is not allowed: it must be a whole number between 1 and 100000
 train latent=-1 | latent=-1 is not allowed
 train latent=nan | latent=nan is not allowed
 train latent=1e400 | latent=inf is not allowed
@@ -39,9 +39,9 @@ train batch_size=-5 | batch_size=-5 is not allowed
 train batch_size=99999999999999999999 | batch_size=9+ is not allowed
 train seed=-1 | seed=-1 is not allowed
 train seed=1.5 | seed=1.5 is not allowed
-train max_grad_norm=0 | max_grad_norm=0 is not allowed: it has to be a number above 0 or null
+train max_grad_norm=0 | max_grad_norm=0 is not allowed: it must be a number above 0 or null
 train max_grad_norm=inf | max_grad_norm=inf is not allowed
-train precision=half | it has to be float32, tf32 or bfloat16
+train precision=half | it must be float32, tf32 or bfloat16
 train precision=tf32 device=cpu | type precision=float32
 train device=tpu | type device=auto, cpu
 train device=cpu:7 | not on this machine; type device=auto
@@ -50,17 +50,17 @@ train device=meta | not on this machine; type device=auto
 train "device=''" | device= is not a device; type
 train threads=-1 | threads=-1 is not allowed
 train threads=1000000000 | between 1 and 1024 or auto
-train compile=maybe | compile=maybe is not allowed: it has to be true or false
+train compile=maybe | compile=maybe is not allowed: it must be true or false
 train log_every=0 | log_every=0 is not allowed
 train checkpoint_minutes=0 | checkpoint_minutes=0 is not allowed
 train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
-train overwrite=1 | overwrite=1 is not allowed: it has to be true or false
+train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
 train run_name=.. | not empty and no run .* type another run_name
-train run_name=. | run_name='\.' names nothing
-train "run_name=''" | run_name='' names nothing
-train "runs_dir=''" | runs_dir='' names nothing
+train run_name=. | run_name='\.' is not a name
+train "run_name=''" | run_name='' is not a name
+train "runs_dir=''" | runs_dir='' is not a name
 train run_name=/ | not empty and no run
 train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
@@ -68,21 +68,21 @@ train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | not empty and no run
 train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | type -m with it
-train -m arms=3 | arms takes a list of sweeps
-train -m arms=[] | arms takes a list of sweeps
-train -m arms=[3] | arms takes a list of sweeps
+train -m arms=3 | arms must be a list of sweeps
+train -m arms=[] | arms must be a list of sweeps
+train -m arms=[3] | arms must be a list of sweeps
 train -m "arms=['sigma=fixd']" | Did you mean 'fixed'\?
 train choices.sigma=x | no group or setting 'choices'
 train +choices.sigma=x | choices is not a setting
 train sigma=Fixed | Did you mean 'fixed'\?
-train sigma=fixed.yaml | takes the name of a choice, not a file\. Did you mean 'fixed'\?
-train sigma=../sigma/fixed | takes the name of a choice, not a file
-train sigma=/etc/passwd | takes the name of a choice, not a file
-train 'sigma=a b' | no choice of sigma
-train sigma=3 | '3' is no choice of sigma
+train sigma=fixed.yaml | accepts the name of a choice, not a file\. Did you mean 'fixed'\?
+train sigma=../sigma/fixed | accepts the name of a choice, not a file
+train sigma=/etc/passwd | accepts the name of a choice, not a file
+train 'sigma=a b' | not a choice of sigma
+train sigma=3 | '3' is not a choice of sigma
 train sigma=null | leave sigma out, or choose one of
 train sigma=[fixed] | type -m sigma=fixed
-train sigma=fixed,shared | give -m to sweep
+train sigma=fixed,shared | type -m to sweep
 train sigma=fixed sigma.value=0 | type sigma=deterministic
 train sigma=fixed sigma.value=nan | sigma\.value=nan is not allowed
 train sigma=fixed sigma.value=1e-7 | between 1e-06 and 1e\+06
@@ -91,7 +91,7 @@ train sigma.value=1 | type sigma=fixed sigma\.value=1
 train sigma=shared sigma.latent=3 | Leave it out, or type latent=3
 train prior.latent=3 | Leave it out, or type latent=3
 train sigma._target_=os.system | add --trust os
-train sigma._target_=vae_cli.axes.sigma.Sigma | what all choices of sigma have in common
+train sigma._target_=vae_cli.axes.sigma.Sigma | is the base class of all choices of sigma
 train sigma._target_=vae_cli.axes.sigma.Lerned | Did you mean 'Learned'\?
 train sigma._target_=vae_cli.axes.prior.StandardNormal | it is not a Sigma
 train sigma._target_=null | not the name of a class
@@ -100,13 +100,13 @@ train ~sigma._target_ | sigma=learned names no class: .*type another sigma=
 train +sigma._args_=[1] | sigma\._args_ is not a setting
 train +sigma._partial_=true | sigma\._partial_ is not a setting
 train sigma=fixed sigma.value={_target_:os.system} | add --trust os
-train prior=mixture | no choice of prior\. Choices: scaled_normal
+train prior=mixture | not a choice of prior\. Choices: scaled_normal
 train likelihood.scale=0 | likelihood\.scale=0 is not allowed
 train likelihood.scale=1e300 | between 1e-06 and 1e\+06
 train likelihood.scale=learnd | learned or optimal
 train likelihood=bernoulli likelihood.scale=1 | type likelihood=gaussian likelihood\.scale=1
 train likelihood=bernoulli likelihood.binarize=yes | none, dynamic or threshold
-train regularizer.beta=-1 | regularizer\.beta=-1 is not allowed: it has to be a number 0 or more
+train regularizer.beta=-1 | regularizer\.beta=-1 is not allowed: it must be a number 0 or more
 train regularizer.beta=1e400 | regularizer\.beta=inf is not allowed
 train regularizer=capacity regularizer.gamma=-1 | regularizer\.gamma=-1 is not allowed
 train regularizer=free_bits regularizer.floor=-1 | regularizer\.floor=-1 is not allowed
@@ -121,28 +121,28 @@ train dataset=linear_gaussian likelihood=discretized_logistic | type likelihood=
 train dataset=linear_gaussian network=conv | 8 to 128 pixels a side, not 4x4; type network=mlp
 train optimizer=adm | Did you mean 'adam'\?
 train optimizer.lr=-1 | optimizer\.lr=-1 is not allowed
-train optimizer.betas=0.9 | optimizer\.betas=0\.9 is not allowed: it has to be a list
-train optimizer.betas=[0.9] | takes two, as \[0\.9,0\.999\]
+train optimizer.betas=0.9 | optimizer\.betas=0\.9 is not allowed: it must be a list
+train optimizer.betas=[0.9] | type two numbers, such as \[0\.9,0\.999\]
 train optimizer.betas=[2,2] | Invalid beta
-train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it has to be a number
+train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it must be a number
 train optimizer.fused=maybe | true or false or null
 train +optimizer.momentm=1 | not an argument of Adam\..* Allowed are lr
 train optimizer._target_=torch.optim.LBFGS | not an argument of LBFGS
-train optimizer._target_=torch.optim.Optimizer | what all choices of optimizer have in common
-train network.hidden=400 | network\.hidden=400 is not allowed: it has to be a list
+train optimizer._target_=torch.optim.Optimizer | is the base class of all choices of optimizer
+train network.hidden=400 | network\.hidden=400 is not allowed: it must be a list
 train network.hidden=[0] | each item a whole number
-train network.hidden=[100000000] | would take .* of memory, .*give smaller numbers
+train network.hidden=[100000000] | would need .* of memory, .*give smaller numbers
 train network.hidden=[999999999999999999999] | is not allowed
 train network.activation=sigmoid | relu, tanh
 train network=conv network.width=0 | network\.width=0 is not allowed
 train network=conv network.normalization=layer | none, batch or group
 train network=resnet network.blocks=100000000 | between 1 and 100
-train dataset=nowhere | no choice of dataset\. Choices: celeba
+train dataset=nowhere | not a choice of dataset\. Choices: celeba
 train dataset.validation=-1 | dataset\.validation=-1 is not allowed
 train dataset.validation=1500 | a number between 0 and 1499
 train dataset.split_seed=abc | dataset\.split_seed=abc is not allowed
 train dataset=shapes dataset.side=7 | between 8 and 128
-train dataset=shapes dataset.images=999999999 | would take .* of memory
+train dataset=shapes dataset.images=999999999 | would need .* of memory
 train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 per pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
 train dataset=linear_gaussian dataset.test=5 | takes at least 17 images
@@ -153,7 +153,7 @@ train dataset=image_folder dataset.path=empty | has no images: it is empty
 train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
 train dataset=image_folder dataset.path=photos | too few .*Choose smaller numbers than
 train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096
-train dataset=image_folder dataset.path=photos dataset.channels=2 | it has to be 1 or 3
+train dataset=image_folder dataset.path=photos dataset.channels=2 | it must be 1 or 3
 train dataset=image_folder dataset.path=photos dataset.background=pink | white or black
 train dataset=image_folder dataset.path=photos dataset.test=1.5 | dataset\.test=1\.5 is not allowed
 train dataset=image_folder dataset.path=photos data_dir=file.txt | is a file\. Give a folder
@@ -171,13 +171,13 @@ train +schedule@sigma.value=linear | sigma=fixed has it
 train +schedule@latent=linear | latent=\(a schedule\) is not allowed
 train +schedule@nowhere=linear | nowhere is not a setting
 train +schedule@optimizer.lr=linear | say where it starts and stops
-train +schedule@optimizer.betas=linear | no schedule can take its place
+train +schedule@optimizer.betas=linear | no schedule can replace it
 train schedule=linear | type \+schedule@regularizer\.beta=linear
 train latent | 'latent' gives no value\. Type latent=16
 train fixed | type sigma=fixed
-train '' | is no override
-train , | is no override
-train =3 | names nothing to set
+train '' | is not an override
+train , | is not an override
+train =3 | does not name a setting
 train latent==3 | one '=' too many
 train 'latent=[1' | a bracket is not closed
 train 'latent=(1' | a bracket is not closed
@@ -196,19 +196,19 @@ train ++latent.x=3 | is not allowed
 train +nothing=3 | nothing is not a setting
 train sigma..value=3 | cannot be read
 train sigma@prior=fixed | Type sigma=fixed
-train 'latent=range(1,3)' | give -m to sweep
+train 'latent=range(1,3)' | type -m to sweep
 train 'latent=interval(1,3)' | hydra/sweeper=optuna
 train hydra.run.dir=x latent=0 | type run_name=
 train hydra.nowhere=1 | Hydra's own configuration has no
-train hydra/launcher=nowhere | no choice of hydra/launcher\. Choices: basic
+train hydra/launcher=nowhere | not a choice of hydra/launcher\. Choices: basic
 train hydra=nowhere | such as hydra/launcher=joblib
-train experiment=nowhere | no choice of experiment\. Choices
+train experiment=nowhere | not a choice of experiment\. Choices
 train -m latent=2,0 | The job latent=0 cannot run, so none was started
 train -m sigma=fixed,fixd | Did you mean 'fixed'
 train -m latent=2,2 | two jobs of this sweep would be the same run
 train -m epochs=1,2 | two jobs of this sweep would be the same run
 train -m sigma=learned,deterministic prior=scaled_normal | none was started: prior=scaled_normal cannot be combined
-train -m 'latent=range(3,3)' | has no job: .*holds no value
+train -m 'latent=range(3,3)' | has no jobs: .*is empty
 train --cfg jib | not one of 'job'
 train --cfg job -m | cannot be given together
 train --cfg job -p nowhere | has no such part
@@ -216,11 +216,11 @@ train --resolve | together with --cfg job
 train --info nowhere | not one of 'all'
 train --config-dir nowhere | there is no such folder
 train --config-dir file.txt | there is no such folder
-train --config-name nowhere | neither the bundled
+train --config-name nowhere | neither among the bundled
 train --mltirun | Did you mean '--multirun'\?
 train --epochs=3 | type epochs=VALUE
 train --config-path x | with --config-dir
-train -- --foo | flags stand before any '--'
+train -- --foo | flags go before any '--'
 train --trust | requires an argument
 sample | Missing argument
 sample nowhere | There is no run 'nowhere' below runs.* It has:
@@ -234,7 +234,7 @@ sample 'a b' | There is no run 'a b'
 sample ünïcode | There is no run
 sample a --count 0 | --count 0: has to be greater than or equal to 1
 sample a --count many | --count many: .*integer
-sample a --count 999999999999 | would take .* of memory
+sample a --count 999999999999 | would need .* of memory
 sample a --from poserior | Did you mean 'posterior'\?
 sample a --draws 3 | --draws would change nothing
 sample a --images 1 | --images would change nothing
@@ -357,9 +357,9 @@ def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code
     assert "Traceback" not in done.stderr
 
 
-def test_names_that_cannot_be_typed_by_mistake(refused: Refused, place: Path) -> None:
-    assert "cannot be seen" in refused("train", "run_name='a\nb'")
-    assert "cannot be seen" in refused("train", "run_name='a\x1b[31mb'")
+def test_names_with_invisible_or_too_many_characters(refused: Refused, place: Path) -> None:
+    assert "invisible characters" in refused("train", "run_name='a\nb'")
+    assert "invisible characters" in refused("train", "run_name='a\x1b[31mb'")
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
     assert "thousand digits" in refused("train", f"seed={'9' * 5000}")
     assert "is not allowed" in refused("train", f"regularizer.beta={'9' * 400}")
@@ -376,12 +376,12 @@ CHOICES = {
     "tag.yaml": ("!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML|tag"),
     "bad.yaml": ("a: [1\nb: {", "not valid YAML"),
     "latin.yaml": ("_target_: vae_cli.axes.sigma.Fixed\nvalue: \udcff\n", "cannot be read: it is not UTF-8"),
-    "deep.yaml": ("a: " + "[" * 3000 + "]" * 3000, "cannot be read: lists lie in lists"),
+    "deep.yaml": ("a: " + "[" * 3000 + "]" * 3000, "cannot be read: it nests lists too deeply"),
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_wrong_files_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+def test_wrong_choices_in_files_of_the_user(refused: Refused, place: Path, name: str) -> None:
     (place / "own/sigma/folder.yaml").mkdir(parents=True)
     text, said = CHOICES[name]
     (place / "own/sigma" / name).write_bytes(text.encode(errors="surrogateescape"))
@@ -393,7 +393,7 @@ def test_wrong_files_of_ones_own(refused: Refused, place: Path, name: str) -> No
 EXPERIMENTS = {
     "choice": (
         "defaults:\n  - override /sigma: fixd\n",
-        r"experiment=choice: 'fixd' is no choice of sigma\. Did you mean",
+        r"experiment=choice: 'fixd' is not a choice of sigma\. Did you mean",
     ),
     "key": ("latnt: 3\n", "latnt"),
     "value": ("latent: many\n", "latent=many is not allowed"),
@@ -405,7 +405,7 @@ EXPERIMENTS = {
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_wrong_experiments_of_ones_own(refused: Refused, place: Path, name: str) -> None:
+def test_wrong_experiments_in_files_of_the_user(refused: Refused, place: Path, name: str) -> None:
     (place / "own/experiment").mkdir(parents=True)
     text, said = EXPERIMENTS[name]
     (place / f"own/experiment/{name}.yaml").write_text(f"# @package _global_\n{text}")
@@ -413,8 +413,8 @@ def test_wrong_experiments_of_ones_own(refused: Refused, place: Path, name: str)
     assert re.search(said, message), message
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may write everywhere")
-def test_a_folder_that_may_not_be_written(refused: Refused, place: Path) -> None:
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission(refused: Refused, place: Path) -> None:
     (place / "locked").mkdir(mode=0o500)
     assert "Permission denied" in refused("train", "runs_dir=locked", code=1)
 
@@ -424,7 +424,7 @@ def test_runs_dir_that_the_system_refuses(refused: Refused, place: Path) -> None
         assert "/proc/nowhere" in refused("train", "runs_dir=/proc/nowhere", code=1)
 
 
-def test_what_fails_inside_our_own_code_is_not_the_users_mistake(
+def test_a_failure_inside_this_package_is_not_a_mistake_of_the_user(
     place: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     def fail(*_: object) -> None:

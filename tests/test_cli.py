@@ -343,7 +343,7 @@ def test_the_program_shows_a_configuration(tmp_path: Path) -> None:
 def test_the_program_says_what_is_wrong_with_an_override(tmp_path: Path) -> None:
     done = vae("train", "sigma=fixd", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("vae: 'fixd' is no choice of sigma. Did you mean 'fixed'?")
+    assert done.stderr.startswith("vae: 'fixd' is not a choice of sigma. Did you mean 'fixed'?")
     full = vae("train", "sigma=fixd", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert full.returncode == 2
     assert "Traceback" in full.stderr
@@ -361,13 +361,13 @@ WRONG: list[tuple[str, str]] = [
     ("beta=4", "Did you mean 'regularizer.beta'?"),
     (
         "sigma=fixd",
-        "'fixd' is no choice of sigma. Did you mean 'fixed'? Choices: deterministic, fixed, learned, shared.",
+        "'fixd' is not a choice of sigma. Did you mean 'fixed'? Choices: deterministic, fixed, learned, shared.",
     ),
-    ("sigma=3", "'sigma=3': '3' is no choice of sigma. Choices: deterministic,"),
+    ("sigma=3", "'sigma=3': '3' is not a choice of sigma. Choices: deterministic,"),
     ("sigma=null", "'sigma=null': leave sigma out, or choose one of: deterministic,"),
-    ("sigma=???", "'sigma=???' gives no choice."),
-    ("sigma=[fixed,learned]", "sigma takes one choice. To run several, type -m sigma=fixed,learned."),
-    ("experiment=beta", "'beta' is no choice of experiment. Did you mean 'beta_vae'?"),
+    ("sigma=???", "'sigma=???': no choice is given."),
+    ("sigma=[fixed,learned]", "sigma accepts one choice. To run several, type -m sigma=fixed,learned."),
+    ("experiment=beta", "'beta' is not a choice of experiment. Did you mean 'beta_vae'?"),
     ("experiment=null", "'experiment=null': leave experiment out,"),
     ("sigma.vlue=2", "sigma=learned has no 'vlue'; it has no settings. Did you mean 'value'? sigma=fixed has that."),
     ("sigma=fixed sigma.vlue=2", "sigma=fixed has no 'vlue'; it has: value. Did you mean 'value'?"),
@@ -376,41 +376,44 @@ WRONG: list[tuple[str, str]] = [
     ("experiment=autoencoder regularizer.beta=2", "regularizer=none has no 'beta'; "),
     (
         "regularizer.beta.epochs=3",
-        "regularizer.beta is one value. To make it a schedule, type +schedule@regularizer.beta=",
+        "regularizer.beta is a single value. To make it a schedule, type +schedule@regularizer.beta=",
     ),
     (
         "+schedule@regularizer.beta=linear regularizer.beta.epocs=4",
         "regularizer.beta has no 'epocs'. Did you mean 'epochs'? It has: epochs, start, stop.",
     ),
-    ("schedule@regularizer.beta=linear", "a leading + says: type +schedule@regularizer.beta=linear."),
+    ("schedule@regularizer.beta=linear", "starts with a +. Type +schedule@regularizer.beta=linear."),
     ("sched@regularizer.beta=linear", "there is no group 'sched'. Did you mean 'schedule'?"),
-    ("+schedule@regularizer.beta=linr", "'linr' is no choice of schedule. Did you mean 'linear'?"),
-    ("+schedule=linear", "does not say what it sets: type +schedule@regularizer.beta=linear"),
-    ("schedule=linear", "does not say what it sets: type +schedule@regularizer.beta=linear"),
-    ("sigma@prior=fixed", "'sigma@prior=fixed': sigma stands in one place only. Type sigma=fixed."),
+    ("+schedule@regularizer.beta=linr", "'linr' is not a choice of schedule. Did you mean 'linear'?"),
+    ("+schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
+    ("schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
+    ("sigma@prior=fixed", "'sigma@prior=fixed': sigma has a fixed place, so it needs no @. Type sigma=fixed."),
     ("latent=", "'latent=' gives no value. Type latent=16 for the default: dimensions of the code z."),
     ("sigma=", "'sigma=' gives no value. Type sigma="),
     ("hydra.foo=", "'hydra.foo=' gives no value."),
-    ("=3", "'=3' names nothing to set."),
+    ("=3", "'=3' does not name a setting."),
     ("sigma==fixed", "'sigma==fixed' has one '=' too many. Did you mean 'sigma=fixed'?"),
-    ("foo", "'foo' is no override. Overrides look like key=value"),
-    ("laten", "'laten' is no override. Did you mean 'latent'?"),
+    ("foo", "'foo' is not an override. Overrides look like key=value"),
+    ("laten", "'laten' is not an override. Did you mean 'latent'?"),
     ("sigma", "'sigma' gives no value. Type sigma="),
     ("fixed", "'fixed' is a choice of sigma: type sigma=fixed."),
     ("latent=[1", "a bracket is not closed. Quote a list for the shell: 'latent=[1,2]'."),
     ("latent=${epochs", "cannot be read as an override: a bracket is not closed."),
     ("run_name=a=b", "Quote it twice: 'run_name=\"a=b\"'."),
-    ("data_dir=~/data", "'~' means something else to Hydra. Write the folder out, or type data_dir=$HOME/data."),
-    ("-- --foo", "'--foo' is a flag, and flags stand before any '--'."),
+    ("data_dir=~/data", "'~' means something else to Hydra. Type the whole path, or data_dir=$HOME/data."),
+    ("-- --foo", "'--foo' is a flag, and flags go before any '--'."),
     ("latent=${latnt}", "'latent=${latnt}': the configuration has no 'latnt'. Did you mean 'latent'?"),
     ("latent=${foo:1}", "'latent=${foo:1}': Unsupported interpolation type foo."),
     ("latent=${oc.env:VAE_NO_SUCH_VARIABLE}", "Environment variable 'VAE_NO_SUCH_VARIABLE' not found"),
     ("latent=???", "latent needs a value: type latent=VALUE."),
     ("dataset=image_folder", "dataset.path needs a value: type dataset.path=VALUE."),
-    ("sigma=learned,fixed", "'sigma=learned,fixed' gives several values: give -m to sweep over them, or one value."),
-    ("latent=range(1,3)", "'latent=range(1,3)' gives several values: give -m to sweep"),
-    ("+latent=3", "'+latent=3': 'latent' is there already, so it needs no +. Type latent=3."),
-    ("+sigma=fixed", "'+sigma=fixed': 'sigma' is there already, so it needs no +. Type sigma=fixed."),
+    (
+        "sigma=learned,fixed",
+        "'sigma=learned,fixed' gives several values: type -m to sweep over them, or give one value.",
+    ),
+    ("latent=range(1,3)", "'latent=range(1,3)' gives several values: type -m to sweep"),
+    ("+latent=3", "'+latent=3': 'latent' exists already, so it needs no +. Type latent=3."),
+    ("+sigma=fixed", "'+sigma=fixed': 'sigma' exists already, so it needs no +. Type sigma=fixed."),
     ("+regularizer.beta=3", "so it needs no +. Type regularizer.beta=3."),
     ("++sigma=fixed", "'++sigma=fixed': a choice needs no +. Type sigma=fixed."),
     ("~latent", "'~latent' would remove 'latent', which every run needs. Type latent=16"),
@@ -418,7 +421,7 @@ WRONG: list[tuple[str, str]] = [
     ("~latnt", "'~latnt': there is no 'latnt' to remove. Did you mean 'latent'?"),
     ("hydra.foo=1", "Hydra's own configuration has no 'hydra.foo'. hydra has: callbacks,"),
     ("hydra.mode=FOO", "'hydra.mode=FOO': Invalid value 'FOO', expected one of [RUN, MULTIRUN]"),
-    ("hydra/launcher=nowhere", "'nowhere' is no choice of hydra/launcher."),
+    ("hydra/launcher=nowhere", "'nowhere' is not a choice of hydra/launcher."),
 ]
 
 
@@ -436,12 +439,15 @@ def test_a_wrong_override_gets_a_message_that_says_what_to_type(words: str, said
 
 FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"multirun": True, "cfg": "job"}, "-m and --cfg cannot be given together"),
-    ({"resolve": True}, "--resolve says how a configuration is shown: give it together with --cfg job."),
-    ({"package": "sigma"}, "--package says how a configuration is shown"),
+    ({"resolve": True}, "--resolve changes how a configuration is shown: give it together with --cfg job."),
+    ({"package": "sigma"}, "--package changes how a configuration is shown"),
     ({"cfg": "job", "package": "sigm"}, "--package sigm: the configuration has no such part. Did you mean 'sigma'?"),
     ({"cfg": "jib"}, "--cfg jib: there is no such view. Did you mean 'job'?"),
     ({"config_dir": "/nowhere"}, "--config-dir /nowhere: there is no such folder."),
-    ({"config_name": "foo"}, "--config-name foo: neither the bundled configurations nor --config-dir have foo.yaml."),
+    (
+        {"config_name": "foo"},
+        "--config-name foo: foo.yaml is neither among the bundled configurations nor in --config-dir.",
+    ),
 ]
 
 
@@ -476,7 +482,7 @@ def test_a_misspelt_choice_inside_a_preset_names_the_preset(front: Any, tmp_path
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - override /sigma: fixd\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"experiment=mine: 'fixd' is no choice of sigma\. Did you mean 'fixed'\?"):
+    with pytest.raises(UserError, match=r"experiment=mine: 'fixd' is not a choice of sigma\. Did you mean 'fixed'\?"):
         front("experiment=mine", config_dir=str(tmp_path))
 
 

@@ -270,7 +270,7 @@ def test_paths() -> None:
         (["interpolate", "fixed", "--span", "2"], "--span would change nothing without --traverse"),
         (["interpolate", "fixed", "--traverse", "--path", "slerp"], "--path would change nothing with --traverse"),
         (["interpolate", "fixed", "--steps", "100000"], "--steps 100000: has to be less than or equal to 1000"),
-        (["sample", "fixed", "--count", "100000000000"], "--count 100000000000 would take"),
+        (["sample", "fixed", "--count", "100000000000"], "--count 100000000000 would need"),
         (["sample", "fixed", "--from", "poserior"], "Did you mean 'posterior'?"),
     ],
 )

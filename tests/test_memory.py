@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused in words before any of it is taken."""
+"""What cannot fit into memory is refused with a message before any memory is allocated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Compose = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize("check", [check_config, build_experiment])
 def test_an_absurd_size_is_refused(compose: Compose, overrides: list[str], check: Callable[[Any], object]) -> None:
     with pytest.raises(
-        UserError, match=r"would take [\d,.]+ [GT]B of memory, and there are [\d.]+ [GT]B: give smaller"
+        UserError, match=r"would need [\d,.]+ [GT]B of memory, but there are [\d.]+ [GT]B: give smaller"
     ):
         check(compose(*overrides))
 
@@ -42,23 +42,23 @@ def test_a_latent_size_has_an_upper_bound(compose: Compose) -> None:
 
 
 @pytest.mark.parametrize("place", ["cpu", "meta"])
-def test_the_estimate_counts_parameters_and_what_a_batch_leaves_behind(compose: Compose, place: str) -> None:
+def test_the_estimate_counts_parameters_and_activations(compose: Compose, place: str) -> None:
     config = compose("network.hidden=[100]", "latent=2")
     with torch.device(place):
         model = build_model(config, (1, 8, 8))
     small, large = (memory.training_memory(model, (1, 8, 8), images) for images in (1, 1001))
     parameters = sum(p.numel() for p in model.parameters())
     assert small >= 4 * 4 * parameters
-    # In front of each layer: the image, two hidden layers, the code; and the raw output behind the last.
+    # The inputs of the layers (the image, two hidden layers, the code), and the output of the last layer.
     least = 4 * (64 + 100 + 2 + 100 + 64)
     assert least <= (large - small) / 1000 <= 3 * least
 
 
-def test_a_container_may_be_given_less_than_the_machine_has() -> None:
+def test_the_memory_of_this_machine_is_plausible() -> None:
     there = memory.memory_of(torch.device("cpu"))
     assert there is None or 2**27 < there < 2**50
 
 
-def test_a_picture_that_no_program_shows_is_refused() -> None:
+def test_a_picture_too_large_for_any_viewer_is_refused() -> None:
     with pytest.raises(UserError, match="million pixels"):
         grid(torch.zeros(1, 1, 1, 1).expand(100_000, 1, 8, 8), 100)

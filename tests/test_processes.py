@@ -1,4 +1,4 @@
-"""One run on several processes: it is the run that one process trains, and one of them writes it."""
+"""One run on several processes equals the run that one process trains, and one process writes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vae_cli.runs.folder import Follower, RunDir
 from vae_cli.training.interruption import AT_ONCE, Interruption
 from vae_cli.training.tensorboard import EventWriter, NoEvents
 
-# Batches that do not divide evenly, and a last one of a single image.
+# Batches that do not divide evenly, and a last batch of one image.
 WORDS = ["network.hidden=[32]", "batch_size=433", "log_every=1", "epochs=3"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    """Two processes of torchrun's."""
+    """Start two processes with torchrun."""
     return subprocess.Popen([*TORCHRUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -47,7 +47,7 @@ def together(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def forked(commands: Any, *words: str) -> list[Any]:
-    """Two processes that were forked, with what torchrun sets in the environment."""
+    """Run two forked processes to their end, with the environment that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         whole = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -64,7 +64,7 @@ def alone(*words: str, **flags: Any) -> None:
 
 
 def assert_equal(one: Path, other: Path, rel: float = 1e-4) -> None:
-    """Two runs have the same curves, and the same figures at their end."""
+    """Assert that two runs have the same curves and the same final figures."""
     ones, others = RunDir(one), RunDir(other)
     assert len(ones.metrics()) == len(others.metrics()) > 0
     for left, right in zip(ones.metrics(), others.metrics(), strict=True):
@@ -76,14 +76,14 @@ def assert_equal(one: Path, other: Path, rel: float = 1e-4) -> None:
 
 
 @pytest.mark.slow
-def test_a_divided_step_is_the_step_of_one_process() -> None:
+def test_a_divided_step_equals_the_step_of_one_process() -> None:
     ended = together(str(Path(__file__).parent / "divided_steps.py"))
     assert ended.returncode == 0, ended.stderr
     assert "cases are equal" in ended.stdout
 
 
 @pytest.mark.slow
-def test_begun_with_one_process_and_resumed_with_two(commands: Any, here: Path) -> None:
+def test_a_run_of_one_process_is_resumed_by_two(commands: Any, here: Path) -> None:
     alone("sigma=fixed", "run_name=one", "epochs=5")
     alone("sigma=fixed", "run_name=two")
     both = forked(commands, "sigma=fixed", "run_name=two", "epochs=5")
@@ -93,7 +93,7 @@ def test_begun_with_one_process_and_resumed_with_two(commands: Any, here: Path) 
 
 
 @pytest.mark.slow
-def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
+def test_a_run_of_two_processes_is_resumed_by_one(here: Path) -> None:
     words = ["sigma=deterministic", "regularizer=energy", "run_name=two"]
     ended = together("-m", "vae_cli", "train", *WORDS, *words)
     assert ended.returncode == 0, ended.stderr
@@ -112,7 +112,7 @@ def test_begun_with_two_processes_and_resumed_with_one(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_processes_behind_one_checkpoint(commands: Any, here: Path) -> None:
+def test_a_signal_stops_all_processes_after_one_checkpoint(commands: Any, here: Path) -> None:
     run = RunDir(here / "runs/two")
     with start("-m", "vae_cli", "train", *WORDS, "run_name=two", "epochs=100000") as process:
         deadline = time.monotonic() + 120
@@ -129,10 +129,10 @@ def test_a_signal_stops_all_processes_behind_one_checkpoint(commands: Any, here:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once(here: Path) -> None:
+def test_an_error_message_is_printed_once(here: Path) -> None:
     ended = together("-m", "vae_cli", "train", "batch_size=1")
     assert ended.returncode != 0
-    assert ended.stderr.count("batch_size=1 is less than an image for each of 2 processes") == 1, ended.stderr
+    assert ended.stderr.count("batch_size=1 is less than one image for each of 2 processes") == 1, ended.stderr
     assert not list(here.iterdir())
 
 
@@ -144,18 +144,18 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("second_of_two")
-def test_what_several_processes_do_not_do(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_commands_that_several_processes_refuse(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     assert launched() == Launch(1, 2, 1, 2)
     with pytest.raises(UserError, match="type the sweep without torchrun"):
         alone("latent=2,3", multirun=True)
-    with pytest.raises(UserError, match="'vae train --cfg' would be done 2 times"):
+    with pytest.raises(UserError, match="'vae train --cfg' would run 2 times"):
         alone(cfg="job")
     for number in "10":
         monkeypatch.setenv("RANK", number)
         monkeypatch.setattr(sys, "argv", ["vae", "sample", "latest"])
         assert run_command() == 2
         said = capfd.readouterr().err
-        assert ("'vae sample' would be done 2 times" in said) == (number == "0")
+        assert ("'vae sample' would run 2 times" in said) == (number == "0")
         assert said.count("\n") == (number == "0")
     assert not list(here.iterdir())
 
@@ -164,14 +164,14 @@ def test_what_several_processes_do_not_do(here: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"RANK": ""}, "RANK is not set: start them with torchrun"),
+        ({"RANK": ""}, "RANK is not set: start the processes with torchrun"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT are not set"),
-        ({"RANK": "2"}, "RANK=2.*do not go together"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is no number"),
+        ({"RANK": "2"}, "RANK=2.*contradict each other"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is not a whole number"),
     ],
     ids=str,
 )
-def test_half_an_environment_is_refused(
+def test_an_incomplete_environment_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], message: str
 ) -> None:
     for name, value in changed.items():
@@ -181,7 +181,7 @@ def test_half_an_environment_is_refused(
     assert not list(here.iterdir())
 
 
-def test_one_process_of_one_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_needs_no_other_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.delenv("RANK", raising=False)
     assert launched() == Launch()
@@ -195,15 +195,13 @@ def test_one_process_of_one_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) 
         ("cuda", 4, "cuda:1"),
         ("auto", 0, "cpu"),
         ("cpu", 2, "cpu"),
-        ("cuda:1", 2, "device=cuda:1 is one device, and there are 2 processes"),
+        ("cuda:1", 2, "device=cuda:1 is one device, but each of the 2 processes needs its own"),
         ("mps", 0, "device=mps is one device"),
         ("cuda", 0, "device=cuda is not on this machine"),
-        ("auto", 1, "2 processes on this machine and 1 GPU: type --nproc-per-node 1"),
+        ("auto", 1, "2 processes on this machine but 1 GPU: type --nproc-per-node 1"),
     ],
 )
-def test_each_process_has_a_device_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, found: str
-) -> None:
+def test_each_process_gets_its_own_device(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int, found: str) -> None:
     monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if " " in found:
@@ -224,7 +222,7 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, compose: Any
         build.build_experiment(compose("network=conv", "network.normalization=batch", "device=cpu"))
 
 
-def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_signals_at_once_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(distributed, "greatest", lambda number: number)
     now = 100.0
@@ -242,7 +240,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
-    """Whatever writes is replaced in a class that does not."""
+    """Every method that writes is overridden in the class for the other processes."""
     for silent, writer in ((Follower, RunDir), (NoEvents, EventWriter)):
         verbs = ("write", "append", "forget", "hparams", "layout", "scalars", "histograms", "pictures", "embedding")
         names = [name for name in vars(writer) if name.startswith((*verbs, "close", "flush"))]
@@ -253,7 +251,7 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_takes_the_batch_as_it_is() -> None:
+def test_one_process_gets_the_whole_batch() -> None:
     positions, values = torch.arange(5), torch.randn(5, 3)
     with distributed.share(positions) as own:
         assert own is positions

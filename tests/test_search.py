@@ -35,7 +35,7 @@ TINY = ["epochs=1", "network.hidden=[8]"]
 
 
 @pytest.mark.parametrize("sigma", ["learned", "deterministic"])
-def test_the_names_are_those_of_a_summary(sigma: str, compose: Compose, tmp_path: Path) -> None:
+def test_the_names_of_objectives_are_the_figures_of_a_summary(sigma: str, compose: Compose, tmp_path: Path) -> None:
     config = compose(*TINY, f"sigma={sigma}")
     summary = run_experiment(build_experiment(config), RunDir(tmp_path / "run"), Console(quiet=True), True)
     splits = ("train", "validation", "test", "posterior")
@@ -71,7 +71,7 @@ def test_the_objective_is_no_part_of_a_run(compose: Compose) -> None:
     assert run_name(other, choices, one) == "default"
 
 
-def test_what_is_typed_takes_the_place_of_an_axis() -> None:
+def test_typed_overrides_replace_the_axes_of_the_sweeper() -> None:
     words = ["latent=tag(log, int(interval(2, 64)))", "sigma=fixed,shared", "optimizer.lr=interval(0.1,0.2)"]
     assert search_space([*words, "latent=4", "experiment=x"]) == (
         ["latent=4", "experiment=x"],
@@ -85,7 +85,7 @@ def test_what_is_typed_takes_the_place_of_an_axis() -> None:
     ("word", "said"),
     [
         ("latent=interval(1,0)", "an interval goes from a smaller number to a larger one"),
-        ("latent=tag(log, interval(0,1))", "a logarithmic interval begins above 0"),
+        ("latent=tag(log, interval(0,1))", "a logarithmic interval must start above 0"),
         ("latent=range(5,5)", "a range goes from a smaller number to a larger one"),
         ("latent=glob(*)", "is not an axis that can be searched"),
         ("latent=interval(a,b)", "cannot be read as an axis"),
@@ -93,7 +93,7 @@ def test_what_is_typed_takes_the_place_of_an_axis() -> None:
         ("seed=0,1,2", "would find the luckiest one"),
     ],
 )
-def test_an_axis_that_is_none_is_refused(word: str, said: str) -> None:
+def test_a_sweep_that_is_not_an_axis_is_refused(word: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         search_space([word])
     assert said in str(caught.value)
@@ -114,7 +114,7 @@ def test_an_interval_without_a_sweeper_that_searches(here: Path) -> None:
         search("latent=interval(1,5)")
 
 
-def test_the_name_of_the_extra_is_said_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_plugin_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = MissingConfigException("", "hydra/sweeper/optuna", [])
     message = EmailMessage()
     message["Provides-Extra"] = "optuna"
@@ -134,18 +134,18 @@ def test_the_preset_says_how_to_install_what_it_needs(here: Path) -> None:
     ("words", "said"),
     [
         (["sigma=learned,deterministic"], "objective=validation/loss hydra.sweeper.direction=minimize"),
-        (["latent=2,4", "dataset.validation=0"], "no image is held out"),
+        (["latent=2,4", "dataset.validation=0"], "no images are held out"),
         (["latent=2,4", "objective=validation/elb"], "Did you mean 'validation/elbo'?"),
         (["latent=2,4", "objective=test/loss"], "type hydra.sweeper.direction=minimize"),
         (["latent=2,4", "run_name=a"], "in one and the same run, runs/a"),
         (["latent=2,4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is not allowed"),
-        (["latent=2,4", "hydra/sweeper/sampler=grid"], "A grid learns nothing"),
+        (["latent=2,4", "hydra/sweeper/sampler=grid"], "A grid does not learn"),
         (["latent=2,4", 'arms=["sigma=fixed"]'], "arms= lists sweeps"),
         (["latent=interval(2,4)"], "For whole numbers type int(interval(2, 64))"),
         (["latent=2,-4"], "latent=-4 is not allowed"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_before_it_starts(words: list[str], said: str, here: Path) -> None:
+def test_an_impossible_search_is_refused_before_it_starts(words: list[str], said: str, here: Path) -> None:
     with pytest.raises(UserError) as caught:
         search("hydra/sweeper=optuna", *words)
     assert said in str(caught.value)
@@ -168,7 +168,7 @@ SGD = ["hydra/sweeper=optuna", "optimizer=sgd"]
 
 
 @with_optuna
-def test_a_search_outlives_what_diverges_and_typed_again_it_trains_nothing(
+def test_a_search_survives_divergence_and_typed_again_trains_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import yaml
@@ -196,12 +196,12 @@ def test_a_search_outlives_what_diverges_and_typed_again_it_trains_nothing(
     search(*words, "hydra.sweep.dir=again")
     again = trials(here, "again")
     assert [{**row, "state": ""} for row in again] == [{**row, "state": ""} for row in rows]
-    assert {row["state"] for row in again} == {"left alone", "failed"}
+    assert {row["state"] for row in again} == {"skipped", "failed"}
     assert times == [file.stat().st_mtime_ns for file in files]
 
 
 @with_optuna
-def test_a_search_that_was_interrupted_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_search_resumes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["hydra/sweeper=optuna", "latent=int(interval(2,60))", "hydra.sweeper.n_trials=3", "epochs=2"]
     search(*words, "runs_dir=whole")
     append, appended = RunDir.append_metrics, []
@@ -220,7 +220,7 @@ def test_a_search_that_was_interrupted_goes_on(here: Path, monkeypatch: pytest.M
     whole, rows = trials(here, "whole/.sweeps/*"), trials(here, "b")
     names = ["trial", "validation/elbo", "latent"]
     assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in whole]
-    assert sorted(row["state"] for row in rows) == ["finished", "finished", "left alone"]
+    assert sorted(row["state"] for row in rows) == ["finished", "finished", "skipped"]
 
 
 @with_optuna
@@ -230,9 +230,7 @@ def test_a_search_without_a_best_run_fails(here: Path) -> None:
 
 
 @with_optuna
-def test_a_failure_that_is_not_one_of_training_is_told_by_the_exit_code(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_other_than_of_training_sets_the_exit_code(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = RunDir.write_config
 
     def full(run: RunDir, config: dict[str, Any]) -> None:
@@ -249,7 +247,7 @@ def test_a_failure_that_is_not_one_of_training_is_told_by_the_exit_code(
 
 
 @with_optuna
-def test_the_preset_is_narrowed_and_minimizes_what_it_is_told(here: Path) -> None:
+def test_the_preset_can_be_narrowed_and_can_minimize(here: Path) -> None:
     words = ["experiment=search", "latent=2,3", "optimizer.lr=1e-3", "hydra.sweeper.n_trials=3"]
     search(*words, "objective=test/rate_bits", "hydra.sweeper.direction=minimize")
     rows = trials(here)

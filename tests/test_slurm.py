@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm of one node, which slurm.sh starts where Slurm is installed."""
+"""Sweeps on a real Slurm of one node, which slurm.sh starts if Slurm is installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a command that finds the cluster."""
+    """The environment in which a command finds the cluster."""
     if not all(shutil.which(program, path=PATH) for program in ("slurmctld", "slurmd", "sbatch", "munged")):
         pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
     plugin = "hydra_plugins.hydra_submitit_launcher"
@@ -75,7 +75,7 @@ def test_jobs_of_slurm_end_like_those_of_the_basic_launcher(
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_stops_no_other(slurm: dict[str, str], commands: Any, tmp_path: Path) -> None:
+def test_a_failed_job_does_not_stop_the_others(slurm: dict[str, str], commands: Any, tmp_path: Path) -> None:
     words = ["optimizer=sgd", "likelihood=gaussian_fixed", "likelihood.scale=1", "optimizer.lr=1e-5,1e30,1e-6"]
     words = ["train", "-m", "hydra/launcher=submitit_slurm", *words, *QUICK]
     done = commands.run(*words, cwd=tmp_path, environment=slurm)
@@ -93,8 +93,8 @@ def test_a_job_that_fails_stops_no_other(slurm: dict[str, str], commands: Any, t
 
 @pytest.mark.slow
 @pytest.mark.skipif("VAE_TEST_SLURM_REQUEUE" not in os.environ, reason="takes minutes: set VAE_TEST_SLURM_REQUEUE=1")
-def test_a_job_longer_than_its_time_goes_on_in_place(slurm: dict[str, str], tmp_path: Path) -> None:
-    """Slurm looks at its jobs twice a minute, and gives one that went back into the queue two minutes' rest."""
+def test_a_job_that_exceeds_its_time_limit_is_requeued_and_resumes(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Slurm checks its jobs twice a minute, and waits two minutes before it restarts a requeued job."""
     words = ["network.hidden=[32]", "batch_size=1", "log_every=1000"]  # long epochs, with one checkpoint each
     assert train(tmp_path, *words, "epochs=2", "run_name=speed").returncode == 0
     speed = RunDir(tmp_path / "runs/speed").summary()["images_per_second"]
@@ -106,7 +106,7 @@ def test_a_job_longer_than_its_time_goes_on_in_place(slurm: dict[str, str], tmp_
     limits = [f"hydra.launcher.{limit}" for limit in limits]
     launcher = ["-m", "hydra/launcher=submitit_slurm", *limits]
     try:
-        # Of what a requeued job has done nothing is overwritten.
+        # overwrite=true does not apply when a requeued job restarts.
         cut = train(tmp_path, *launcher, *words, "run_name=cut", "overwrite=true", env=slurm, timeout=1800)
         _, said = whole.communicate(timeout=1800)
     finally:
@@ -118,16 +118,14 @@ def test_a_job_longer_than_its_time_goes_on_in_place(slurm: dict[str, str], tmp_
     assert steps, log
     assert steps[0] > 0
     assert steps == sorted(set(steps))
-    assert any(step % 1300 for step in steps)  # not what was saved at the end of an epoch
+    assert any(step % 1300 for step in steps)  # resumed within an epoch, not only at its end
     assert log.count("interrupted") == len(steps)
     assert [run.name for run in (tmp_path / "runs").iterdir() if run.name.startswith("cut")] == ["cut"]
     assert_same(tmp_path / "runs/cut", tmp_path / "runs/whole")
 
 
 @pytest.mark.slow
-def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(
-    slurm: dict[str, str], commands: Any, tmp_path: Path
-) -> None:
+def test_a_cancelled_job_is_named_and_the_sweep_ends(slurm: dict[str, str], commands: Any, tmp_path: Path) -> None:
     words = ["train", "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "network.hidden=[32]"]
     sweep = commands.start(*words, "seed=0,1", "epochs=100000", cwd=tmp_path, environment=slurm)
     try:
@@ -142,6 +140,6 @@ def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(
     assert sweep.returncode == 1
     said = sweep.stderr
     assert "2 of 2 jobs failed" in said
-    assert "goes on with it" in said
+    assert "the same command again" in said
     assert "Traceback" not in said
     assert "sacct" not in said

@@ -74,10 +74,10 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
     ("words", "said"),
     [
         (['arms=["sigma=fixed"]'], "type -m with it"),
-        (["-m", 'arms="sigma=fixed"'], "arms takes a list of sweeps"),
-        (["-m", "experiment=sigma_study,rae_l2"], "a study is a sweep of its own"),
+        (["-m", 'arms="sigma=fixed"'], "arms must be a list of sweeps"),
+        (["-m", "experiment=sigma_study,rae_l2"], "a study is a whole sweep: choose it alone"),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),
-        (["-m", 'arms=["sigma=fixd"]'], "'fixd' is no choice of sigma. Did you mean 'fixed'?"),
+        (["-m", 'arms=["sigma=fixd"]'], "'fixd' is not a choice of sigma. Did you mean 'fixed'?"),
         (["-m", 'arms=["sigma"]'], "sigma"),
     ],
 )

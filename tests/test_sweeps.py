@@ -1,4 +1,4 @@
-"""Sweeps whose runs train in other processes: the same figures, an overview, failures, Ctrl-C, and dead processes."""
+"""Sweeps whose runs train in other processes: the same figures, progress, failures, Ctrl-C, and dead processes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -66,7 +68,7 @@ def figures(folder: Path) -> dict[str, Any]:
 def wait_for(what: Any, seconds: float = 120, each: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(each)
 
 
@@ -94,7 +96,7 @@ def test_every_launcher_gives_the_same_figures(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
-def test_one_that_fails_beside_others_is_named_and_leaves_its_traceback(commands: Commands, tmp_path: Path) -> None:
+def test_a_failed_run_is_named_and_its_log_has_the_traceback(commands: Commands, tmp_path: Path) -> None:
     ended = vae(commands, "optimizer.lr=1e-3,1e30", *needs("joblib"), cwd=tmp_path)
     assert ended.returncode == 1
     assert "1 of 2 jobs failed:\n  optimizer.lr=1e+30" in ended.stderr
@@ -113,7 +115,7 @@ def figures_of_finished(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_what_has_no_data_says_so_in_its_own_log(launcher: str, commands: Commands, tmp_path: Path) -> None:
+def test_a_run_without_data_has_a_traceback_in_its_log(launcher: str, commands: Commands, tmp_path: Path) -> None:
     words = [] if launcher == "basic" else needs(launcher)
     ended = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
     assert ended.returncode == 1
@@ -121,7 +123,7 @@ def test_what_has_no_data_says_so_in_its_own_log(launcher: str, commands: Comman
     failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
     assert "Traceback" in (failed / "train.log").read_text()
     again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
-    assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # a failed build is no run to go on with
+    assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # nothing to resume
 
 
 def under_way(folder: Path) -> list[Path]:
@@ -129,7 +131,7 @@ def under_way(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.rglob("metrics.jsonl") if file.stat().st_size)
 
 
-def test_ctrl_c_stops_all_runs_with_a_checkpoint_and_starts_no_other(commands: Commands, tmp_path: Path) -> None:
+def test_ctrl_c_stops_every_run_after_a_checkpoint_and_starts_no_more(commands: Commands, tmp_path: Path) -> None:
     words = ["seed=0,1,2,3", "epochs=4000", "checkpoint_minutes=1000", *needs("joblib")]
     sweep = start(commands, *words, cwd=tmp_path, group=True)
     try:
@@ -152,7 +154,7 @@ LONGER = ["seed=0,1,2", "epochs=30"]
 
 @pytest.fixture(scope="module")
 def undisturbed(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of the sweep that nothing happened to."""
+    """The figures of an undisturbed sweep."""
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = vae(commands, *LONGER, cwd=folder)
     assert ended.returncode == 0, ended.stderr
@@ -160,7 +162,7 @@ def undisturbed(commands: Commands, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(
+def test_a_killed_sweep_is_finished_by_typing_it_again(
     launcher: str, commands: Commands, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     words = [] if launcher == "basic" else needs(launcher)
@@ -186,7 +188,7 @@ def test_a_sweep_that_was_killed_is_finished_by_typing_it_again(
     assert figures(tmp_path / "runs") == undisturbed
 
 
-def test_what_another_process_trains_is_left_to_it(commands: Commands, tmp_path: Path) -> None:
+def test_a_run_that_another_process_trains_is_skipped(commands: Commands, tmp_path: Path) -> None:
     first = vae(commands, "seed=0", cwd=tmp_path)
     assert first.returncode == 0
     folder = tmp_path / "runs/digits/latent-2_network.hidden-16"
@@ -197,7 +199,7 @@ def test_what_another_process_trains_is_left_to_it(commands: Commands, tmp_path:
     assert json.loads((folder / "summary.json").read_text())["epoch"] == 2
 
 
-# The overview ---------------------------------------------------------------------------------------------------------
+# Progress -------------------------------------------------------------------------------------------------------------
 
 
 def write_run(path: Path, epoch: int = 0, **summary: Any) -> None:
@@ -207,17 +209,17 @@ def write_run(path: Path, epoch: int = 0, **summary: Any) -> None:
     (path / "metrics.jsonl").write_text("".join(json.dumps({**record, "epoch": n + 1}) + "\n" for n in range(epoch)))
 
 
-def overview(tmp_path: Path, **more: Any) -> tuple[SweepProgress, Console]:
+def progress_of(tmp_path: Path, **more: Any) -> tuple[SweepProgress, Console]:
     lines = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     runs = {number: (tmp_path / name, 10) for number, name in enumerate("abc")}
     return SweepProgress(runs, Console(quiet=True, force_terminal=False), lines), lines
 
 
-def test_the_overview_follows_the_runs_folders(tmp_path: Path) -> None:
+def test_the_progress_follows_the_folders_of_the_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "b", 5, status="failed", error="of an earlier time")
-    seen, lines = overview(tmp_path)
+    seen, lines = progress_of(tmp_path)
     seen.look()
-    assert str(seen) == "3 waiting"  # what was there before counts as nothing
+    assert str(seen) == "3 waiting"  # files from before the sweep do not count
     write_run(tmp_path / "a", 5, status="running")
     write_run(tmp_path / "b", 6, status="running", started="anew")
     seen.look()
@@ -237,8 +239,8 @@ def test_the_overview_follows_the_runs_folders(tmp_path: Path) -> None:
     assert seen.state(2) == "waiting"
 
 
-def test_a_damaged_folder_does_not_end_the_overview(tmp_path: Path) -> None:
-    seen, _ = overview(tmp_path)
+def test_the_progress_survives_a_damaged_folder(tmp_path: Path) -> None:
+    seen, _ = progress_of(tmp_path)
     write_run(tmp_path / "a", 3, status="running")
     (tmp_path / "a" / "summary.json").write_text("{")
     (tmp_path / "a" / "metrics.jsonl").write_bytes(b"\xff{")
@@ -246,7 +248,7 @@ def test_a_damaged_folder_does_not_end_the_overview(tmp_path: Path) -> None:
     assert seen.state(0) == "waiting"
 
 
-def test_time_left_is_said_as_a_person_does() -> None:
+def test_the_time_left_is_given_in_words() -> None:
     assert [time_left(seconds) for seconds in (None, 3, 90, 600, 7200)] == [
         "", "less than a minute left", "2 min left", "10 min left", "2.0 h left",
     ]  # fmt: skip
@@ -256,7 +258,7 @@ def test_time_left_is_said_as_a_person_does() -> None:
 
 
 class Folders:
-    """Stands for the runs of a sweep, and for who tells of them."""
+    """Stands in for the folders of a sweep's runs, and for its reporter and monitor."""
 
     def __init__(self, states: dict[int, runner.State]) -> None:
         self.states = states
@@ -276,14 +278,14 @@ class Folders:
     def state(self, job: int) -> runner.State:
         return self.states[job]
 
-    def stop(self, is_left: bool) -> None: ...
+    def stop(self, is_queued: bool) -> None: ...
 
     def close(self) -> None: ...
 
     def end(self) -> None: ...
 
 
-class Dying(launcher.Launcher):
+class Dying(Launcher):
     """A launcher that gives up on all of its jobs when one of them dies, as joblib does."""
 
     def __init__(self, folders: Folders, deadly: Sequence[str]) -> None:
@@ -292,7 +294,7 @@ class Dying(launcher.Launcher):
 
     def setup(self, **_: Any) -> None: ...
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.launched.append([words[0] for words in job_overrides])
         for words in job_overrides:
             number = int(words[0].partition("=")[2])
@@ -300,12 +302,12 @@ class Dying(launcher.Launcher):
                 self.folders.states[number] = "interrupted"
                 raise RuntimeError("a worker was terminated")
             self.folders.states[number] = "finished"
-        done = launcher.JobStatus.COMPLETED
-        return [launcher.JobReturn(overrides=list(words), status=done) for words in job_overrides]
+        done = JobStatus.COMPLETED
+        return [JobReturn(overrides=list(words), status=done) for words in job_overrides]
 
 
 @pytest.mark.parametrize("deadly", [["seed=1"], ["seed=1", "seed=3"], ["seed=4"], []])
-def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dying_worker_fails_its_own_job_only(deadly: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(5), "waiting"))
     inner = Dying(folders, deadly)
@@ -334,11 +336,11 @@ def test_a_worker_that_dies_takes_only_its_own_job_with_it(deadly: list[str], mo
     ]
 
 
-def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_starts_nothing_is_not_tried_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = Folders(dict.fromkeys(range(2), "waiting"))
 
     class Broken(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             raise RuntimeError("no such queue")
 
     config = OmegaConf.create(
@@ -346,28 +348,28 @@ def test_a_launcher_that_cannot_start_is_not_tried_for_ever(monkeypatch: pytest.
     )
     checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
     monkeypatch.setattr(checked, "_passes", lambda job: True)
-    with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not begin: RuntimeError: no such queue"):
+    with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not start: RuntimeError: no such queue"):
         checked.launch([["seed=0"], ["seed=1"]], 0)
 
 
 # The machine ----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_take_the_gpu_that_the_fewest_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_the_gpu_with_the_fewest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     taken = []
-    for _ in range(5):  # as many processes: each has taken none before
+    for _ in range(5):  # each stands for a new process, which holds no GPU
         monkeypatch.setattr(cores, "_taken", {})
         taken.append(cores.free_gpu(2))
     assert taken == [0, 1, 0, 1, 0]
-    assert cores.free_gpu(2) == 0  # a process stays on the one that it has
+    assert cores.free_gpu(2) == 0  # a process keeps its GPU
     cores._held.close()
     monkeypatch.setattr(cores, "_taken", {})
-    assert cores.free_gpu(2) == 0  # those that have ended have left theirs
+    assert cores.free_gpu(2) == 0  # processes that have ended hold none
 
 
-def test_a_machine_runs_one_job_a_gpu_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_runs_one_job_per_gpu_or_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores", lambda: 16)
     monkeypatch.setattr(cores, "gpus", lambda: 4)
     assert [cores.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [4, 16, 4, 1]
@@ -377,7 +379,7 @@ def test_a_machine_runs_one_job_a_gpu_or_one_a_core(monkeypatch: pytest.MonkeyPa
     assert cores.gpus_for_each("auto") == 0
 
 
-def test_an_unknown_plugin_is_said_to_be_missing() -> None:
+def test_an_unknown_plugin_is_reported_as_not_installed() -> None:
     from vae_cli.config.messages import translate
 
     error = RuntimeError(
@@ -388,7 +390,7 @@ def test_an_unknown_plugin_is_said_to_be_missing() -> None:
     assert "hydra/launcher=submitit_slurm is not installed: type pip install 'vae-cli[slurm]'." in str(message)
 
 
-def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
+def test_the_folder_of_a_sweep_names_its_runs(one_by_one: Path) -> None:
     sweep = next((one_by_one / "runs/.sweeps").iterdir())
     assert [path.relative_to(one_by_one).as_posix() for path in find_runs(sweep)] == [
         f"runs/digits/latent-2_network.hidden-16{sigma}{seed}"
@@ -404,7 +406,7 @@ def test_a_sweeps_own_folder_stands_for_its_runs(one_by_one: Path) -> None:
         find_runs(sweep)
 
 
-def test_slurms_queue_says_which_jobs_have_ended() -> None:
+def test_slurms_queue_tells_which_jobs_have_ended() -> None:
     listed = "12|RUNNING\n13_0|PENDING\n13_1|CANCELLED\n14|CONFIGURING\n15|REQUEUED\n"
     states = states_of(["12", "13_0", "13_1", "14", "15", "16"], listed)
     assert {job: state["State"] for job, state in states.items()} == {
@@ -417,12 +419,12 @@ def test_slurms_queue_says_which_jobs_have_ended() -> None:
     }
 
 
-def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_are_launched_one_by_one_are_never_launched_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK", 0.01)
     folders = Folders(dict.fromkeys(range(4), "waiting"))
 
     class Losing(Dying):
-        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[launcher.JobReturn]:
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             self.launched.append([words[0] for words in job_overrides])
             raise RuntimeError("the result is lost")
 
@@ -431,4 +433,4 @@ def test_where_each_job_is_launched_by_itself_none_is_launched_twice(monkeypatch
     found = runner.Runner(inner, config, monitor=folders.monitor)
     outcomes = found.run([runner.Job(number, [f"seed={number}"]) for number in range(4)])
     assert sorted(inner.launched) == [[f"seed={number}"] for number in range(4)]
-    assert all("it did not begin" in str(outcome) for outcome in outcomes)
+    assert all("it did not start" in str(outcome) for outcome in outcomes)

@@ -431,7 +431,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["latent=-3"], "latent=-3 is not allowed: it has to be a whole number between 1 and 100000"),
+        (["latent=-3"], "latent=-3 is not allowed: it must be a whole number between 1 and 100000"),
         (["latent=abc"], "latent=abc is not allowed"),
         (["latent=2.5"], r"latent=2\.5 is not allowed"),
         (["sigma=fixed", "sigma.value=0"], r"sigma\.value=0 .*sigma=deterministic"),
@@ -658,7 +658,7 @@ def test_a_gpu_comes_to_the_same_quality_in_every_precision(precision: str, here
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_precision_that_the_device_does_not_have_is_refused(here: Path) -> None:
-    with pytest.raises(UserError, match="precision=tf32 is for CUDA GPUs, and this is cpu; type precision=float32"):
+    with pytest.raises(UserError, match="tf32 needs a CUDA GPU, and the device is cpu; type precision=float32"):
         train("precision=tf32", "device=cpu")
     assert not any(here.iterdir())
 

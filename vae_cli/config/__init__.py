@@ -11,5 +11,6 @@ __all__ = [
     "messages",
     "naming",
     "objective",
+    "overrides",
     "settings",
 ]

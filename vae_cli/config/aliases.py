@@ -1,4 +1,4 @@
-"""Names under which stored configurations may still refer to classes that have moved since."""
+"""The old names of classes that have moved, which stored runs and users' own YAML files may still contain."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from vae_cli.config.naming import AXES
 
-# Earlier place of a module: its place today. Entries are added and never removed, so that every run stays loadable.
+# Earlier name of a module: its name today. Entries are never removed, so that stored runs stay readable.
 MOVED = {f"vae_cli.{axis}": f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")}
 
 
 def current_target(target: str) -> str:
-    """Return the name of a class by the module that holds it today.
+    """Return the name of a class with the module that defines it today.
 
     >>> current_target("vae_cli.sigma.Fixed")
     'vae_cli.axes.sigma.Fixed'
@@ -24,7 +24,7 @@ def current_target(target: str) -> str:
 
 
 def with_current_targets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration in which every `_target_` names a class by its module of today."""
+    """Return a copy of a configuration in which every `_target_` is the current name of its class."""
     renewed: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

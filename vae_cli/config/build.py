@@ -1,4 +1,4 @@
-"""From a configuration to everything that a training needs, built and checked."""
+"""Check a configuration and build everything that a training needs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from vae_cli.machine.device import check_precision, find_device, find_threads
 from vae_cli.machine.memory import refuse_oversize, size_of, training_memory
 from vae_cli.model.vae import VAE
 
-SMALL = 1 << 26  # bytes of weights, and pixels, of a model that is soon there and computes an image or two at once
+QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels of a model that is built, and applied to two images, at once
 
 
 @dataclass
 class Experiment:
     """Everything that a training needs, built and checked.
 
-    config is plain and resolved; its key `choices` maps each axis to the word that chose its part.
+    config is plain and resolved; its key `choices` maps each axis to its choice.
     """
 
     config: Config
@@ -50,7 +50,7 @@ class Experiment:
 
 
 def build_experiment(config: Config) -> Experiment:
-    """Check a whole configuration and build what it names. Raises UserError, or Failure where there are no data."""
+    """Check a whole configuration and build what it names. Raises UserError, or Failure if the data are missing."""
     check_settings(config)
     flush_denormals()
     device = find_device(config["device"])
@@ -61,14 +61,16 @@ def build_experiment(config: Config) -> Experiment:
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, device)
     if device.type == "cuda" and distributed.count() > 1:
-        torch.cuda.set_device(device)  # what the processes send each other goes through it
+        torch.cuda.set_device(device)  # NCCL sends through the current device
     splits = dataset.load().to(device)
     if len(splits.train) == 0:
-        raise UserError("There is no image left to train on; hold out fewer with dataset.validation.")
+        raise UserError("No images are left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
     if distributed.count() > 1 and config["on_divergence"] == "restart":
-        raise UserError("on_divergence=restart is for one process: leave it out, and type the command again by hand.")
+        raise UserError(
+            "on_divergence=restart needs a single process: leave it out, and type the command again by hand."
+        )
     if distributed.count() > 1 and device.type != "cuda" and distributed.has_batch_norm(model):
         raise UserError(
             "Batch normalization over the images of several processes needs GPUs; type network.normalization=group."
@@ -78,7 +80,7 @@ def build_experiment(config: Config) -> Experiment:
     regularizer.to(device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config["precision"] == "tf32"
-        model.to(memory_format=torch.channels_last)  # as its convolutions like it best
+        model.to(memory_format=torch.channels_last)  # the layout in which cuDNN's convolutions are fastest
     if config["compile"]:
         compile_networks(model, splits.train)
     parameters = [*model.parameters(), *regularizer.parameters()]
@@ -86,26 +88,28 @@ def build_experiment(config: Config) -> Experiment:
 
 
 def flush_denormals() -> None:
-    """Take denormal numbers, of which Adam's state gets full, for 0: they slow a step by half. It has to be said before
-    anything is computed, for threads inherit it when they are made."""
+    """Treat denormal numbers as 0: Adam's state fills up with them, and they slow a step down by half.
+
+    This must be set before anything is computed, because threads inherit the setting when they are created.
+    """
     torch.set_flush_denormal(True)
 
 
 def compile_networks(model: VAE, images: Split) -> None:
-    """Compile encoder and decoder, for steps that are faster from then on. Raises Failure where that cannot be."""
+    """Compile encoder and decoder, which makes later steps faster. Raises Failure if they cannot be compiled."""
     try:
         for network in (model.encoder, model.decoder):
             network.compile()
         with torch.no_grad():
-            model(images.batch(torch.arange(min(2, len(images)))))  # the compiler works when it is first needed
-    except Exception as error:  # compilers fail in ways of their own: none is installed, most of all
+            model(images.batch(torch.arange(min(2, len(images)))))  # compilation starts at the first call
+    except Exception as error:  # compilers fail in many ways; most often none is installed
         raise Failure(
             f"compile=true: the networks cannot be compiled here ({first_line(error)}); leave it out."
         ) from error
 
 
 def check_config(config: Config) -> VAE:
-    """Check a configuration as far as that needs no data; the model is one for images of mean 0. Raises UserError."""
+    """Check a configuration without its data, and return its model for images of mean 0. Raises UserError."""
     check_settings(config)
     flush_denormals()
     device = find_device(config["device"])
@@ -120,7 +124,10 @@ def check_config(config: Config) -> VAE:
 
 
 def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
-    """Build the parts of all axes but the optimizer, and refuse those that do not go together. Raises UserError."""
+    """Build the parts of all axes except the optimizer.
+
+    Raises UserError, also for parts that cannot be combined if the dataset is given.
+    """
     kinds: dict[str, type] = {
         "network": Network,
         "sigma": Sigma,
@@ -138,16 +145,16 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
 
 
 def check_memory(config: Config, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Raise UserError where the model cannot fit into memory, before it takes any that counts."""
+    """Raise UserError if training the model would not fit into memory, before much memory is allocated."""
     plain = {**config, "precision": "float32"}
     try:
-        with torch.device("meta"):  # where tensors have a shape and no content
+        with torch.device("meta"):  # on which tensors have a shape but no content
             model = build_model(plain, shape)
-        if size_of(model) + math.prod(shape) <= SMALL:
-            model = build_model(plain, shape)  # to compute on `meta` imports what takes longer than all the rest
+        if size_of(model) + math.prod(shape) <= QUICK_TO_BUILD:
+            model = build_model(plain, shape)  # computing on `meta` imports modules, which takes longer than this
         needed = training_memory(model, shape, math.ceil(config["batch_size"] / distributed.count()))
     except (RuntimeError, NotImplementedError):
-        return  # a part of the user's own may ask for real numbers, and is not checked
+        return  # a user's own class may need real numbers; its memory is not checked
     refuse_oversize(
         needed,
         f"network={config['choices']['network']} with latent={config['latent']} and batch_size={config['batch_size']}",
@@ -157,16 +164,16 @@ def check_memory(config: Config, shape: tuple[int, int, int], device: torch.devi
 
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
-    """The model of a run, with weights that are still to be loaded."""
-    # On the CPU also where the model is to be on `meta`, on which a mean imports what takes longer than all the rest.
+    """Build the model of a run, whose weights are still to be loaded."""
+    # On the CPU even if the model is built on `meta`, where computing a mean imports modules that take long to load.
     return assemble(build_parts(config), config, shape, torch.zeros(shape, device="cpu"), 1.0)
 
 
 def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, int], mean: Tensor, spread: float) -> VAE:
     """Put a model together from its parts, for images of this shape, mean and spread (see Likelihood.start).
 
-    Encoder and decoder take their weights from streams of random numbers of their own, so that runs of one seed begin
-    with the same decoder and the same locations whatever the sigma mode.
+    Encoder and decoder draw their initial weights from separate random streams, so that runs with the same seed start
+    from the same decoder and the same locations in every sigma mode.
     """
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
     with initial_weights(config["seed"], "encoder"):
@@ -182,28 +189,28 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
 
 
 def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOptimizer:
-    """The optimizer that a node of the configuration names. Raises UserError."""
+    """Build the optimizer that a node of the configuration names. Raises UserError."""
     arguments = built_arguments(node, "optimizer")
     kind = find_class(node["_target_"], "optimizer", Optimizer)
     hints = get_type_hints(kind.__init__)
     for key, value in arguments.items():
-        if key != "lr":  # torch itself takes tensors too, which no file can hold
+        if key != "lr":  # torch's hint also allows tensors, which a file cannot contain
             check_value(value, hints.get(key, Any), f"optimizer.{key}")
     if "betas" in arguments and len(arguments["betas"]) != 2:
-        raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: it takes two, as [0.9,0.999].")
+        raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: type two numbers, such as [0.9,0.999].")
     if "lr" in arguments:
         rate = arguments["lr"]
         check_value(rate, NonNegative | Schedule, "optimizer.lr")
         if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
             raise UserError(
-                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's own default: say where it starts and "
+                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's default: say where it starts and "
                 "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
             )
     return ScheduledOptimizer(kind, parameters, arguments)
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:
-    """Mean of some images, and root mean squared distance from it, for which a thousand images are enough."""
+    """Return the mean of the images (C, H, W), and the root mean squared distance of up to 1000 of them from it."""
     mean = images.mean()
     some = torch.linspace(0, len(images) - 1, min(1000, len(images))).long()
     return mean.cpu(), float((images.batch(some) - mean).square().mean().sqrt())

@@ -1,7 +1,11 @@
-"""What Hydra has composed, as plain values, and the folder of the run that it describes."""
+"""From what Hydra has composed to plain values, and to the folder of the run that they describe.
+
+Importing this module changes one thing in the process: a warning of Hydra's is ignored (see below).
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,23 +17,27 @@ from vae_cli.config.catalog import configs_dir
 from vae_cli.config.naming import AXES, run_folder, run_name
 from vae_cli.core.errors import UserError
 
+# Hydra takes this package's settings of a launcher or sweeper for a file that the plugin's own schema validates
+# automatically, and warns of that. Workers of a launcher compose too, so it must be ignored in every process.
+warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
+
 
 def named_folder(root: DictConfig) -> Path:
-    """The folder of the run that a whole composition, with Hydra's node in it, describes."""
+    """Return the folder of the run that a composition describes; root includes Hydra's own node."""
     choices = {str(group): choice for group, choice in root.hydra.runtime.choices.items() if _is_ours(group)}
     sources = [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
-    # References such as ${latent} are no difference as long as they stand there unchanged.
+    # Unresolved, so that an unchanged reference such as ${latent} is not a difference.
     name = run_name(_container(root, resolve=False), choices, defaults_under(choices, sources))
     return run_folder({**_container(root, resolve=True), "choices": choices}, name)
 
 
 def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str, Any]:
-    """The settings as the files of these choices have them, and under `choices` the words that stand for themselves."""
+    """Return the settings as the files of these choices give them, and under `choices` the default choices."""
     root: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
     entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
     named = {group: choice for entry in entries for group, choice in entry.items() if "override" not in group}
     defaults: dict[str, Any] = {key: value for key, value in root.items() if key not in ("hydra", "arms")}
-    # Groups first, then what is laid into them, as a schedule at regularizer.beta.
+    # Groups first, then what replaces a part of one, such as a schedule at regularizer.beta.
     for group, choice in sorted(choices.items(), key=lambda item: "@" in item[0]):
         folder, _, package = group.partition("@")
         file = next((s / folder / f"{choice}.yaml" for s in sources if (s / folder / f"{choice}.yaml").exists()), None)
@@ -45,8 +53,10 @@ def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str,
 
 
 def to_plain(config: DictConfig, choices: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """A composition, with Hydra's node or without it, as resolved plain values; `choices` has the words that chose its
-    parts, which stand in Hydra's node unless they are given."""
+    """Return a composition as resolved plain values, with the choice of each axis under `choices`.
+
+    choices maps each group to its choice; by default it is read from Hydra's node, which config must include then.
+    """
     words = config.hydra.runtime.choices if choices is None else choices
     ours = {str(group): choice for group, choice in words.items() if _is_ours(group) and choice is not None}
     ordered = {axis: ours.pop(axis) for axis in AXES if axis in ours} | ours
@@ -57,11 +67,11 @@ def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
     ours = config.copy()
     OmegaConf.set_struct(ours, False)
     ours.pop("hydra", None)
-    ours.pop("arms", None)  # of a study: a run is one job of it
+    ours.pop("arms", None)  # they describe a whole study, and a run is one of its jobs
     plain = OmegaConf.to_container(ours, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(plain, dict)
     if "choices" in plain:
-        raise UserError("choices is not a setting: it is where the words that chose each part are noted. Leave it out.")
+        raise UserError("choices is not a setting: vae stores the choice of each axis there. Leave it out.")
     return {str(key): value for key, value in plain.items()}
 
 

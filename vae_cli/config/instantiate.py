@@ -1,5 +1,4 @@
-"""From a configuration's node to the object that it names: only classes that are allowed, only values that their
-constructors take."""
+"""Build the objects that a configuration names: from allowed classes only, with checked values only."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
 from vae_cli.config import catalog
-from vae_cli.config.naming import AXES
+from vae_cli.config.naming import AXES, typed
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.values import Interval, describe, is_allowed
 
@@ -20,13 +19,16 @@ ALLOWED = (*(f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")), "vae_cli.m
 
 
 def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
-    """Build the object that a node names by `_target_`, from its other keys, after they are checked against the types
-    in the constructor's signature. Raises UserError, with the full key in it."""
+    """Build the object that a node names by `_target_`.
+
+    The other keys of the node are the constructor's arguments; they are checked against the types in its signature.
+    Raises UserError, which names the full key.
+    """
     if "_target_" not in node:
-        raise UserError(f"{path}._target_ is missing: it names the class that {path} is.")
+        raise UserError(f"{path}._target_ is missing: it must name the class of {path}.")
     target = find_class(node["_target_"], path, kind)
     arguments = built_arguments(node, path)
-    # A class without a constructor of its own has nn.Module's *args and **kwargs, which are no settings.
+    # A class without a constructor of its own inherits nn.Module's *args and **kwargs, which are not settings.
     parameters = {
         name: p
         for name, p in inspect.signature(target).parameters.items()
@@ -47,13 +49,13 @@ def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
 
 
 def _elsewhere(axis: str, key: str) -> str:
-    """Name another choice of an axis that has this setting."""
+    """Name another choice of an axis that has a setting; an empty string if none has it."""
     choices = catalog.groups()[axis].choices.values() if axis in catalog.defaults() else ()
     return next((f" {axis}={choice.name} has it." for choice in choices if key in choice.settings), "")
 
 
 def built_arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The keys of a node as what the constructor is called with: schedules are built. Raises UserError."""
+    """Return a node's constructor arguments, with schedules built. Raises UserError."""
     return {
         key: build(value, f"{path}.{key}", Schedule) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in node.items()
@@ -62,56 +64,58 @@ def built_arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_value(value: Any, kind: Any, path: str) -> None:
-    """Raise UserError where a value is none of its kind, or a schedule leaves the bounds of it."""
+    """Raise UserError if a value has the wrong type, or if a schedule leaves the bounds of the type."""
     if not is_allowed(value, kind):
-        raise UserError(f"{path}={shown(value)} is not allowed: it has to be {describe(kind)}.")
+        raise UserError(f"{path}={brief(value)} is not allowed: it must be {describe(kind)}.")
     if isinstance(value, Schedule):
         for bound in (metadata for option in get_args(kind) for metadata in get_args(option)[1:]):
             if isinstance(bound, Interval) and not all(bound.holds(number) for number in value.bounds()):
                 low, high = value.bounds()
-                raise UserError(f"{path} goes from {low:g} to {high:g}, and has to be {bound} all the time.")
+                raise UserError(f"{path} goes from {low:g} to {high:g}, but must always be {bound}.")
 
 
-def shown(value: Any) -> str:
-    """A value as it is typed, shortened."""
+def brief(value: Any) -> str:
+    """Return a value for a message: as it is typed, but shortened."""
     if isinstance(value, Mapping):
         return "(a schedule)" if "_target_" in value else "(several settings)"
-    words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    text = typed(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def find_class(target: str, path: str, kind: type) -> Any:
-    """Import the class that `_target_` names, where it is allowed: those of this package's axes, of torch.optim, and of
-    modules that the user trusts by name. Raises UserError."""
+    """Import the class that `_target_` names, which must be a subclass of kind.
+
+    Allowed are classes of this package's axes and metrics, of torch.optim, and of modules that the user trusts by name
+    (see `trusted`). Raises UserError.
+    """
     if not isinstance(target, str):
-        raise UserError(f"{path}._target_={shown(target)} is not the name of a class; leave it out.")
+        raise UserError(f"{path}._target_={brief(target)} is not the name of a class; leave it out.")
     module_name, _, name = target.rpartition(".")
     allowed = (*ALLOWED, *trusted())
     if not _is_within(module_name, allowed):
         top = module_name.partition(".")[0] or target
         raise UserError(
-            f"{path}._target_={target} is code from outside the axes of vae and torch.optim, and is not run unless you "
-            f"say so: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
+            f"{path}._target_={target} is code from outside the axes of vae and torch.optim, which runs only with "
+            f"your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
         )
     if trusted() and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own module lies where the user stands
+        sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{path}._target_={target} is not there: no module is named '{error.name}'.") from error
+        raise UserError(f"{path}._target_={target} does not exist: there is no module '{error.name}'.") from error
     found = getattr(module, name, None)
     if found is None:
-        raise UserError(f"{path}._target_={target} is not there.{nearest(name, vars(module))}")
+        raise UserError(f"{path}._target_={target} does not exist.{nearest(name, vars(module))}")
     if not (isinstance(found, type) and issubclass(found, kind) and _is_within(found.__module__, allowed)):
         raise UserError(f"{path}._target_={target} cannot be used as {path}: it is not a {kind.__name__}.")
     if found is kind or inspect.isabstract(found):
-        raise UserError(f"{path}._target_={target} is what all choices of {path} have in common, and none itself.")
+        raise UserError(f"{path}._target_={target} is the base class of all choices of {path}; name one of them.")
     return found
 
 
 def trusted() -> tuple[str, ...]:
-    """The modules whose code the user has allowed, from VAE_TRUST, which --trust sets; worker processes inherit it."""
+    """Return the modules whose code the user trusts: those in VAE_TRUST, which --trust sets and workers inherit."""
     return tuple(name for name in os.environ.get("VAE_TRUST", "").replace(",", " ").split() if name)
 
 

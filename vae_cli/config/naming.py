@@ -1,4 +1,4 @@
-"""The name of a run: what differs from the defaults, in words that need no quotes in a shell or in Hydra."""
+"""The name of a run: its differences from the defaults, in words that no shell and no Hydra override must quote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from vae_cli.core.errors import UserError
 
-# What does not change the result of a run, or (epochs) may change later without making it another run.
+# Settings that do not change the result of a run, and `epochs`, so that a finished run can be trained further.
 NO_PART_OF_THE_NAME = frozenset(
     [
         *("epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
@@ -21,15 +21,15 @@ ORDER = [
     *("latent", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer"),
     *("dataset", "batch_size", "seed"),
 ]
-LONGEST = 150
+LONGEST = 150  # characters
 AXES = ("dataset", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer")
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
-    """Name what differs between a configuration and the defaults, both plain: `latent-8_sigma-fixed`, or `default`.
+    """Return the differences between a plain configuration and the defaults: `latent-8_sigma-fixed`, or `default`.
 
-    choices maps a group (`sigma`, `schedule@regularizer.beta`) to the word that was chosen for it; defaults holds the
-    settings as they are under these choices, and under `choices` the words that stand for themselves.
+    choices maps a group (`sigma`, `schedule@regularizer.beta`) to the choice that was made. defaults holds the values
+    that the settings have under these choices, and under its key `choices` the default choice of each group.
     """
     words: list[tuple[str, str]] = []
     for group, choice in choices.items():
@@ -47,27 +47,34 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
 
 
 def run_folder(config: Mapping[str, Any], name: str) -> Path:
-    """The folder of a run: runs_dir / dataset / name, or the name that was given by hand."""
+    """Return the folder of a run: runs_dir / dataset / name, or runs_dir / run_name if the user has named the run.
+
+    Raises UserError for a runs_dir or run_name that cannot name a folder.
+    """
     for key in ("runs_dir", "run_name"):
-        refuse_no_path(key, config[key])
+        check_path(key, config[key])
     if config["run_name"] is not None:
         return Path(config["runs_dir"]) / str(config["run_name"])
     return Path(config["runs_dir"]) / clean(config["choices"]["dataset"]) / name
 
 
-def refuse_no_path(key: str, value: Any) -> None:
-    """Raise UserError for a setting that cannot be the name of a folder."""
+def check_path(key: str, value: Any) -> None:
+    """Raise UserError if the value of a setting cannot be the path of a folder."""
     words = str("x" if value is None else value)
     if not words.strip(" ./") and ".." not in words and words != "/" and (key == "run_name" or not words.strip()):
-        raise UserError(f"{key}='{words}' names nothing: give a name, or leave it out.")
+        raise UserError(f"{key}='{words}' is not a name: give another one, or leave {key} out.")
     if not words.isprintable():
-        raise UserError(f"{key}={words!r} holds characters that cannot be seen, such as a line break: leave them out.")
+        raise UserError(f"{key}={words!r} contains invisible characters, such as a line break: leave them out.")
     if any(len(part.encode(errors="replace")) > 255 for part in words.split("/")):
-        raise UserError(f"{key}={words[:40]}... is too long for a file system: a name has at most 255 bytes.")
+        raise UserError(f"{key}={words[:40]}... is too long: file systems allow at most 255 bytes a name.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as one level of dotted keys."""
+    """Return a nested configuration as one level of dotted keys.
+
+    >>> flatten({"latent": 2, "sigma": {"value": 1.0}})
+    {'latent': 2, 'sigma.value': 1.0}
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -78,7 +85,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that its result depends on, on one level."""
+    """Return the settings that the result of a run depends on, as one level of dotted keys."""
     return {
         key: value
         for key, value in flatten(config).items()
@@ -87,7 +94,7 @@ def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The row of a run in TensorBoard's HPARAMS tab: the choice of each axis and every setting that matters."""
+    """Return a run's row in TensorBoard's HPARAMS tab: the choice of each axis and each setting that matters."""
     row: dict[str, bool | int | float | str] = dict(config["choices"])
     for key, value in what_matters({k: v for k, v in config.items() if k != "choices"}).items():
         if not key.endswith("_target_") and value is not None:
@@ -95,21 +102,38 @@ def hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     return row
 
 
-def show(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, (list, tuple)):
-        return "-".join(show(item) for item in value) or "none"
+def typed(value: Any) -> str:
+    """Return a value as it is typed on the command line.
+
+    >>> [typed(value) for value in (None, True, 0.5, [1, 2])]
+    ['null', 'true', '0.5', '[1, 2]']
+    """
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
+def show(value: Any) -> str:
+    """Return a value for a name or a label: as it is typed, but with the items of a list joined by hyphens.
+
+    >>> show([400, 400])
+    '400-400'
+    """
+    if isinstance(value, (list, tuple)):
+        return "-".join(show(item) for item in value) or "none"
+    return typed(value)
+
+
 def clean(word: str) -> str:
-    """Letters, digits, dot, plus, minus: what no shell and no Hydra override has to quote."""
+    """Reduce a word to letters, digits, dots, plus and minus signs, which no shell and no Hydra override must quote.
+
+    >>> clean("(0.9, 0.999)")
+    '0.9-0.999'
+    """
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-.") or "x"
 
 
 def digest(name: str) -> str:
-    """Eight letters that stand for a name that is too long."""
+    """Return eight hexadecimal digits that tell a name that is too long apart from others."""
     return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 

@@ -1,11 +1,11 @@
-"""The settings that every run has, and which values they take."""
+"""The settings that every run has, and the values that each allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from vae_cli.config.instantiate import check_value, shown
+from vae_cli.config.instantiate import brief, check_value
 from vae_cli.config.naming import AXES
 from vae_cli.config.objective import check_objective
 from vae_cli.core.errors import UserError, nearest
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def check_settings(config: Config) -> None:
-    """Check the settings that every run has. Raises UserError."""
+    """Check the settings that every run has, and that there are no others. Raises UserError."""
     for key, kind in SETTINGS.items():
         if key not in config:
             raise UserError(f"{key} is missing; type {key}=...")
@@ -46,7 +46,7 @@ def check_settings(config: Config) -> None:
     check_latent(config)
     if config["batch_size"] < distributed.count():
         raise UserError(
-            f"batch_size={config['batch_size']} is less than an image for each of {distributed.count()} processes; "
+            f"batch_size={config['batch_size']} is less than one image for each of {distributed.count()} processes; "
             f"type batch_size={distributed.count()} or more, or start fewer processes."
         )
     for axis in AXES:
@@ -61,11 +61,11 @@ def check_settings(config: Config) -> None:
 
 
 def check_latent(config: Config) -> None:
-    """Raise UserError where an axis is told another number of dimensions than the code has."""
+    """Raise UserError if an axis is given another number of dimensions than the code has."""
     for axis in AXES:
-        told = config[axis].get("latent", config["latent"]) if isinstance(config.get(axis), Mapping) else None
-        if told is not None and told != config["latent"]:
+        given = config[axis].get("latent", config["latent"]) if isinstance(config.get(axis), Mapping) else None
+        if given is not None and given != config["latent"]:
             raise UserError(
-                f"{axis}.latent={shown(told)} is not allowed: the code has latent={config['latent']} dimensions. "
-                f"Leave it out, or type latent={shown(told)}."
+                f"{axis}.latent={brief(given)} is not allowed: the code has latent={config['latent']} dimensions. "
+                f"Leave it out, or type latent={brief(given)}."
             )

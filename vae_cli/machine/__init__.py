@@ -1,3 +1,3 @@
-"""What a run computes on: devices, memory, cores, and the processes of one run."""
+"""The machine that a run computes on: devices, memory, cores, and the processes of one run."""
 
 __all__ = ["cores", "device", "distributed", "launch", "memory"]

@@ -1,4 +1,4 @@
-"""What this machine has, and how runs that train side by side share it."""
+"""The cores and GPUs of this machine, and how runs that train side by side share them."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from pathlib import Path
 
 from vae_cli.core.files import locked
 
-_held = ExitStack()  # the GPU that this process has taken, until it ends
+_held = ExitStack()  # the locks of the GPUs that this process has taken, held until it ends
 _taken: dict[str, int] = {}
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> int:
-    """The GPUs of this machine that torch can use: the resolver ${gpus:}."""
-    import torch  # takes two seconds
+    """Return the number of GPUs that torch can use: the resolver ${gpus:}."""
+    import torch  # here, because it takes two seconds
 
     return torch.cuda.device_count()
 
 
 def gpus_for_each(device: str = "auto") -> int:
-    """How many GPUs a run takes, 1 or 0: the resolver ${gpus_for_each:device}."""
+    """Return how many GPUs a run uses, 1 or 0: the resolver ${gpus_for_each:device}."""
     return 1 if device.startswith("cuda") or (device == "auto" and gpus()) else 0
 
 
 def jobs_at_once(device: str = "auto") -> int:
-    """How many runs train at a time, one a GPU, or one a core where they use none: the resolver ${jobs_at_once:device}.
+    """Return how many runs train at a time: the resolver ${jobs_at_once:device}.
 
-    Several processes of one thread are faster than one of several: they never wait for each other.
+    One for each GPU, or one for each core if they use no GPU: several processes with one thread are faster than one
+    process with several threads, because they never wait for each other.
     """
     if not gpus_for_each(device):
         return cores()
-    return max(1, gpus()) if device in ("auto", "cuda") else 1  # all of them on cuda:1
+    return max(1, gpus()) if device in ("auto", "cuda") else 1  # cuda:1 is one GPU for all runs
 
 
 def free_gpu(count: int) -> int:
-    """The number of the GPU on which this process is to train, of so many that it sees: the one with the fewest runs of
-    this user's, which hold a lock for as long as they live."""
+    """Return which of the `count` GPUs that this process sees it should train on: the one with the fewest of the user's
+    runs. Each run holds a lock file of its GPU until its process ends.
+    """
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     names = visible if len(visible) == count else [str(number) for number in range(count)]
     key = ",".join(names)
@@ -55,6 +57,7 @@ def free_gpu(count: int) -> int:
 
 
 def _hold(file: Path) -> bool:
+    """Lock a file until this process ends; return False if another process has locked it."""
     lock = ExitStack()
     if lock.enter_context(locked(file, wait=False)):
         _held.push(lock)

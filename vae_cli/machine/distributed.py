@@ -1,8 +1,8 @@
-"""One run on several processes: what they share, so that it is the run that one process would have trained.
+"""One run on several processes: a training divided over them gives the run that one process would have trained.
 
-All processes hold the whole model and the same random state. A batch is divided over them by `share`; inside, means
-are those of the whole batch, and what is drawn at random is drawn for the whole batch. The first process alone writes.
-With one process every function here returns what it is given, or does it.
+Every process has the whole model and the same random state. `share` divides a batch over the processes; inside it,
+means are taken over the whole batch, and random numbers are drawn for the whole batch. Only the first process writes.
+With one process, every function here returns its argument, or calls it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from vae_cli.core.errors import Failure, UserError, explain, first_line
 from vae_cli.machine.launch import launched, this_process
 
 CPU = torch.device("cpu")
+BATCH_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
+)
 T = TypeVar("T")
 
-TO_MEET = timedelta(minutes=15)
+TO_MEET = timedelta(minutes=15)  # for the processes to find each other
 PATIENCE = timedelta(hours=24)  # the others wait while the first evaluates or writes
-FAREWELL = timedelta(seconds=5)  # the others wait for the first to end, whose end would be cut short by theirs
+FAREWELL = timedelta(seconds=5)  # the others wait for the first to end, because their end would cut it short
 
-# Functions that draw a number for each element of a tensor or of a size, by name: torch's own and tensors' methods.
-_SIZES = frozenset({"rand", "randn"})  # which may be given their size number by number
+# Names of functions and of tensor methods that draw a random number for each element of a tensor or of a size.
+_SIZES = frozenset({"rand", "randn"})  # these also accept their size as separate numbers
 _DRAWN = _SIZES | frozenset(
     [
         *("normal", "bernoulli", "multinomial", "randint", "rand_like", "randn_like", "randint_like"),
@@ -40,12 +44,12 @@ _DRAWN = _SIZES | frozenset(
         *("rrelu", "gumbel_softmax"),
     ]
 )
-# How many random numbers these take depends on the values, and a process knows its own only.
+# These draw as many random numbers as the values require, and a process knows only the values of its own share.
 _REJECTED = frozenset({"poisson", "binomial", "_standard_gamma", "_sample_dirichlet"})
 
 
 class _Division(NamedTuple):
-    """The rows [start, stop) of a batch of `size` images that are this process's, and whether it counts them."""
+    """This process's rows [start, stop) of a batch of `size` images, and whether they count (see `share`)."""
 
     start: int
     stop: int
@@ -53,33 +57,35 @@ class _Division(NamedTuple):
     counts: bool
 
 
-_division: _Division | None = None  # of the batch that is being trained on
+_division: _Division | None = None  # of the current batch
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the other processes that torchrun has started, until the end. Raises UserError where the environment is
-    not whole, Failure where another process is lost."""
+    """Join the other processes that torchrun has started, until the end of the block.
+
+    Raises UserError if the environment is incomplete, and Failure if another process is lost.
+    """
     launch = launched()
     if launch.count == 1:
         yield
         return
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
-    # Tensors on the CPU, and whatever is not a tensor, go by gloo, which a GPU need not wait for.
+    # CPU tensors and Python objects are sent by gloo, for which no GPU must wait.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, *_ = next(rendezvous("env://", timeout=TO_MEET))
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        # Each says so for itself: the one that is missing may be the first.
+        # Every process reports this, because the missing one may be the first.
         kind = Failure if launch.rank == 0 else ConnectionError
         raise kind(f"the {launch.count} processes did not find each other: {first_line(error)}") from error
     try:
         with connected():
             yield
     finally:
-        # Where one process ends with an error, torchrun stops the others: the first is let go first.
+        # If one process ends with an error, torchrun stops the others, so the first process, which writes, ends first.
         with suppress(RuntimeError):
             if launch.rank == 0:
                 store.set("vae has ended", "1")
@@ -90,42 +96,42 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Say in words where another process is lost. Raises Failure."""
+    """Turn torch's errors about a lost process into a message. Raises Failure."""
     try:
         yield
     except RuntimeError as error:
         if count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise Failure(
                 "The connection to another process was lost: it has failed, or was stopped or killed. "
-                "Type the same command again, and the run goes on from its last checkpoint."
+                "Type the same command again to resume the run from its last checkpoint."
             ) from error
         raise
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
+    """Return the number of this process, counted from 0."""
     return dist.get_rank() if _is_joined() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if _is_joined() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Return whether this is the process that writes."""
     return rank() == 0
 
 
 def first(do: Callable[[], T]) -> T:
-    """Have the first process do something, and return its result, or raise what it raised, in all of them."""
+    """Call a function in the first process only; return its result, or raise its exception, in all processes."""
     if count() == 1:
         return do()
-    outcome: list[Any] = [None, None]  # what is returned, what is raised
+    outcome: list[Any] = [None, None]  # the result, the exception
     if is_first():
         try:
             outcome[0] = do()
-        except Exception as error:  # whatever it is, the others wait to hear of it
+        except Exception as error:  # whatever it is, the other processes wait for it
             dist.broadcast_object_list([None, _portable(error)], 0, device=CPU)
             raise
     dist.broadcast_object_list(outcome, 0, device=CPU)
@@ -136,13 +142,13 @@ def first(do: Callable[[], T]) -> T:
 
 
 def together(do: Callable[[], T]) -> T:
-    """Do something in every process; where some cannot, all raise, and the message names the one that could not."""
+    """Call a function in every process; if it fails in some, all raise, and the message names the first that failed."""
     if count() == 1:
         return do()
     mine: Exception | None = None
     try:
         result = do()
-    except Exception as error:  # whatever it is, the others have to hear of it
+    except Exception as error:  # whatever it is, the other processes must know
         mine = error
     everybody = gathered((this_process(), mine and _portable(mine)))
     failed = [(who, error) for who, error in everybody if error is not None]
@@ -156,7 +162,7 @@ def together(do: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """What each process gives, in their order."""
+    """Return the values of all processes, in the order of their numbers."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -165,12 +171,12 @@ def gathered(value: T) -> list[T]:
 
 
 def same(value: object) -> bool:
-    """Whether all processes give an equal value."""
+    """Return whether all processes have an equal value."""
     return all(other == value for other in gathered(value))
 
 
 def greatest(number: int) -> int:
-    """The greatest of the processes' numbers."""
+    """Return the greatest of the processes' numbers."""
     if count() == 1:
         return number
     tensor = torch.tensor(number)
@@ -179,7 +185,7 @@ def greatest(number: int) -> int:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum of the processes' tensors, through which no gradient goes."""
+    """Return the sum of the processes' tensors, without gradients."""
     if count() == 1:
         return tensor
     whole = tensor.detach().clone()
@@ -189,11 +195,12 @@ def total(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def share(positions: Tensor) -> Iterator[Tensor]:
-    """Give this process its share of a batch; inside, `mean`, `mean_loss` and `size` are those of the whole batch, and
-    whatever is drawn at random for the images of the share is what one process would have drawn for them.
+    """Yield this process's share of the positions (B,) of a batch.
 
-    Shares differ by one image at most. Where there are fewer images than processes, those that are left over take the
-    last image too, which they do not count: much of torch does not work on no image at all.
+    Inside, `mean`, `mean_loss` and `size` are those of the whole batch, and the random numbers for the images of the
+    share are the ones that one process would have drawn for them. The sizes of shares differ by at most one image. If
+    there are fewer images than processes, each process without an image of its own computes the last image too, but
+    does not count it, because much of torch does not work on an empty batch.
     """
     global _division
     if count() == 1:
@@ -211,17 +218,17 @@ def share(positions: Tensor) -> Iterator[Tensor]:
 
 
 def size(values: Tensor) -> int:
-    """How many images the whole batch has, of which values (B, ...) are this process's."""
+    """Return the number of images in the whole batch; values (B, ...) are those of this process's share."""
     return len(values) if _division is None else _division.size
 
 
 def counted(values: Tensor) -> Tensor:
-    """Of values (B, ...) of a share those that count."""
+    """Return those of a share's values (B, ...) that count: all, or none (see `share`)."""
     return values if _division is None or _division.counts else values[:0]
 
 
 def mean(values: Tensor, dim: int | None = None) -> Tensor:
-    """The mean of values (B, ...) over the whole batch, for dim=0, or over everything; gradients go through it."""
+    """Return the mean of values (B, ...) over the whole batch (dim=0), or over all elements, with gradients."""
     if _division is None:
         return values.mean(dim)
     inner = values.shape[1:].numel() if dim is None else 1
@@ -230,14 +237,14 @@ def mean(values: Tensor, dim: int | None = None) -> Tensor:
 
 
 def mean_loss(values: Tensor) -> Tensor:
-    """What this process has to go down, of which the mean over processes is the mean of values (B,) over the batch."""
+    """Return the loss of this process; its mean over the processes is the mean of values (B,) over the whole batch."""
     if _division is None:
         return values.mean()
     return counted(values).sum() * (count() / _division.size)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes. All of their losses depend on it, so that gradients are summed as well."""
+    """The sum over processes. The losses of all processes depend on it, so the gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -249,9 +256,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _DrawnTogether(TorchFunctionMode):
-    """Draws at random for a whole batch whatever is asked for the rows of a share, and gives the rows.
+    """Draws random numbers for the whole batch whenever some are drawn for the rows of a share, and returns those rows.
 
-    It knows them by their number alone, and takes a draw for something else that happens to have as many for theirs.
+    Rows are recognized by their number alone: a draw for something else that has as many rows as the share is also
+    made for the whole batch.
     """
 
     def __init__(self, division: _Division) -> None:
@@ -273,13 +281,13 @@ class _DrawnTogether(TorchFunctionMode):
         whole = [*map(self._whole, args)], {key: self._whole(value) for key, value in kwargs.items()}
         drawn = func(*whole[0], **whole[1])
         if all(new is old for new, old in zip([*whole[0], *whole[1].values()], [*args, *kwargs.values()], strict=True)):
-            return drawn  # not for the images of the share
+            return drawn  # nothing in the arguments has the rows of the share
         if name.endswith("_"):  # in place
             return args[0].copy_(drawn[self.rows])
         return drawn[self.rows]
 
     def _whole(self, argument: Any) -> Any:
-        """A tensor or a size of the share's rows, as one of all rows."""
+        """Return a tensor or a size with the rows of the share as one with the rows of the whole batch."""
         rows = self.stop - self.start
         if isinstance(argument, Tensor) and argument.dim() > 0 and argument.shape[0] == rows:
             before, after = (argument.new_ones(n, *argument.shape[1:]) for n in (self.start, self.size - self.stop))
@@ -290,18 +298,18 @@ class _DrawnTogether(TorchFunctionMode):
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """The module, or with several processes one that is called like it and averages gradients over them."""
+    """Return the module itself, or with several processes a wrapper that averages gradients over the processes."""
     if count() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
-    # Nobody need send buffers to the others: they are equal in all. Newer versions of torch have another name for it.
+    # Buffers are equal in all processes, so they are not broadcast. The argument has another name in newer torch.
     names = inspect.signature(DistributedDataParallel).parameters
     unsent: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(module), **unsent)
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether a module normalizes over the images of a batch."""
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    """Return whether a module normalizes over the images of a batch."""
+    return any(isinstance(part, BATCH_NORMS) for part in module.modules())
 
 
 def _is_joined() -> bool:
@@ -309,9 +317,9 @@ def _is_joined() -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that another process can raise."""
+    """Return an error that another process can unpickle and raise."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # classes that cannot be rebuilt from their arguments raise whatever they like
+    except Exception:  # an exception that cannot be rebuilt from its arguments may raise anything here
         return Failure(explain(error)[0])
     return error

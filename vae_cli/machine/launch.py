@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` says in the environment; read without importing torch."""
+"""This process among several, as `torchrun` describes it in the environment; read without importing torch."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says. Raises UserError where half of it is missing or makes no sense."""
+    """Return what the environment says. Raises UserError if it is incomplete or contradicts itself."""
     count = _number("WORLD_SIZE", 1)
     if count <= 1:
         return Launch()
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
         raise UserError(
-            f"WORLD_SIZE={count} says that there are {count} processes, and {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not set: start them with torchrun, which sets all of it, or unset "
-            "WORLD_SIZE."
+            f"WORLD_SIZE={count} means {count} processes, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set: start the processes with torchrun, which sets all of "
+            "these, or unset WORLD_SIZE."
         )
     found = Launch(_number("RANK"), count, _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE", count))
     if not (found.rank < count and found.local_rank < found.local_count <= count):
         raise UserError(
             f"RANK={found.rank}, LOCAL_RANK={found.local_rank}, LOCAL_WORLD_SIZE={found.local_count} and "
-            f"WORLD_SIZE={count} do not go together: ranks are counted from 0."
+            f"WORLD_SIZE={count} contradict each other: ranks are counted from 0."
         )
     return found
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks; no error, whatever the environment holds."""
+    """Return whether this process is the one that prints; never raises, whatever the environment contains."""
     try:
         return launched().rank == 0
     except UserError:
@@ -51,22 +51,22 @@ def is_first() -> bool:
 
 
 def this_process() -> str:
-    """What this process is called in messages."""
+    """Return the name of this process in messages."""
     return f"process {launched().rank} on {socket.gethostname()}"
 
 
 def refuse_several(command: str) -> None:
-    """Raise UserError where several processes were started, of which each would do the same."""
+    """Raise UserError if several processes were started, because each would do the same."""
     count = launched().count
     if count > 1:
         raise UserError(
-            f"'{command}' would be done {count} times, once by each process (WORLD_SIZE={count} in the environment): "
-            "type it without torchrun."
+            f"'{command}' would run {count} times, once in each process (WORLD_SIZE={count} in the environment): type "
+            "it without torchrun."
         )
 
 
-def _number(name: str, otherwise: int | None = None) -> int:
-    text = os.environ.get(name) or ("" if otherwise is None else str(otherwise))
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name) or ("" if default is None else str(default))
     if not text.isdecimal():
-        raise UserError(f"{name}={text} in the environment is no number; unset it, or start with torchrun.")
+        raise UserError(f"{name}={text} in the environment is not a whole number; unset it, or start with torchrun.")
     return int(text)

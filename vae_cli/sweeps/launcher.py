@@ -1,4 +1,10 @@
-"""The jobs of a sweep: all are checked before the first starts, and one that fails does not stop the others."""
+"""Launch the jobs of a sweep: all are checked before the first one starts, and a failed one does not stop the others.
+
+Two public names of Hydra's are used in a way that Hydra does not promise. `Plugins.instantiate_launcher` is replaced,
+because Hydra has no hook around the launcher that a user chooses; if the name is gone, `check_sweeps` raises
+AttributeError, because a sweep must not start unchecked. `HydraConfig.instance().cfg` is restored after a job's
+configuration was looked at; `HydraConfig` has a setter only for configurations that include Hydra's node.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +30,11 @@ Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 
 @contextmanager
 def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Learn | None = None) -> Iterator[None]:
-    """Have every job of a sweep checked before the first one starts, whichever launcher runs them.
+    """Check every job of a sweep before the first one starts, whichever launcher runs them.
 
-    `check` gets each job's whole configuration, Hydra's part included: if it raises a UserError nothing is started and
-    the message names the job; if it returns False, as for a finished run, the job is left out. A sweeper that learns
-    from results does not know all of its jobs beforehand: it gets the launcher that `learn` makes of its own.
+    `check` gets each job's whole configuration, including Hydra's part. If it raises UserError, nothing is started and
+    the message names the job; if it returns False, as for a finished run, the job is skipped. A sweeper that learns
+    from results does not know all of its jobs beforehand: it gets the launcher that `learn` puts around its own.
     """
     instantiate = Plugins.instantiate_launcher
     made: list[CheckedLauncher] = []
@@ -46,7 +52,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
     try:
         yield
     except Exception:
-        for launcher in made:  # Hydra itself may refuse a job, once it has written its record
+        for launcher in made:  # Hydra itself may refuse a job after it has written its record of the sweep
             if not launcher.is_launched:
                 launcher.forget_record()
         raise
@@ -55,7 +61,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
 
 
 class CheckedLauncher(Launcher):
-    """A launcher around another one, which checks what it is to launch and reports on it."""
+    """A launcher around another one, which checks the jobs before it launches them, and reports on them."""
 
     def __init__(
         self,
@@ -76,13 +82,13 @@ class CheckedLauncher(Launcher):
         """Do nothing: the launcher inside is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch what is left to do. Raises UserError before anything starts, Failure at the end where jobs failed."""
+        """Launch the jobs left to do. Raises UserError before any starts, and Failure at the end if any fails."""
         setup_globals()
         self.is_launched = True
         try:
             if not job_overrides:
                 raise UserError(
-                    "This sweep has no job: one of its lists or ranges holds no value. Give it one or more."
+                    "This sweep has no jobs: one of its lists or ranges is empty. Give it at least one value."
                 )
             job_overrides = self._with_arms(job_overrides)
             jobs = [Job(index, words) for index, words in enumerate(job_overrides, start=initial_job_idx)]
@@ -91,7 +97,7 @@ class CheckedLauncher(Launcher):
                 self.forget_record()
             if self.reporter is not None:
                 self.reporter.begin()
-        except Exception:  # whatever was refused: nothing starts, and nothing is left behind
+        except Exception:  # nothing starts, so nothing is left behind
             self.forget_record()
             raise
         reporter = self.reporter
@@ -100,32 +106,34 @@ class CheckedLauncher(Launcher):
         if reporter is not None:
             reporter.end()
         errors = [(job.words, error_of(outcome)) for job, outcome in zip(to_do, outcomes, strict=True)]
-        _raise_first([(words, error) for words, error in errors if error is not None], len(to_do))
+        _raise_failures([(words, error) for words, error in errors if error is not None], len(to_do))
         return [outcome for outcome in outcomes if isinstance(outcome, JobReturn)]
 
     def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+        """Return the jobs of a study, if the sweep is one. Raises UserError."""
         arms = self.config.get("arms")
         if arms is None:
             return jobs
         if not isinstance(arms, ListConfig) or not arms or not all(isinstance(arm, str) for arm in arms):
-            raise UserError("arms takes a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
+            raise UserError("arms must be a list of sweeps, for example -m 'arms=[\"sigma=fixed,shared latent=2\"]'.")
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
     def forget_record(self) -> None:
-        """Remove what Hydra has written of a sweep that does not start, and the folders that are empty without it."""
+        """Remove Hydra's record of a sweep that does not start, and the folders that are empty without it."""
         folder = Path(self.config.hydra.sweep.dir)
         (folder / "multirun.yaml").unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that holds something else stays
+        with suppress(OSError):  # a folder that is not empty stays
             for place in (folder, folder.parent, folder.parent.parent):
                 place.rmdir()
 
     def _passes(self, job: Job) -> bool:
+        """Check one job; False if it is finished. Raises UserError, which names the job."""
         try:
             with composed(self.hydra_context, self.config, job.words, job.number) as config:
                 if config.get("arms") != self.config.get("arms"):
-                    raise UserError("a study is a sweep of its own: choose it alone, and not among others")
+                    raise UserError("a study is a whole sweep: choose it alone, not as one of several choices")
                 return self.check(config)
-        except Exception as error:  # a resolver's message arrives wrapped; what is no message goes on as it is
+        except Exception as error:  # a resolver's message arrives wrapped; other errors are re-raised
             message = translate(error, job.words)
             if message is None:
                 raise
@@ -135,7 +143,7 @@ class CheckedLauncher(Launcher):
 
 @contextmanager
 def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str], number: int) -> Iterator[DictConfig]:
-    """The whole configuration of one job of a sweep, which resolvers see while it is looked at."""
+    """Yield the whole configuration of one job of a sweep; inside, resolvers see this configuration."""
     config = hydra_context.config_loader.load_sweep_config(sweep, list(words))
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
@@ -147,11 +155,15 @@ def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str
         HydraConfig.instance().cfg = before
 
 
-def _raise_first(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
+def _raise_failures(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
+    """Raise one Failure that lists the failed jobs, of `count`.
+
+    A job that another process has finished meanwhile has not failed; its message is printed.
+    """
     lines = []
     for words, error in failed:
         message = translate(error, words) or error
-        if getattr(message, "exit_code", 1) == 0:  # finished meanwhile
+        if getattr(message, "exit_code", 1) == 0:
             print(message)
         else:
             lines.append(f"  {spell(words)}: {' '.join(explain(message)[0].split())}")

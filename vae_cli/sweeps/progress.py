@@ -1,4 +1,4 @@
-"""What a person sees of runs that other processes train: a bar for the sweep and one for each run that is under way."""
+"""The progress of runs that other processes train: one bar for the sweep, and one for each run that is training."""
 
 from __future__ import annotations
 
@@ -24,26 +24,36 @@ from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.runner import State
 from vae_cli.training.summary import figures
 
-BARS = 12  # runs that get a bar of their own
-TAIL = 4096  # bytes at the end of metrics.jsonl, in which its last record is found
+BARS = 12  # most runs that get a bar of their own
+TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last record
+ENDED = ("finished", "failed")
 
 
 @dataclass
 class Course:
-    """How a run goes on: since when it is watched, and how far it has come."""
+    """The progress of one run.
+
+    stamp is the time in ns at which summary.json was written before the sweep began; done and done_before are shares
+    of the run's epochs, now and before the sweep began.
+    """
 
     run: RunDir
-    stamp: int | None  # of summary.json before the sweep began
+    stamp: int | None
     epochs: int
     state: State = "waiting"
-    done: float = 0.0  # share of its epochs
-    begun_at: float = 0.0  # the same before the sweep began
+    done: float = 0.0
+    done_before: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is finished or has failed."""
+        return self.state in ENDED
 
 
 class SweepProgress:
-    """The runs of a sweep, by the numbers of their jobs, looked at through what they write into their folders.
+    """Follows the runs of a sweep, named by the numbers of their jobs, through the files in their folders.
 
-    On a terminal there are bars; elsewhere, a line for each run that has ended.
+    On a terminal it shows bars; elsewhere, it prints one line for each run that ends.
     """
 
     def __init__(self, runs: Mapping[int, tuple[Path, int]], console: Console, lines: Console) -> None:
@@ -55,28 +65,27 @@ class SweepProgress:
         self._bar: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         for course in self._courses.values():
-            course.done = course.begun_at = _share_done(course)
+            course.done = course.done_before = _share_done(course)
 
     def state(self, job: int) -> State:
-        """How far a run has come: `waiting` as long as it has not been touched."""
+        """The state of a run: `waiting` until this sweep has written into its folder."""
         course = self._courses[job]
-        if course.state not in ("finished", "failed"):
+        if not course.has_ended:
             self._read(course)
         return course.state
 
     def look(self) -> None:
-        """Look at all runs, and say which have ended."""
+        """Read the states of all runs, print those that have ended since, and update the bars."""
         for job, course in self._courses.items():
-            before = course.state
-            if before not in ("finished", "failed") and self.state(job) in ("finished", "failed"):
-                self._say(course)
+            if not course.has_ended and self.state(job) in ENDED:
+                self._report(course)
         self._draw()
 
-    def stop(self, is_left: bool) -> None:
-        """Ask the runs that are under way on this machine to save and to stop, unless they are left to a queue."""
+    def stop(self, is_queued: bool) -> None:
+        """Ask the running jobs on this machine to save a checkpoint and stop; queued jobs stay in a cluster's queue."""
         self.close()
-        if is_left:
-            print(f"\nleft: {self}; the jobs stay in the queue (squeue shows them, scancel ends them)", file=sys.stderr)
+        if is_queued:
+            print(f"\nleft: {self}; the jobs stay in the queue (squeue lists them, scancel ends them)", file=sys.stderr)
             return
         print(f"\nstopping: {self}", file=sys.stderr)
         for course in self._courses.values():
@@ -88,7 +97,7 @@ class SweepProgress:
                         os.kill(summary["pid"], signal.SIGTERM)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -101,6 +110,7 @@ class SweepProgress:
         return ", ".join(f"{number} {state}" for state, number in count.items() if number)
 
     def _read(self, course: Course) -> None:
+        """Read the state of a run, if its summary was written since the sweep began."""
         stamp = _stamp(course.run)
         if stamp == course.stamp:
             return
@@ -113,28 +123,34 @@ class SweepProgress:
             course.state = status
         course.done = 1.0 if status in ("finished", "failed") else _share_done(course)
 
-    def _say(self, course: Course) -> None:
-        ended = sum(course.state in ("finished", "failed") for course in self._courses.values())
+    def _report(self, course: Course) -> None:
+        """Print the figures of a finished run, or the error of a failed one, and its warnings."""
+        ended = self._count_ended()
         left = "" if ended == len(self._courses) else f", {time_left(self._seconds_left())}"
         try:
             summary = course.run.summary()
         except Failure as error:
             summary = {"status": "failed", "error": str(error)}
         path = relative(course.run.path)
-        said = figures(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
-        said = "\n".join([said, *(f"  warning: {text}" for text in summary.get("warnings", []))])
-        # Beside a bar the lines go where the bar is, unless they are kept in a file.
-        is_seen = self._bar is not None and self._lines.is_terminal
-        console = self._console if is_seen else self._lines
-        console.print(f"{ended} of {len(self._courses)}{left}: {said}", soft_wrap=True, highlight=False, markup=False)
+        text = figures(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
+        text = "\n".join([text, *(f"  warning: {warning}" for warning in summary.get("warnings", []))])
+        # While bars are shown the lines go above them on the same console, unless they are redirected to a file.
+        is_above_bars = self._bar is not None and self._lines.is_terminal
+        console = self._console if is_above_bars else self._lines
+        console.print(f"{ended} of {len(self._courses)}{left}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+    def _count_ended(self) -> int:
+        return sum(course.has_ended for course in self._courses.values())
 
     def _seconds_left(self) -> float | None:
-        work = sum(1 - course.begun_at for course in self._courses.values())
+        """Estimate the time left from the share of all epochs that was trained so far; None before there is any."""
+        work = sum(1 - course.done_before for course in self._courses.values())
         left = sum(1 - course.done for course in self._courses.values())
-        gone = time.monotonic() - self._began
-        return gone * left / (work - left) if work - left > 1e-3 else None
+        elapsed = time.monotonic() - self._began
+        return elapsed * left / (work - left) if work - left > 1e-3 else None
 
     def _draw(self) -> None:
+        """Update the bars, on a terminal."""
         if not self._console.is_terminal:
             return
         if self._bar is None:
@@ -143,10 +159,9 @@ class SweepProgress:
             )
             self._tasks = {-1: self._bar.add_task("", total=len(self._courses))}
             self._bar.start()
-        ended = sum(course.state in ("finished", "failed") for course in self._courses.values())
-        said = [f"{ended} of {len(self._courses)} runs", str(self), time_left(self._seconds_left())]
+        parts = [f"{self._count_ended()} of {len(self._courses)} runs", str(self), time_left(self._seconds_left())]
         done = sum(course.done for course in self._courses.values())
-        self._bar.update(self._tasks[-1], completed=done, description=", ".join(word for word in said if word))
+        self._bar.update(self._tasks[-1], completed=done, description=", ".join(filter(None, parts)))
         running = [job for job, course in self._courses.items() if course.state == "running"][:BARS]
         for job in [job for job in self._tasks if job >= 0 and job not in running]:
             self._bar.remove_task(self._tasks.pop(job))
@@ -155,18 +170,19 @@ class SweepProgress:
             if job not in self._tasks:
                 self._tasks[job] = self._bar.add_task("", total=1.0)
             epoch = f"epoch {round(course.done * course.epochs)}/{course.epochs}"
-            said_of_run = f"{epoch}  {escape(relative(course.run.path).as_posix())}"
-            self._bar.update(self._tasks[job], completed=course.done, description=said_of_run)
+            description = f"{epoch}  {escape(relative(course.run.path).as_posix())}"
+            self._bar.update(self._tasks[job], completed=course.done, description=description)
 
 
 def _stamp(run: RunDir) -> int | None:
+    """Return the time in ns at which the summary of a run was written, or None if there is none."""
     with suppress(FileNotFoundError):
         return run.summary_file.stat().st_mtime_ns
     return None
 
 
 def _share_done(course: Course) -> float:
-    """The share of its epochs that a run has on record."""
+    """Return the share of its epochs that a run has written to metrics.jsonl."""
     try:
         with course.run.metrics_file.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

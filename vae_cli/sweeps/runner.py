@@ -1,4 +1,4 @@
-"""Have jobs carried out by a launcher, one after the other or side by side in other processes."""
+"""Run the jobs of a sweep with a launcher: one after the other, or side by side in other processes."""
 
 from __future__ import annotations
 
@@ -23,45 +23,44 @@ from vae_cli.sweeps.slurm import watch_jobs
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 
-LOOK = 0.5  # seconds between two looks at jobs that run in other processes
-GRACE = 60  # seconds in which runs that were asked to stop save what they have
+LOOK = 0.5  # seconds between two looks at the jobs that run in other processes
+GRACE = 60  # seconds that runs have to save a checkpoint after they were asked to stop
 
 
 class JobMonitor(Protocol):
-    """Sees how jobs go on, by their numbers, that other processes carry out."""
+    """Follows jobs that run in other processes; a job is named by its number."""
 
     def look(self) -> None:
-        """Look at all of them, and show how they stand; called twice a second."""
+        """Read the states of all jobs and show the progress; called every LOOK seconds."""
 
     def state(self, job: int) -> State:
-        """How far a job has come."""
+        """The state of one job."""
 
-    def stop(self, is_left: bool) -> None:
-        """The sweep is stopped: ask the jobs that are under way on this machine to save and to stop too, unless they
-        are left to a queue."""
+    def stop(self, is_queued: bool) -> None:
+        """Ask the running jobs on this machine to save a checkpoint and stop; queued jobs stay in a cluster's queue."""
 
     def close(self) -> None:
-        """All of them have ended."""
+        """All jobs have ended: remove what `look` shows."""
 
 
 class SweepReporter(Protocol):
-    """What is told how a sweep goes on."""
+    """Reports the progress of a sweep."""
 
     def begin(self) -> None:
-        """All jobs have been checked."""
+        """All jobs have been checked, and none has started."""
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
-        """A job starts, this one of so many that follow each other in this process; so many have failed till now."""
+        """Job `number` of `count` starts in this process; `failed` have failed so far."""
 
     def monitor(self) -> JobMonitor:
-        """Who sees to jobs that are carried out side by side in other processes."""
+        """Return what follows the jobs that run in other processes."""
 
     def end(self) -> None:
-        """The last job has ended, well or not."""
+        """The last job has ended, finished or failed."""
 
 
 class Job(NamedTuple):
-    """A job's number and the overrides that define it."""
+    """A job of a sweep: its number, and the overrides that define it."""
 
     number: int
     words: Sequence[str]
@@ -71,14 +70,16 @@ Outcome = JobReturn | Exception
 
 
 def is_plugin(node: Any, name: str) -> bool:
-    """Whether Hydra's launcher or sweeper that a node of its configuration describes is of the class of this name."""
-    # By name: Hydra executes its plugins' modules anew, so that the classes in them are not those one can import.
+    """Return whether a node of Hydra's configuration describes a launcher or sweeper of the class with this name."""
+    # By name, because Hydra executes the modules of plugins itself: their classes are not the ones an import gives.
     return str(node.get("_target_", "")).rpartition(".")[2] == name
 
 
 class Runner:
-    """Has jobs carried out by a launcher: one after the other, or in other processes side by side, each with its share
-    of the cores. One that fails, or whose process dies, does not stop the others."""
+    """Runs jobs with a launcher: one after the other, or side by side in other processes, which share the cores.
+
+    A job that fails, or whose process dies, does not stop the others.
+    """
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class Runner:
         self._monitor: JobMonitor | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What becomes of each job: a result, which may be an error, or the error that kept it from having one."""
+        """Return the outcome of each job: its result, or the launcher's error if it has none."""
         if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
             return self._one_by_one(jobs)
         if self._find_monitor is not None:
@@ -106,9 +107,10 @@ class Runner:
         return outcomes
 
     def _launch(self, batch: Sequence[Job]) -> list[Outcome]:
+        """Launch a batch at once; an error of the launcher is the outcome of each of its jobs."""
         try:
             return list(self.launcher.launch([job.words for job in batch], batch[0].number))
-        except Exception as error:  # what fails before a job's task is called: it is one outcome among others
+        except Exception as error:  # raised before or outside the task of a job
             return [error] * len(batch)
 
     def _one_by_one(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -124,56 +126,55 @@ class Runner:
         width, threads = self._share(len(jobs))
         with _environment("OMP_NUM_THREADS", threads):
             outcomes = self._in_threads([[job] for job in jobs] if width else [jobs], width or 1)
-            # Where a worker dies (for want of memory, say), joblib gives up on all jobs: those that have not begun are
-            # launched again, as long as that gets any of them further.
-            before, left = list(jobs), [] if width else self._not_begun(jobs, outcomes)
+            # When a worker dies (out of memory, for example), joblib gives up on all jobs. Those that have not started
+            # are launched again until a launch starts none of them.
+            before, left = list(jobs), [] if width else self._not_started(jobs, outcomes)
             while left and left != before:
                 outcomes |= self._in_threads([left], 1)
-                before, left = left, self._not_begun(left, outcomes)
-        return [self._told(job, outcomes[job.number]) for job in jobs]
+                before, left = left, self._not_started(left, outcomes)
+        return [self._own_outcome(job, outcomes[job.number]) for job in jobs]
 
-    def _not_begun(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:
+    def _not_started(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:
+        """Return the jobs that an error of the launcher has kept from starting."""
         if self._monitor is None:
             return []
-        unsaid = [job for job in jobs if isinstance(outcomes[job.number], Exception)]
-        unsaid = [job for job in unsaid if not isinstance(outcomes[job.number], UserError)]
-        return [job for job in unsaid if self._monitor.state(job.number) == "waiting"]
+        lost = [job for job in jobs if isinstance(outcomes[job.number], Exception)]
+        lost = [job for job in lost if not isinstance(outcomes[job.number], UserError)]
+        return [job for job in lost if self._monitor.state(job.number) == "waiting"]
 
-    def _told(self, job: Job, outcome: Outcome) -> Outcome:
-        """Replace a launcher's own error by what the run's folder says: one worker's death reaches all jobs."""
+    def _own_outcome(self, job: Job, outcome: Outcome) -> Outcome:
+        """Replace a launcher's error by what the run's folder shows: if one worker dies, all jobs get its error."""
         if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._monitor is None:
             return outcome
         state = self._monitor.state(job.number)
         if state == "finished":
             return JobReturn(overrides=list(job.words), status=JobStatus.COMPLETED)
         if state in ("running", "interrupted"):
-            return Failure(
-                "its process died or was stopped (for want of memory?); the same command again goes on with it"
-            )
-        return Failure(f"it did not begin: {type(outcome).__name__}: {first_line(outcome)}")
+            return Failure("its process died or was stopped (out of memory?); type the same command again to resume it")
+        return Failure(f"it did not start: {type(outcome).__name__}: {first_line(outcome)}")
 
     def _share(self, count: int) -> tuple[int | None, int]:
-        """How many jobs are launched one by one, or None where the launcher has to get all at once; and the threads of
-        each."""
+        """Return how many jobs are launched side by side, or None if the launcher must get all at once, and the threads
+        of each job."""
         config: Any = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
-        if is_plugin(config, "LocalLauncher"):  # starts whatever it gets at once
+        if is_plugin(config, "LocalLauncher"):  # starts all jobs that it gets at the same time
             threads = config.get("cpus_per_task") or 1
             return config.get("gpus_per_node") or max(1, cores() // threads), threads
-        if is_plugin(config, "SlurmLauncher"):  # would wait for an array of jobs until the first one fails
+        if is_plugin(config, "SlurmLauncher"):  # given all jobs, it stops waiting at the first that fails
             watch_jobs()
             return config.get("array_parallelism") or count, config.get("cpus_per_task") or 1
         if is_plugin(config, "RayLauncher"):
             import ray
 
-            if not ray.is_initialized():  # not twice, from two threads
+            if not ray.is_initialized():  # here, because two threads would initialize it twice
                 ray.init(**config["ray"]["init"])
             return max(1, count), max(1, int(config["ray"]["remote"].get("num_cpus") or 1))
         at_once = config.get("n_jobs") or 1
-        at_once = at_once if at_once > 0 else max(1, cores() + 1 + at_once)  # joblib counts -1, -2 ... from the top
+        at_once = at_once if at_once > 0 else max(1, cores() + 1 + at_once)  # joblib: -1 is all cores, -2 all but one
         return None, max(1, cores() // min(at_once, max(1, count)))
 
     def _in_threads(self, batches: Sequence[Sequence[Job]], width: int) -> dict[int, Outcome]:
-        """Launch batches of jobs, so many at a time, each from a thread that waits for it; this one watches."""
+        """Launch `width` batches at a time, each from a thread that waits for it, while this thread watches them."""
         outcomes: dict[int, Outcome] = {}
         waiting: queue.SimpleQueue[Sequence[Job]] = queue.SimpleQueue()
         for batch in batches:
@@ -187,11 +188,11 @@ class Runner:
                     return
                 try:
                     results = self._launch(batch)
-                except BaseException as error:  # a worker heard Ctrl-C as this process did, which stops the sweep
+                except BaseException as error:  # Ctrl-C reaches a worker too; this process stops the sweep
                     results = [Failure(f"stopped by {type(error).__name__}")] * len(batch)
                 outcomes.update(zip((job.number for job in batch), results, strict=True))
 
-        # Daemons: a job on a cluster does not keep this process from ending.
+        # Daemons, so that a job on a cluster does not keep this process alive.
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(batches)))]
         jobs = [job.number for batch in batches for job in batch]
         for thread in threads:
@@ -202,7 +203,7 @@ class Runner:
                     alive[0].join(LOOK)
                     if self._monitor is not None:
                         self._monitor.look()
-        except BaseException:  # Ctrl-C, most of all
+        except BaseException:  # Ctrl-C most often
             with suppress(queue.Empty):
                 while True:
                     waiting.get_nowait()
@@ -211,25 +212,25 @@ class Runner:
         return outcomes
 
     def _abandon(self, jobs: Sequence[int]) -> None:
-        """Stop what this sweep has started, except on a cluster, where jobs wait in a queue of their own."""
-        is_left = is_plugin(self.config.hydra.launcher, "SlurmLauncher")
-        if not is_left:
+        """Stop the jobs of this sweep, except on a cluster, whose queue keeps them."""
+        is_queued = is_plugin(self.config.hydra.launcher, "SlurmLauncher")
+        if not is_queued:
             stop_file(self.config.hydra).touch()
         if self._monitor is None:
             return
-        self._monitor.stop(is_left)
-        end = time.monotonic() + (0 if is_left else GRACE)
+        self._monitor.stop(is_queued)
+        end = time.monotonic() + (0 if is_queued else GRACE)
         while time.monotonic() < end and any(self._monitor.state(job) == "running" for job in jobs):
             time.sleep(0.2)
 
 
 def stop_file(hydra: Any) -> Path:
-    """A file in a sweep's own folder; once it is there no job of the sweep starts any more."""
+    """Return the file in a sweep's folder that keeps further jobs of the sweep from starting once it exists."""
     return Path(hydra.sweep.dir) / "stop"
 
 
 def error_of(outcome: Outcome) -> Exception | None:
-    """The error in what has become of a job, if there is one."""
+    """Return the error in the outcome of a job, or None."""
     if isinstance(outcome, Exception):
         return outcome
     try:
@@ -241,7 +242,7 @@ def error_of(outcome: Outcome) -> Exception | None:
 
 @contextmanager
 def _environment(name: str, value: object) -> Iterator[None]:
-    """Set a variable for processes that are started inside, unless the user has set it."""
+    """Set an environment variable for processes that are started inside, unless the user has set it."""
     if name in os.environ:
         yield
         return
@@ -254,8 +255,8 @@ def _environment(name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, by an exception, so that it can stop what it has started."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    """Let SIGTERM raise an exception as Ctrl-C does, so that this process can stop the jobs that it has started."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
@@ -270,5 +271,5 @@ def _terminable() -> Iterator[None]:
 
 
 def spell(words: Sequence[str]) -> str:
-    """The overrides of a job as they are typed."""
+    """Return the overrides of a job as they are typed."""
     return " ".join(words) or "(the defaults)"

@@ -1,4 +1,11 @@
-"""What submitit does not ask a Slurm cluster that keeps no accounts: which jobs have ended without a result."""
+"""Watch the jobs of a Slurm cluster that keeps no accounts.
+
+submitit asks sacct alone for the states of jobs. Where Slurm keeps no accounts sacct cannot answer, and submitit waits
+forever for a job that was cancelled. `watch_jobs` lets it ask squeue instead.
+
+Private names of submitit's: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If it is gone, submitit
+asks sacct again: a sweep on such a cluster waits forever for a cancelled job, and every other sweep is unaffected.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ import logging
 import subprocess
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 ENDS = frozenset(
     [
@@ -13,50 +21,64 @@ ENDS = frozenset(
         *("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "REVOKED"),
     ]
 )
+SQUEUE = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"]
 
 
 def watch_jobs() -> None:
-    """Have submitit ask squeue how jobs stand where sacct cannot tell it.
+    """Let submitit ask squeue for the states of its jobs if sacct does not answer.
 
-    Else it would wait for ever for a job that was cancelled.
+    This replaces `SlurmJob.watcher`, a public attribute that all jobs share, for the rest of the process.
     """
-    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+    from submitit.slurm.slurm import SlurmJob
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    if _answers("sacct", "--allocations", "--noheader"):
-        return
+    if not _answers("sacct", "--allocations", "--noheader"):
+        SlurmJob.watcher = queue_watcher()
 
-    class Queue(SlurmInfoWatcher):
+
+def queue_watcher() -> Any:
+    """Return a watcher of submitit's that asks squeue for the states of all jobs that have not ended."""
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    class QueueWatcher(SlurmInfoWatcher):
         def __init__(self) -> None:
             super().__init__(delay_s=600)
-            self._asking = threading.RLock()
-            self._asked: set[str] = set()
+            self._one_at_a_time = threading.RLock()
+            self._jobs: set[str] = set()
+            self._open: set[str] = set()  # the jobs that squeue was last asked for
+
+        def register_job(self, job_id: str) -> None:
+            self._jobs.add(job_id)
+            super().register_job(job_id)
 
         def update_if_long_enough(self, mode: str) -> None:
-            with self._asking:  # a thread waits for each job
+            with self._one_at_a_time:  # a thread waits for each job
                 super().update_if_long_enough(mode)
 
         def _make_command(self) -> list[str] | None:
-            self._asked = self._registered - self._finished
-            return (
-                ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"] if self._asked else None
-            )
+            self._open = {job for job in self._jobs.copy() if not self.is_done(job, mode="cache")}
+            return SQUEUE if self._open else None
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-            return states_of(self._asked, string if isinstance(string, str) else string.decode())
+            return states_of(self._open, string if isinstance(string, str) else string.decode())
 
-    SlurmJob.watcher = Queue()
+    return QueueWatcher()
 
 
 def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
-    """How jobs stand, from squeue's lines `12|RUNNING` or `12_0|PENDING`, in submitit's words."""
+    """Return the states of jobs in submitit's words, from squeue's lines such as `12|RUNNING` or `12_0|PENDING`.
+
+    >>> states_of(["12", "13"], "12|CONFIGURING")
+    {'12': {'State': 'RUNNING'}, '13': {'State': 'ENDED'}}
+    """
     states = dict(line.strip().split("|") for line in listed.splitlines() if line.strip())
-    # What the queue no longer lists has ended; submitit then looks for its result. It takes what it does not know, as
-    # CONFIGURING, for an end.
+    # A job that the queue no longer lists has ended, and submitit then looks for its result. A state that submitit does
+    # not know, such as CONFIGURING, would mean an end to it.
     return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 
 def _answers(*command: str) -> bool:
+    """Return whether a command can be run and succeeds."""
     try:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,8 @@
-"""What a search may try: its axes, their ends, and the settings of the sweeper."""
+"""The space of a search: its axes, their ends, and the settings of the sweeper.
+
+Hydra's ConfigStore, which `set_optuna_defaults` changes, is public, but shared by the whole process. If Optuna
+is not installed, nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,14 @@ from vae_cli.sweeps.runner import is_plugin
 if TYPE_CHECKING:
     from vae_cli.model.vae import VAE
 
+# Modules that import torch are imported inside functions: `--cfg` and misspelled words do not need them.
 
-# What brings torch with it is imported below, inside functions: `--cfg` and a misspelt word need none of it.
-
-SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Probability}
+SWEEPER_SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Probability}
 EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
 
 
 def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
-    """The names of the figures that are defined for a model, found by showing it one black image (C, H, W)."""
+    """Return the names of the figures that are defined for a model, by applying it to one black image (C, H, W)."""
     import torch
 
     from vae_cli.core.rng import evaluating
@@ -47,15 +50,18 @@ def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
 
 
 def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """From the words of a search, the later of two for one key, those that set one value, and for each axis all of its
-    choices, or the two ends of an interval. Raises UserError for an axis that holds nothing, or is no axis."""
+    """Split the overrides of a search into those that set one value, and its axes.
+
+    An axis maps its key to all of its choices, or to the two ends of an interval or range. The last override of a key
+    counts. Raises UserError for an empty axis, for a sweep that is not an axis, and if there is no axis.
+    """
     fixed: dict[str, str] = {}
     axes: dict[str, list[str]] = {}
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise UserError(f"'{word}' cannot be read as an axis of a search: an axis looks like {EXAMPLE}.") from error
+            raise UserError(f"'{word}' cannot be read as an axis of a search. Axes look like {EXAMPLE}.") from error
         key = override.get_key_element()
         fixed.pop(key, None)
         axes.pop(key, None)
@@ -65,49 +71,52 @@ def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
             fixed[key] = word
     searched = [key for key, values in axes.items() if len(values) > 1]
     if not searched:
-        raise UserError(f"There is nothing to search: give a setting several values or an interval, as {EXAMPLE}.")
+        raise UserError(f"There is nothing to search: give a setting several values or an interval, such as {EXAMPLE}.")
     if "seed" in searched:
         raise UserError(
-            "A search over seed would find the luckiest one. Give one seed, and train the best run that is found with "
-            "others afterwards: vae train -m seed=1,2,3 and its settings."
+            "A search over seed would find the luckiest one. Give one seed, and afterwards train the best run with "
+            "other seeds: vae train -m seed=1,2,3 and its settings."
         )
     return list(fixed.values()), axes
 
 
 def _ends(word: str, override: Override) -> list[str]:
+    """Return all choices of an axis, or the two ends of its interval or range. Raises UserError."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         start, end = value.start, value.end
         if start is None or end is None or not start < end:
-            raise UserError(f"'{word}' holds nothing: an interval goes from a smaller number to a larger one.")
+            raise UserError(f"'{word}' is empty: an interval goes from a smaller number to a larger one.")
         if "log" in value.tags and start <= 0:
-            raise UserError(f"'{word}': a logarithmic interval begins above 0.")
+            raise UserError(f"'{word}': a logarithmic interval must start above 0.")
         return [str(start), str(end)]
     if isinstance(value, RangeSweep) and not value.shuffle:
         if value.start is None or value.stop is None or not value.start < value.stop or value.step <= 0:
-            raise UserError(f"'{word}' holds nothing: a range goes from a smaller number to a larger one.")
-        return [str(value.start), str(value.stop)]  # which Optuna tries too
+            raise UserError(f"'{word}' is empty: a range goes from a smaller number to a larger one.")
+        return [str(value.start), str(value.stop)]  # Optuna includes both
     if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
         return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
-    raise UserError(f"'{word}' is not an axis that can be searched: it looks like {EXAMPLE}.")
+    raise UserError(f"'{word}' is not an axis that can be searched. Axes look like {EXAMPLE}.")
 
 
 def words_of(config: DictConfig) -> list[str]:
-    """The axes of the sweeper, then what was typed, which replaces them."""
+    """Return the axes of the sweeper's configuration, then the overrides that were typed, which replace them."""
     params = config.hydra.sweeper.get("params") or {}
     return [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
 
 
 def is_optuna(config: DictConfig) -> bool:
+    """Return whether the sweeper of a configuration is Optuna's."""
     return is_plugin(config.hydra.sweeper, "OptunaSweeper")
 
 
 def set_optuna_defaults() -> None:
-    """Have it maximize, propose one run at a time, outlive a run that diverges, and propose the same runs each time.
+    """Let Optuna maximize, propose one run at a time and the same runs each time, and continue after a failed run.
 
-    Hydra refuses a configs/hydra/sweeper/optuna.yaml of ours, for the plugin's own is in its store.
+    The defaults are changed in Hydra's ConfigStore, because Hydra refuses a bundled hydra/sweeper/optuna.yaml next to
+    the plugin's own.
     """
-    Plugins.instance()  # which loads the plugins, as Hydra would do a moment later
+    Plugins.instance()  # loads the plugins, as Hydra itself does a moment later
     store = ConfigStore.instance()
     with suppress(ConfigLoadError):  # not installed
         node = store.load("hydra/sweeper/optuna.yaml").node
@@ -120,9 +129,10 @@ def set_optuna_defaults() -> None:
 
 
 def check_sweeper(sweeper: DictConfig, objective: str) -> None:
-    for key, kind in SETTINGS.items():
+    """Raise UserError for settings of Optuna's sweeper that are invalid, or that would look for the worst run."""
+    for key, kind in SWEEPER_SETTINGS.items():
         if not is_allowed(sweeper[key], kind):
-            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it has to be {describe(kind)}.")
+            raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it must be {describe(kind)}.")
     if sweeper.storage is not None and metadata.version("sqlalchemy") >= "2":
         raise UserError("hydra.sweeper.storage needs an older sqlalchemy: type pip install 'sqlalchemy<2'.")
     direction, words = str(sweeper.direction), ("maximize", "minimize")
@@ -134,7 +144,8 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
     better = BETTER.get(objective.rpartition("/")[2], direction)
     if better != direction:
         raise UserError(
-            f"To {direction} {objective} is to look for the worst run: type hydra.sweeper.direction={better}."
+            f"hydra.sweeper.direction={direction} would find the run with the worst {objective}: type "
+            f"hydra.sweeper.direction={better}."
         )
     if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
-        raise UserError("A grid learns nothing from its results: leave hydra/sweeper=optuna out, and sweep with -m.")
+        raise UserError("A grid does not learn from its results: leave hydra/sweeper=optuna out, and sweep with -m.")
