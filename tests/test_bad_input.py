@@ -66,7 +66,7 @@ train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | not empty and no run
-train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
+train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | type -m with it
 train -m arms=3 | arms takes a list of sweeps
 train -m arms=[] | arms takes a list of sweeps
@@ -223,11 +223,11 @@ train --config-path x | with --config-dir
 train -- --foo | flags stand before any '--'
 train --trust | requires an argument
 sample | Missing argument
-sample nowhere | There is no run 'nowhere' below runs.* It has:
-sample '' | holds 2 runs; name one of them
-sample digits | runs; name one of them|could be 2 runs
-sample runs | holds 2 runs; name one of them
-sample empty | empty is not a run: it holds no config.yaml
+sample nowhere | There is no run 'nowhere' below runs.* The runs there are:
+sample '' | contains 2 runs; type one of them
+sample digits | runs; type one of them|fits 2 runs
+sample runs | contains 2 runs; type one of them
+sample empty | empty is not a run: it has no config.yaml
 sample file.txt | There is no run 'file.txt'
 sample -- -a | There is no run '-a'
 sample 'a b' | There is no run 'a b'

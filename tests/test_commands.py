@@ -321,7 +321,7 @@ def test_best_weights_that_are_gone_are_not_replaced_in_silence(
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
     (tmp_path / "runs" / "fixed" / "best.pt").unlink()
-    with pytest.raises(Failure, match=r"best\.pt is missing\. Type --weights last"):
+    with pytest.raises(Failure, match=r"best\.pt is missing\. To load the newest weights instead, type --weights last"):
         load_run(tmp_path / "runs" / "fixed")
     load_run(tmp_path / "runs" / "fixed", weights="last")
 

@@ -335,7 +335,7 @@ def test_a_file_that_was_cut_is_refused_in_words(
         assert code in (1, 2)  # of a config.yaml some of the keys may be left, and be others
         assert commands.err.startswith("vae: ")
         assert commands.err.count("\n") == 1
-        assert (f"runs/a/{name} is damaged" if code == 1 else "holds another run") in commands.err
+        assert (f"runs/a/{name} is damaged" if code == 1 else "is a run with other settings") in commands.err
         assert "overwrite=true" in commands.err
         assert before == {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
         if name == "summary.json":

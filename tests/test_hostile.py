@@ -385,7 +385,7 @@ class TestLinks:
         (RUN / name).unlink()
         (RUN / name).symlink_to(tmp_path / "made")
         words = ["train", "epochs=2", "network.hidden=[8]", "latent=2", "run_name=digits/a"]
-        assert "is not written through" in refused(*words)
+        assert "does not write through links" in refused(*words)
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("name", ["summary.json", "config.yaml", "evaluation/metrics.json"])

@@ -20,7 +20,7 @@ from vae_cli.config import build
 from vae_cli.core.errors import UserError
 from vae_cli.machine import device, distributed
 from vae_cli.machine.launch import Launch, launched
-from vae_cli.runs.folder import Follower, RunDir
+from vae_cli.runs.folder import ReadOnlyRunDir, RunDir
 from vae_cli.training.interruption import AT_ONCE, Interruption
 from vae_cli.training.tensorboard import EventWriter, NoEvents
 
@@ -243,12 +243,12 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     """Whatever writes is replaced in a class that does not."""
-    for silent, writer in ((Follower, RunDir), (NoEvents, EventWriter)):
+    for silent, writer in ((ReadOnlyRunDir, RunDir), (NoEvents, EventWriter)):
         verbs = ("write", "append", "forget", "hparams", "layout", "scalars", "histograms", "pictures", "embedding")
         names = [name for name in vars(writer) if name.startswith((*verbs, "close", "flush"))]
         assert len(names) >= 4
         assert set(names) <= set(vars(silent))
-    Follower(tmp_path / "a").write_config({})
+    ReadOnlyRunDir(tmp_path / "a").write_config({})
     NoEvents().scalars({}, 1)
     assert not list(tmp_path.iterdir())
 

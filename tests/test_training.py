@@ -159,7 +159,7 @@ def test_overwrite_starts_anew(here: Path) -> None:
 def test_another_configuration_is_refused_by_its_keys(here: Path) -> None:
     train("run_name=a")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    with pytest.raises(UserError, match=r"latent=16 there and 3 here.*overwrite=true"):
+    with pytest.raises(UserError, match=r"latent=16 there, 3 here.*overwrite=true"):
         train("run_name=a", "latent=3")
     assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
 

@@ -170,7 +170,7 @@ class Sweep:
         """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
-        from vae_cli.runs.plan import UnderWay, plan
+        from vae_cli.runs.plan import InTraining, plan
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
@@ -181,7 +181,7 @@ class Sweep:
             )
         try:
             self._found[path] = plan(RunDir(path), plain)
-        except UnderWay:  # as where an earlier sweep was killed, and one of its workers lives on
+        except InTraining:  # as where an earlier sweep was killed, and one of its workers lives on
             self._found[path] = "elsewhere"
         if self._found[path] in ("finished", "elsewhere"):
             return False

@@ -7,7 +7,9 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
@@ -92,7 +94,8 @@ def find_class(target: str, path: str, kind: type) -> Any:
         top = module_name.partition(".")[0] or target
         raise UserError(
             f"{path}._target_={target} is code from outside the axes of vae and torch.optim, and is not run unless you "
-            f"say so: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
+            f"say so: if you trust it, add --trust {top} (or set VAE_TRUST={top}; in Python: "
+            f"load_run(..., trust=['{top}']))."
         )
     if trusted() and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module lies where the user stands
@@ -112,7 +115,20 @@ def find_class(target: str, path: str, kind: type) -> Any:
 
 def trusted() -> tuple[str, ...]:
     """The modules whose code the user has allowed, from VAE_TRUST, which --trust sets; worker processes inherit it."""
-    return tuple(name for name in os.environ.get("VAE_TRUST", "").replace(",", " ").split() if name)
+    return (*_trusted_here.get(), *os.environ.get("VAE_TRUST", "").replace(",", " ").split())
+
+
+_trusted_here: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
+
+
+@contextmanager
+def trusting(modules: Iterable[str]) -> Iterator[None]:
+    """Trust these modules too while the context is entered, without a change of the environment."""
+    token = _trusted_here.set((*_trusted_here.get(), *modules))
+    try:
+        yield
+    finally:
+        _trusted_here.reset(token)
 
 
 def _is_within(module: str, prefixes: Iterable[str]) -> bool:

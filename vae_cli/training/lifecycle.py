@@ -27,8 +27,8 @@ from vae_cli.core.rng import stream
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import this_process
 from vae_cli.runs.checkpoint import load_checkpoint
-from vae_cli.runs.folder import ANEW, Follower, RunDir
-from vae_cli.runs.plan import Finished, UnderWay, finished_message, plan, submission, under_way
+from vae_cli.runs.folder import RETRAIN, ReadOnlyRunDir, RunDir
+from vae_cli.runs.plan import Finished, InTraining, finished_message, in_training_message, plan, submission
 from vae_cli.training.divergence import diverged, restart
 from vae_cli.training.loop import train
 from vae_cli.training.meter import NotFinite
@@ -65,7 +65,7 @@ def run_experiment(
     Raises UserError or Failure; then the folder keeps the last good checkpoint and its summary says `failed`.
     """
     if not distributed.is_first():
-        folder, console = Follower(folder.path), Console(file=StringIO())
+        folder, console = ReadOnlyRunDir(folder.path), Console(file=StringIO())
     with ExitStack() as until_the_end:
         distributed.first(lambda: lock(folder, until_the_end))
         return _run_locked(experiment, folder, console, is_one_of_many)
@@ -75,7 +75,7 @@ def lock(folder: RunDir, until: ExitStack) -> None:
     """Make a run's folder and hold its lock. Raises UserError where another process trains the run."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if not until.enter_context(locked(folder.lock_file, wait=False)):
-        raise UnderWay(under_way(folder))
+        raise InTraining(in_training_message(folder))
 
 
 def prepare(folder: RunDir, config: Config) -> bool:
@@ -91,7 +91,7 @@ def prepare(folder: RunDir, config: Config) -> bool:
         # Damaged ones are refused before anything is written, and before a training that would need them in its end.
         if load_checkpoint(folder.checkpoint_file).get("best"):
             if not folder.best_file.exists():
-                raise Failure(f"{folder.best_file} is missing, and its weights are the best. {ANEW}")
+                raise Failure(f"{folder.best_file} is missing, and its weights are the best. {RETRAIN}")
             load_checkpoint(folder.best_file)
     return todo == "new"
 
