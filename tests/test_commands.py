@@ -185,7 +185,7 @@ def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.Captur
         assert "damaged" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert vae("sample", str(folder)) == 2
-    assert "goes on" in capsys.readouterr().err
+    assert "Type the command that started it again" in capsys.readouterr().err
     (folder / "config.yaml").write_text("a: [")
     assert vae("sample", str(folder)) == 1
     (folder / "summary.json").write_text("{")

@@ -110,7 +110,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
         if not is_new:
             folder.forget_metrics_after(state.step)
             console.print(
-                f"Going on at step {state.step} of {folder.path}", soft_wrap=True, highlight=False, markup=False
+                f"Resuming {folder.path} at step {state.step}", soft_wrap=True, highlight=False, markup=False
             )
         log.info("%s at step %d on %s", "starting" if is_new else "going on", state.step, experiment.device)
         while True:
