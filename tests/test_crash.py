@@ -342,7 +342,7 @@ def test_a_file_that_was_cut_is_refused_in_words(
             assert "Remove the file" in commands.err
             file.unlink()
             assert commands.run(*words, cwd=tmp_path).returncode == 0, commands.err
-            assert "Going on at step" in commands.err
+            assert "Resuming runs/a at step" in commands.err
         else:
             assert commands.run(*words, "overwrite=true", cwd=tmp_path).returncode == 0, commands.err
             RunDir(file.parent).config()

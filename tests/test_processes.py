@@ -88,7 +88,7 @@ def test_begun_with_one_process_and_resumed_with_two(commands: Any, here: Path) 
     alone("sigma=fixed", "run_name=two")
     both = forked(commands, "sigma=fixed", "run_name=two", "epochs=5")
     assert "".join(process.stdout for process in both).count("written: runs/two") == 1
-    assert "".join(process.stderr for process in both).count("Going on at step 12 ") == 1
+    assert "".join(process.stderr for process in both).count("Resuming runs/two at step 12") == 1
     assert_equal(here / "runs/one", here / "runs/two")
 
 
@@ -120,7 +120,7 @@ def test_a_signal_stops_all_processes_behind_one_checkpoint(commands: Any, here:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
-    assert err.count("type the same command again to go on") == 1, err
+    assert err.count("type the same command again to resume") == 1, err
     assert run.summary()["status"] == "interrupted"
     epochs = f"epochs={len(run.metrics()) + 2}"
     forked(commands, "run_name=two", epochs)
@@ -232,12 +232,12 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.came()
+        assert interruption.arrived()
         now += AT_ONCE + 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(SystemExit) as stopped:
-            interruption.raise_noted("stopped")
+            interruption.stop_if_asked("stopped")
     assert stopped.value.code == 143
 
 

@@ -194,7 +194,7 @@ def test_killed_and_typed_again(commands: Any, here: Path, extra: list[str]) -> 
     assert len(RunDir(run).metrics()) < 12
     again = commands.run(*words, "run_name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
-    assert "Going on at step" in again.stderr
+    assert "Resuming runs/killed at step" in again.stderr
     assert same(weights(run), weights(here / "runs/whole"))
     assert same(weights(run, "best.pt"), weights(here / "runs/whole", "best.pt"))
     for tag in ("train/loss", "train/rate_scale", "validation/elbo", "test/loss"):
@@ -259,7 +259,7 @@ def test_the_handler_of_a_launcher_is_called_when_the_run_is_saved(
         step = load_checkpoint(run.checkpoint_file)["step"]
         assert step >= 3 * 21
         again = commands.run(*words, cwd=here)
-        assert f"Going on at step {step} " in again.stderr
+        assert f" at step {step}\n" in again.stderr
 
 
 def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeyp
     assert run.checkpoint_file.stat().st_mtime_ns > before
 
 
-def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(here: Path) -> None:
     with pytest.raises(Failure, match=r"diverged.*at step \d+.*optimizer\.lr") as error:
         train(
             "optimizer=sgd", "optimizer.lr=1e30", "epochs=5", "run_name=a", "likelihood=gaussian", "likelihood.scale=1"
@@ -300,8 +300,8 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
     summary = run.summary()
     assert summary["status"] == "finished"
     assert summary["restarts"] >= 1
-    assert len([said for said in summary["warnings"] if "went on from step" in said]) == summary["restarts"]
-    assert "went on from step 0" in capfd.readouterr().err
+    assert len([said for said in summary["warnings"] if "restarted from step" in said]) == summary["restarts"]
+    assert "restarted from step 0" in capfd.readouterr().err
     assert [record["epoch"] for record in run.metrics()] == [1, 2]
     rate = 4 * 0.25 ** summary["restarts"]
     assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
@@ -313,7 +313,7 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
 
 def test_restarts_have_an_end(here: Path) -> None:
     with pytest.raises(
-        Failure, match=r"diverged after 2 restarts: .* at step \d+, as .*last good checkpoint, of step 0"
+        Failure, match=r"diverged after 2 restarts: .* at step \d+, probably .*last good checkpoint, of step 0"
     ):
         train(*DIVERGING, "optimizer.lr=1e30", "on_divergence=restart", "restarts=2")
     assert RunDir(here / "runs/a").status() == "failed"
@@ -331,11 +331,11 @@ def test_a_scheduled_learning_rate_is_slowed_down_too(here: Path) -> None:
 @pytest.mark.parametrize(
     ("terms", "cause"),
     [
-        (["weights"], "after a step that was too large"),
+        (["weights"], "because a step was too large"),
         (["loss", "distortion"], "decoder's output"),
-        (["validation/loss", "validation/rate", "validation/penalty"], "codes, or their scales"),
-        (["loss", "penalty"], "regularizer weighs too much"),
-        (["loss", "distortion", "rate"], "steps that were too large"),
+        (["validation/loss", "validation/rate", "validation/penalty"], "codes or their scales"),
+        (["loss", "penalty"], "regularizer's weight is too large"),
+        (["loss", "distortion", "rate"], "because steps were too large"),
     ],
 )
 def test_the_likely_cause_is_named(terms: list[str], cause: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,22 @@ class RunDir:
         """Replace summary.json."""
         write_json(self.summary_file, summary)
 
+    def remove_files(self) -> None:
+        """Remove the files of the run that is here, and nothing else in the folder."""
+        for event in self.path.glob("events.*"):
+            event.unlink()
+        for name in ("samples", "interpolations", "evaluation", "projector"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The configuration last: without it, the rest would not be recognized as a run.
+        own = "checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
+        for name in own.split():
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_partial_files(self) -> None:
+        """Remove files that a process was writing when it was killed."""
+        for part in (*self.path.glob(".*.part"), *self.path.glob("projector/.*.part")):
+            part.unlink()
+
     def metrics(self) -> list[dict[str, Any]]:
         """Read the records of the epochs, up to the first malformed line: a crash can cut a line short."""
         records = []
@@ -171,6 +188,12 @@ class ReadOnlyRunDir(RunDir):
         pass
 
     def forget_metrics_after(self, step: int) -> None:
+        pass
+
+    def remove_files(self) -> None:
+        pass
+
+    def remove_partial_files(self) -> None:
         pass
 
 

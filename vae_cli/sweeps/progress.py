@@ -22,7 +22,7 @@ from vae_cli.core.errors import Failure
 from vae_cli.core.wording import relative, time_left
 from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.runner import State
-from vae_cli.training.summary import figures
+from vae_cli.training.summary import summary_line
 
 BARS = 12  # runs that get a bar of their own
 TAIL = 4096  # bytes at the end of metrics.jsonl, in which its last record is found
@@ -121,7 +121,9 @@ class SweepProgress:
         except Failure as error:
             summary = {"status": "failed", "error": str(error)}
         path = relative(course.run.path)
-        said = figures(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
+        said = (
+            summary_line(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
+        )
         said = "\n".join([said, *(f"  warning: {text}" for text in summary.get("warnings", []))])
         # Beside a bar the lines go where the bar is, unless they are kept in a file.
         is_seen = self._bar is not None and self._lines.is_terminal
