@@ -46,7 +46,7 @@ def load_run(
               validation, `best` means `last`
     device    `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`
     runs_dir  the folder in which names are looked up
-    data_dir  the folder of the data set, if it is not where the run was trained
+    data_dir  the folder of the dataset, if it is not where the run was trained
     trust     your own modules that define the run's classes, such as ["mine"]; like --trust on the command line, but
               for this run only
 
@@ -109,7 +109,7 @@ class Run:
         self.model.to(self.device).eval()
 
     def __repr__(self) -> str:
-        """Describe the run on a few lines: choices, data set, weights, test figures, device. Never raises."""
+        """Describe the run on a few lines: choices, dataset, weights, test figures, device. Never raises."""
         try:
             return "\n".join([f"Run {self.path}", *(f"  {name:<9}{text}" for name, text in self._described().items())])
         except Exception:  # a debugger shows runs whose constructor has failed, and files can be removed or damaged
@@ -128,10 +128,10 @@ class Run:
     def splits(self) -> Splits:
         """The images of the run: `splits.train`, `splits.validation` and `splits.test`, loaded at first use.
 
-        Each split has a length, `batch(positions)`, float32 (B, C, H, W) in [0, 1], and, if the data set is labeled,
-        `batch_labels(positions)`, int64 (B,). `splits.classes` names the labels, if the data set does.
+        Each split has a length, `batch(positions)`, float32 (B, C, H, W) in [0, 1], and, if the dataset is labeled,
+        `batch_labels(positions)`, int64 (B,). `splits.classes` names the labels, if the dataset does.
 
-        Raises UserError or Failure if the data set cannot be loaded, and UserError if its images have changed since
+        Raises UserError or Failure if the dataset cannot be loaded, and UserError if its images have changed since
         the run was trained.
 
         >>> run = load_run("sigma-fixed")
@@ -239,7 +239,7 @@ class Run:
 
 
 def _chosen(config: Config) -> list[str]:
-    """The choice of sigma, and every other choice but the data set that is not the default, as they are typed."""
+    """The choice of sigma, and every other choice but the dataset that is not the default, as they are typed."""
     usual = catalog.defaults()
     words = [f"sigma={config['choices']['sigma']}"]
     value = config["sigma"].get("value")
