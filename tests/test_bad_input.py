@@ -57,15 +57,15 @@ train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it has to be true or false
 train data_dir=3 | data_dir=3 is not allowed
-train run_name=.. | not empty and no run .* type another run_name
+train run_name=.. | not empty and not a run .* type another run_name
 train run_name=. | run_name='\.' names nothing
 train "run_name=''" | run_name='' names nothing
 train "runs_dir=''" | runs_dir='' names nothing
-train run_name=/ | not empty and no run
+train run_name=/ | not empty and not a run
 train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
-train run_name=digits | not empty and no run
+train run_name=digits | not empty and not a run
 train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | type -m with it
 train -m arms=3 | arms takes a list of sweeps
@@ -363,7 +363,7 @@ def test_names_that_cannot_be_typed_by_mistake(refused: Refused, place: Path) ->
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
     assert "thousand digits" in refused("train", f"seed={'9' * 5000}")
     assert "is not allowed" in refused("train", f"regularizer.beta={'9' * 400}")
-    assert "no file system" in refused("sample", "a" * 5000)
+    assert "the name is too long" in refused("sample", "a" * 5000)
     assert r"\x1b[31m" in refused("sample", "\x1b[31mred")
     assert "There is no run" in refused("sample", "line\nbreak")
 
