@@ -57,16 +57,16 @@ train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
-train run_name=.. | not empty and no run .* type another run_name
+train run_name=.. | not empty and not a run .* type another run_name
 train run_name=. | run_name='\.' is not a name
 train "run_name=''" | run_name='' is not a name
 train "runs_dir=''" | runs_dir='' is not a name
-train run_name=/ | not empty and no run
+train run_name=/ | not empty and not a run
 train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
-train run_name=digits | not empty and no run
-train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
+train run_name=digits | not empty and not a run
+train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | type -m with it
 train -m arms=3 | arms must be a list of sweeps
 train -m arms=[] | arms must be a list of sweeps
@@ -223,11 +223,11 @@ train --config-path x | with --config-dir
 train -- --foo | flags go before any '--'
 train --trust | requires an argument
 sample | Missing argument
-sample nowhere | There is no run 'nowhere' below runs.* It has:
-sample '' | holds 2 runs; name one of them
-sample digits | runs; name one of them|could be 2 runs
-sample runs | holds 2 runs; name one of them
-sample empty | empty is not a run: it holds no config.yaml
+sample nowhere | There is no run 'nowhere' below runs.* The runs there are:
+sample '' | contains 2 runs; type one of them
+sample digits | runs; type one of them|fits 2 runs
+sample runs | contains 2 runs; type one of them
+sample empty | empty is not a run: it has no config.yaml
 sample file.txt | There is no run 'file.txt'
 sample -- -a | There is no run '-a'
 sample 'a b' | There is no run 'a b'
@@ -363,7 +363,7 @@ def test_names_with_invisible_or_too_many_characters(refused: Refused, place: Pa
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")
     assert "thousand digits" in refused("train", f"seed={'9' * 5000}")
     assert "is not allowed" in refused("train", f"regularizer.beta={'9' * 400}")
-    assert "no file system" in refused("sample", "a" * 5000)
+    assert "the name is too long" in refused("sample", "a" * 5000)
     assert r"\x1b[31m" in refused("sample", "\x1b[31mred")
     assert "There is no run" in refused("sample", "line\nbreak")
 

@@ -136,8 +136,8 @@ def test_other_ways_to_interpolate(vae: Vae, runs: Path, tmp_path: Path) -> None
     [
         (["sample", "nowhere"], "There is no run 'nowhere'"),
         (["sample", "fixd"], "Did you mean 'fixed'"),
-        (["sample", "e"], "could be"),
-        (["sample", "."], "holds 4 runs"),
+        (["sample", "e"], "fits"),
+        (["sample", "."], "contains 4 runs"),
         (["sample", "fixed", "--from", "posterior", "--images", "0,x"], "--images 0,x is not a list"),
         (["sample", "fixed", "--from", "posterior", "--images", "297"], "there are 297 test images"),
         (["sample", "fixed", "--from", "mixture", "--components", "5000"], "5000"),
@@ -185,7 +185,7 @@ def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.Captur
         assert "damaged" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert vae("sample", str(folder)) == 2
-    assert "goes on" in capsys.readouterr().err
+    assert "Type the command that started it again" in capsys.readouterr().err
     (folder / "config.yaml").write_text("a: [")
     assert vae("sample", str(folder)) == 1
     (folder / "summary.json").write_text("{")
@@ -321,7 +321,7 @@ def test_best_weights_that_are_gone_are_not_replaced_in_silence(
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
     (tmp_path / "runs" / "fixed" / "best.pt").unlink()
-    with pytest.raises(Failure, match=r"best\.pt is missing\. Type --weights last"):
+    with pytest.raises(Failure, match=r"best\.pt is missing\. To load the newest weights instead, type --weights last"):
         load_run(tmp_path / "runs" / "fixed")
     load_run(tmp_path / "runs" / "fixed", weights="last")
 

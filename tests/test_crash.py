@@ -1,4 +1,4 @@
-"""Runs that are killed, or whose disk fails, at any moment: nothing that was trained is lost, and no figure changes."""
+"""Runs that are killed, or whose disk fails, at any moment: no training is lost, and no figure changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
 
 SMALL = ["network.hidden=[8]", "latent=2"]
-# Steps of a millisecond with a checkpoint after each: most moments lie in a write.
+# Steps take a millisecond, with a checkpoint after each: most kills hit a write.
 OFTEN = [*SMALL, "epochs=12", "batch_size=32", "log_every=5", "checkpoint_minutes=1e-6"]
 SELDOM = OFTEN[:-1]  # a checkpoint after each epoch
 
@@ -32,14 +32,14 @@ Commands = Any
 
 @pytest.fixture(scope="module")
 def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
+    """A run that was not disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     assert commands.run("train", *OFTEN, "run_name=a", cwd=folder).returncode == 0, commands.err
     return folder / "runs/a"
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nested values are the same, tensors bit for bit."""
+    """Whether two nested values are equal, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
@@ -63,7 +63,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def check_survived(run: Path) -> None:
-    """After a kill, or a fault: whatever is there is whole."""
+    """Check that after a kill or a fault every file is whole."""
     folder = RunDir(run)
     for file in (folder.checkpoint_file, folder.best_file):
         if file.exists():
@@ -75,7 +75,7 @@ def check_survived(run: Path) -> None:
 
 
 def check_finished(run: Path, whole: Path) -> None:
-    """At the end: as if nothing had ever happened."""
+    """Check that a finished run equals one that was not disturbed."""
     ours, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
     for part in ("step", "model", "regularizer", "optimizer", "random", "meter"):
         assert equal(ours[part], theirs[part]), part
@@ -93,7 +93,7 @@ def check_finished(run: Path, whole: Path) -> None:
 
 
 def kill(commands: Commands, cwd: Path, *argv: str, since: Callable[[], object], seconds: float) -> int:
-    """Start a command, kill it so many seconds after something changes, and give its exit code."""
+    """Start a command, kill it some seconds after something changes, and return its exit code."""
     before = since()
     process = commands.start(*argv, cwd=cwd)
     while process.poll() is None and since() == before:
@@ -106,7 +106,7 @@ def kill(commands: Commands, cwd: Path, *argv: str, since: Callable[[], object],
 
 
 def written(folder: Path, pattern: str) -> dict[Path, int]:
-    """When the files below a folder were last written that are named like this."""
+    """Return when the files that match a pattern below a folder were last written."""
     times = {}
     for path in folder.rglob(pattern):
         with suppress(FileNotFoundError):
@@ -142,7 +142,7 @@ def test_killed_at_any_moment(
 
 
 def writes(*files: str, number: int = 1) -> list[Fault]:
-    """The moments at which files are half written beside their places, and before and after they take them."""
+    """Return the moments when files are half written under a temporary name, and before and after they are renamed."""
     return [
         fault
         for folder, name in (file.rsplit("/", 1) for file in files)
@@ -155,11 +155,11 @@ def writes(*files: str, number: int = 1) -> list[Fault]:
 
 
 def appends(file: str, *numbers: int) -> list[Fault]:
-    """The moments at which what is added to a file is half written."""
+    """Return the moments at which an addition to a file is half written."""
     return [{"at": "write", "file": file, "number": number} for number in numbers]
 
 
-# In which a session comes no further than the one before.
+# Kills after which a session gets no further than the one before.
 BEFORE_THE_FIRST_CHECKPOINT = [
     *writes("/config.yaml", "/summary.json", "/best.pt", "/events.out.tfevents"),
     *writes("/checkpoint.pt")[:2],
@@ -177,12 +177,12 @@ UNDER_WAY = [
 AT_THE_END = [
     *writes("/projector/tensors.tsv", "/projector/metadata.tsv", "/projector/sprite.png", "/projector_config.pbtxt"),
     *writes("/summary.json", number=2)[:2],
-    *writes("/events.out.tfevents", number=2),  # the points of the test
-    *writes("/events.out.tfevents", number=3),  # that it has finished
+    *writes("/events.out.tfevents", number=2),  # the test figures
+    *writes("/events.out.tfevents", number=3),  # the session end
 ]
 
 
-def test_killed_in_every_write(
+def test_killed_during_every_write(
     commands: Commands, whole: Path, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     chance, kills = random.Random(1), 0
@@ -206,7 +206,7 @@ ERRORS = [errno.ENOSPC, errno.EACCES, errno.EIO]
 def failing(
     named: str, *, at: tuple[str, ...] = ("mkstemp", "write", "fsync", "replace"), number: int = 1
 ) -> list[Fault]:
-    """The faults that can come to a file that is replaced, or, as `at` says, to one that is added to."""
+    """Return the faults that can hit a file that is replaced, or, if `at` says so, one that is appended to."""
     folder, _, name = named.rpartition("/")
     beside = f"{folder}/.{name.partition('.')[0]}."
     return [
@@ -217,7 +217,7 @@ def failing(
 
 
 ADDED = ("write", "fsync")
-# The parts of a message that name the file, and the faults: in a training, and in its end.
+# The part of a message that names the file, and the faults: during training and at its end.
 FAULTS = {
     "a/config.yaml": failing("a/config.yaml"),
     "a/summary.json": failing("a/summary.json"),
@@ -239,13 +239,13 @@ FAULTS_AT_THE_END = {
 }
 
 
-def test_a_fault_is_said_in_words_and_loses_nothing(
+def test_a_fault_is_reported_and_loses_nothing(
     commands: Commands, whole: Path, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     chance, faults = random.Random(6), 0
     run, words = tmp_path / "runs/a", ["train", *SELDOM, "run_name=a"]
     for group, moved in ((FAULTS, [None, *appends("/metrics.jsonl", 2)]), (FAULTS_AT_THE_END, [None])):
-        for kill_first in moved:  # once in a new run, and once in one that goes on
+        for kill_first in moved:  # once in a new run and once in a resumed one
             if kill_first is not None:
                 assert commands.run(*words, cwd=tmp_path, fault=kill_first).returncode == -signal.SIGKILL
             all_of_them = [(name, fault) for name in group for fault in group[name]]
@@ -259,7 +259,7 @@ def test_a_fault_is_said_in_words_and_loses_nothing(
                 assert name in said, (fault, said)
                 assert os.strerror(fault["error"]) in said
                 assert "Traceback" not in commands.err
-                assert "rror in" not in commands.err  # a thread's or a log's own
+                assert "rror in" not in commands.err  # an error printed by a thread or by logging
                 check_survived(run)
                 if before is not None:
                     assert load_checkpoint(run / "checkpoint.pt")["step"] >= before["step"]
@@ -268,7 +268,7 @@ def test_a_fault_is_said_in_words_and_loses_nothing(
     record_property("faults survived", str(faults))
 
 
-def test_a_full_disk_is_said_in_words_and_loses_nothing(
+def test_a_full_disk_is_reported_and_loses_nothing(
     commands: Commands, whole: Path, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     chance, faults = random.Random(7), 0
@@ -291,7 +291,7 @@ def test_a_full_disk_is_said_in_words_and_loses_nothing(
     record_property("faults survived", str(faults))
 
 
-def test_a_fault_while_it_packs_is_said_in_words(
+def test_a_fault_while_it_packs_is_reported(
     commands: Commands, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     words = photos(tmp_path)
@@ -320,7 +320,7 @@ def halfway(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt", "summary.json", "config.yaml"])
-def test_a_file_that_was_cut_is_refused_in_words(
+def test_a_truncated_file_is_refused_with_a_message(
     commands: Commands, name: str, halfway: Path, whole: Path, tmp_path: Path, is_long: bool, record_property: Any
 ) -> None:
     chance, words = random.Random(name), ["train", *SELDOM, "run_name=a"]
@@ -332,17 +332,17 @@ def test_a_file_that_was_cut_is_refused_in_words(
         file.write_bytes(good[: chance.randrange(len(good) - 2)])
         before = {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
         code = commands.run(*words, cwd=tmp_path).returncode
-        assert code in (1, 2)  # of a config.yaml some of the keys may be left, and be others
+        assert code in (1, 2)  # a truncated config.yaml can be valid, with other settings
         assert commands.err.startswith("vae: ")
         assert commands.err.count("\n") == 1
-        assert (f"runs/a/{name} is damaged" if code == 1 else "holds another run") in commands.err
+        assert (f"runs/a/{name} is damaged" if code == 1 else "is a run with other settings") in commands.err
         assert "overwrite=true" in commands.err
         assert before == {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
         if name == "summary.json":
             assert "Remove the file" in commands.err
             file.unlink()
             assert commands.run(*words, cwd=tmp_path).returncode == 0, commands.err
-            assert "Going on at step" in commands.err
+            assert "Resuming runs/a at step" in commands.err
         else:
             assert commands.run(*words, "overwrite=true", cwd=tmp_path).returncode == 0, commands.err
             RunDir(file.parent).config()
@@ -351,7 +351,7 @@ def test_a_file_that_was_cut_is_refused_in_words(
     record_property("cuts met", str(count))
 
 
-def test_what_a_kill_can_cut_is_healed(
+def test_files_that_a_kill_truncates_are_repaired(
     commands: Commands,
     halfway: Path,
     whole: Path,
@@ -366,7 +366,7 @@ def test_what_a_kill_can_cut_is_healed(
         shutil.copytree(halfway, run)
         metrics = run / "metrics.jsonl"
         lines = metrics.read_bytes()
-        assert not lines.endswith(b"\n")  # half of the fifth
+        assert not lines.endswith(b"\n")  # half of the fifth line
         start = lines.rindex(b"\n") + 1
         metrics.write_bytes(lines[: chance.randrange(start, len(lines))])
         events = max(run.glob("events.*"))
@@ -375,7 +375,7 @@ def test_what_a_kill_can_cut_is_healed(
         events.write_bytes(content[: chance.randrange(1, len(content))])
         assert commands.run("train", *SELDOM, "run_name=a", cwd=tmp_path).returncode == 0, commands.err
         assert records(run) == records(whole)
-        for tag, expected in curves(whole).items():  # what was cut off is gone, and all else is there, once
+        for tag, expected in curves(whole).items():  # the truncated points are gone, all others are there once
             found = curves(run)[tag]
             assert [point for point in expected if point in found] == found
             assert [point for point in expected if point[0] > 4 * 41] == [point for point in found if point[0] > 4 * 41]
@@ -389,7 +389,7 @@ def test_what_a_kill_can_cut_is_healed(
 
 
 def photos(folder: Path) -> list[str]:
-    """Make a folder of images, and give the words that train on them."""
+    """Make a folder of images and return the words that train on them."""
     from PIL import Image
 
     for number in range(60):
@@ -401,7 +401,7 @@ def photos(folder: Path) -> list[str]:
 
 
 def packed(folder: Path) -> dict[str, bytes]:
-    """Everything that lies in the folder of packs, by name."""
+    """Return the content of all files in the folder of packs, by name."""
     below = folder / "data/packed"
     return {str(path.relative_to(below)): path.read_bytes() for path in below.rglob("*") if path.is_file()}
 
@@ -421,7 +421,7 @@ def test_killed_while_it_packs(
     words = photos(tmp_path)
     assert commands.run("train", *words, cwd=tmp_path).returncode == 0, commands.err
     good = packed(tmp_path)
-    assert len(good) == 4  # with the lock
+    assert len(good) == 4  # including the lock
     kills = 0
     for fault in chance.sample(PACKING, len(PACKING) if is_long else 2):
         shutil.rmtree(tmp_path / "data")
@@ -443,7 +443,7 @@ def test_killed_while_it_packs(
 
 
 @pytest.mark.parametrize("file", ["images.npy", "labels.npy", "about.json"])
-def test_a_pack_that_was_cut_is_packed_again(
+def test_a_truncated_pack_is_packed_again(
     commands: Commands, file: str, tmp_path: Path, is_long: bool, capsys: Any
 ) -> None:
     from vae_cli.axes.dataset.pack import open_pack
@@ -463,7 +463,7 @@ def test_a_pack_that_was_cut_is_packed_again(
         assert packed(tmp_path) == good
 
 
-def test_a_sweep_killed_in_its_middle(
+def test_a_sweep_that_is_killed_is_resumed(
     commands: Commands, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     chance, kills = random.Random(4), 0

@@ -38,7 +38,7 @@ def terms(hparams: Mapping[str, Hparam]) -> list[str]:
 
 
 def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: int, shift: float = 0.0) -> None:
-    """Write the steps from the first to the last as a training would; `shift` marks them."""
+    """Write the events of some steps as a training would; `shift` marks them."""
     writer.hparams(hparams)
     writer.layout()
     images = torch.rand(8, 1, 8, 8)
@@ -52,7 +52,7 @@ def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: 
 
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four runs: finished, failed, resumed after a crash (three steps past its checkpoint), interrupted."""
+    """A folder of four runs: finished, failed, resumed after a crash (3 steps after its checkpoint), interrupted."""
     logdir = tmp_path_factory.mktemp("runs")
     for name, hparams in RUNS.items():
         if name == RESUMED:
@@ -101,7 +101,7 @@ def test_a_sweep_of_a_hundred_runs_is_a_hundred_rows(tmp_path: Path, tensorboard
     assert {name for name, info in columns.items() if info["differs"]} == {"sigma", "latent", "seed"}
 
 
-# TensorBoard reads with its data server where it can, else in Python: they treat a resumed run differently.
+# TensorBoard reads with its data server if it can, otherwise in Python. They treat a resumed run differently.
 @pytest.mark.parametrize("reader", ["auto", "false"])
 def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, tensorboard: Callable[..., Get]) -> None:
     get = tensorboard(logdir, f"--load_fast={reader}")
@@ -151,7 +151,7 @@ def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, te
     between = {"minValue": 0.4, "maxValue": 0.6}
     assert set(session_groups(get, {"hparam": "sigma.value", "filterInterval": between, **only})) == {RESUMED}
 
-    # Custom scalars: one chart a term, however many runs wrote the same layout
+    # Custom scalars: one chart for each term, although every run writes the layout
     categories = {category["title"]: category["chart"] for category in get("plugin/custom_scalars/layout")["category"]}
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in categories["train and validation"]}
     assert len(charts) == len(categories["train and validation"])
@@ -172,7 +172,7 @@ def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, te
         sheet = Image.open(io.BytesIO(get("plugin/projector/sprite_image", **asked)))
         width, height = shown["sprite"]["singleImageDim"]
         assert (width, height) == (24, 32)
-        assert sheet.size == (3 * width, 3 * height)  # as many rows as columns
+        assert sheet.size == (3 * width, 3 * height)  # a square
 
 
 def test_a_failure_is_written_and_an_interruption_is_not(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_failure_is_written_and_an_interruption_is_not(tmp_path: Path) -> None
             if error:
                 raise error
         assert len(list(folder.glob("*end"))) == ends
-        writer.close("finished")  # a second time: nothing happens
+        writer.close("finished")  # a second call does nothing
         assert len(list(folder.glob("*end"))) == ends
 
 

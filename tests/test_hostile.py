@@ -1,5 +1,5 @@
-"""Files from a stranger: a run folder, a picture, a pack. They are refused in words; nothing of theirs is run, nothing
-is written outside, and no memory is taken for what they claim to hold."""
+"""Files from somebody else: a run folder, a picture, a pack. Bad ones are refused with a message: none of their code
+runs, nothing is written outside the run's folder, and no memory is taken for sizes that they only claim."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ QUESTIONS = [
 
 
 class Marks:
-    """A pickle of this leaves a file when it is loaded as code."""
+    """Its pickle writes a file if loading it runs code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {MARKER}",)
 
 
 class Bytes:
-    """A pickle of this asks for three gigabytes."""
+    """Its pickle asks for three gigabytes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return bytearray, (3_000_000_000,)
@@ -65,7 +65,7 @@ def saved(state: object) -> bytes:
 
 
 def with_part(ending: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A file of torch's in which one part is another one."""
+    """Return a torch file in which one part is replaced."""
     whole = BytesIO()
     with zipfile.ZipFile(BytesIO(saved({"a": torch.zeros(4)}))) as source, zipfile.ZipFile(whole, "w") as target:
         for name in source.namelist():
@@ -127,7 +127,7 @@ def saved_pickle() -> bytes:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -141,11 +141,11 @@ def test_checkpoints(place: Path, refused: Refused, name: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
-def test_what_a_hostile_checkpoint_takes_of_a_whole_process(place: Path) -> None:
+def test_memory_of_a_process_that_loads_a_hostile_checkpoint(place: Path) -> None:
     (RUN / "best.pt").write_bytes(CHECKPOINTS["three gigabytes of bytearray"]())
     program = (
         "import re, sys\nfrom vae_cli.cli import main\nsys.argv = ['vae', 'sample', 'a']\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n"  # its own peak: resource's begins with the parent's
+        "try:\n    main()\nexcept SystemExit as stop:\n"  # not from resource, whose peak includes the parent's
         "    print(stop.code, re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -228,7 +228,7 @@ def test_configurations(place: Path, ask: Ask, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["system", "units that do not fit into memory", "escape sequences", "billion laughs"])
-def test_configurations_that_are_measured(place: Path, refused: Refused, ask: Ask, name: str) -> None:
+def test_configurations_stop_an_evaluation(place: Path, refused: Refused, ask: Ask, name: str) -> None:
     (RUN / "config.yaml").write_text(CONFIGS[name]())
     code = 2 if name == "system" else 1
     refused("evaluate", str(RUN), "--quick", "--metrics", "rate", code=code)
@@ -238,7 +238,7 @@ def test_configurations_that_are_measured(place: Path, refused: Refused, ask: As
     assert not (place / MARKER).exists()
 
 
-def test_places_that_a_stranger_names_are_not_written_to(place: Path, refused: Refused, tmp_path: Path) -> None:
+def test_places_that_a_configuration_names_are_not_written_to(place: Path, refused: Refused, tmp_path: Path) -> None:
     there = tmp_path / "elsewhere"
     (RUN / "config.yaml").write_text(
         replaced(
@@ -267,7 +267,7 @@ def test_the_runs_own_folder_for_data_is_used_when_it_is_named(
     question = ["sample", str(RUN), "--from", "posterior", "--images", "0", "--data-dir", str(there)]
     assert ask(*question).code == 0
     assert (there / "packed").is_dir()
-    assert ask(*question[:-2]).code == 0  # what is there is read
+    assert ask(*question[:-2]).code == 0  # existing data are read
     shutil.rmtree(there)
     with pytest.raises(accepted):
         ask("train", "--repeat", str(RUN), f"data_dir={there}")
@@ -348,7 +348,7 @@ def test_an_evaluation_with_wrong_fields(place: Path, ask: Ask) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="links take rights there")
 class TestLinks:
     @pytest.mark.parametrize("name", ["summary.json", "config.yaml", "best.pt", "metrics.jsonl"])
-    def test_what_they_lead_to_is_not_told(self, place: Path, ask: Ask, name: str, tmp_path: Path) -> None:
+    def test_their_targets_are_not_shown(self, place: Path, ask: Ask, name: str, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("root:secret:0:0\n")
         (RUN / name).unlink()
         (RUN / name).symlink_to(tmp_path / "secret")
@@ -385,7 +385,7 @@ class TestLinks:
         (RUN / name).unlink()
         (RUN / name).symlink_to(tmp_path / "made")
         words = ["train", "epochs=2", "network.hidden=[8]", "latent=2", "run_name=digits/a"]
-        assert "is not written through" in refused(*words)
+        assert "does not write through links" in refused(*words)
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("name", ["summary.json", "config.yaml", "evaluation/metrics.json"])
@@ -408,7 +408,7 @@ class TestLinks:
                 assert find_runs(place / "runs/.sweeps/one") == []
 
 
-def test_names_do_not_steer_the_terminal_and_are_no_markup(place: Path, ask: Ask) -> None:
+def test_names_cannot_steer_the_terminal_or_add_markup(place: Path, ask: Ask) -> None:
     name = "\x1b[31mred\n<b>[bold]x"
     RUN.rename(RUN.parent / name)
     for words in (["runs"], ["sample", str(RUN.parent / name), "--count", "2"], ["sample", "nowhere"]):
@@ -485,7 +485,7 @@ def test_pictures(place: Path, refused: Refused, name: str) -> None:
     assert not (place / MARKER).exists()
 
 
-def test_a_profile_of_a_hundred_megabytes_takes_no_memory(place: Path) -> None:
+def test_a_color_profile_of_100_mb_takes_no_memory(place: Path) -> None:
     (place / "big.png").write_bytes(png(8, 8, (b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 100_000_000, 9))))
     before = peak()
     with suppress(UserError):
@@ -493,7 +493,7 @@ def test_a_profile_of_a_hundred_megabytes_takes_no_memory(place: Path) -> None:
     assert peak() - before < 200_000_000
 
 
-def test_a_moving_picture_is_its_first_frame(place: Path) -> None:
+def test_only_the_first_frame_of_an_animation_is_read(place: Path) -> None:
     frames = [Image.new("L", (8, 8), shade) for shade in (255, 0)]
     frames[0].save(place / "film.gif", save_all=True, append_images=frames[1:])
     assert float(load_image(place / "film.gif", (1, 8, 8)).min()) == 1.0

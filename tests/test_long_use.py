@@ -1,4 +1,4 @@
-"""Many steps and many runs: memory stays flat, event files stay small, and lists stay quick."""
+"""Many steps and many runs: memory stays flat, event files stay small, lists stay quick."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MB = 1 << 20
 
 
 def memory() -> int:
-    """Bytes that this process holds now."""
+    """Return the current memory of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -59,7 +59,7 @@ def test_memory_stays_flat(
 def test_many_runs_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_long: bool, record_property: Callable[[str, str], None]
 ) -> None:
-    """Lists cost time for each run, and not for each pair of them."""
+    """Listing takes time proportional to the number of runs, not to its square."""
     monkeypatch.chdir(tmp_path)
     command.main(["epochs=1", "network.hidden=[4]", "latent=2", "run_name=a"])
     run = RunDir(tmp_path / "runs/a")

@@ -20,7 +20,7 @@ from vae_cli.config import build
 from vae_cli.core.errors import UserError
 from vae_cli.machine import device, distributed
 from vae_cli.machine.launch import Launch, launched
-from vae_cli.runs.folder import Follower, RunDir
+from vae_cli.runs.folder import ReadOnlyRunDir, RunDir
 from vae_cli.training.interruption import AT_ONCE, Interruption
 from vae_cli.training.tensorboard import EventWriter, NoEvents
 
@@ -88,7 +88,7 @@ def test_a_run_of_one_process_is_resumed_by_two(commands: Any, here: Path) -> No
     alone("sigma=fixed", "run_name=two")
     both = forked(commands, "sigma=fixed", "run_name=two", "epochs=5")
     assert "".join(process.stdout for process in both).count("written: runs/two") == 1
-    assert "".join(process.stderr for process in both).count("Going on at step 12 ") == 1
+    assert "".join(process.stderr for process in both).count("Resuming runs/two at step 12") == 1
     assert_equal(here / "runs/one", here / "runs/two")
 
 
@@ -120,7 +120,7 @@ def test_a_signal_stops_all_processes_after_one_checkpoint(commands: Any, here: 
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
-    assert err.count("type the same command again to go on") == 1, err
+    assert err.count("type the same command again to resume") == 1, err
     assert run.summary()["status"] == "interrupted"
     epochs = f"epochs={len(run.metrics()) + 2}"
     forked(commands, "run_name=two", epochs)
@@ -230,23 +230,23 @@ def test_two_signals_at_once_count_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.came()
+        assert interruption.arrived()
         now += AT_ONCE + 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(SystemExit) as stopped:
-            interruption.raise_noted("stopped")
+            interruption.stop_if_asked("stopped")
     assert stopped.value.code == 143
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     """Every method that writes is overridden in the class for the other processes."""
-    for silent, writer in ((Follower, RunDir), (NoEvents, EventWriter)):
+    for silent, writer in ((ReadOnlyRunDir, RunDir), (NoEvents, EventWriter)):
         verbs = ("write", "append", "forget", "hparams", "layout", "scalars", "histograms", "pictures", "embedding")
         names = [name for name in vars(writer) if name.startswith((*verbs, "close", "flush"))]
         assert len(names) >= 4
         assert set(names) <= set(vars(silent))
-    Follower(tmp_path / "a").write_config({})
+    ReadOnlyRunDir(tmp_path / "a").write_config({})
     NoEvents().scalars({}, 1)
     assert not list(tmp_path.iterdir())
 

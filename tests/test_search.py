@@ -62,8 +62,7 @@ def test_a_figure_that_no_run_has_is_refused(name: str, near: str, compose: Comp
 
 
 def test_the_objective_is_no_part_of_a_run(compose: Compose) -> None:
-    from vae_cli.config.naming import run_name
-    from vae_cli.training.lifecycle import hparams
+    from vae_cli.config.naming import hparams, run_name
 
     one, other = compose(), compose("objective=test/loss")
     assert hparams(one) == hparams(other)

@@ -114,7 +114,7 @@ def test_a_job_that_exceeds_its_time_limit_is_requeued_and_resumes(slurm: dict[s
     assert whole.returncode == 0, said
     assert cut.returncode == 0, cut.stderr
     log = (tmp_path / "runs/cut/train.log").read_text()
-    steps = [int(line.split("going on at step ")[1].split()[0]) for line in log.splitlines() if "going on" in line]
+    steps = [int(line.split("resuming at step ")[1].split()[0]) for line in log.splitlines() if "resuming" in line]
     assert steps, log
     assert steps[0] > 0
     assert steps == sorted(set(steps))

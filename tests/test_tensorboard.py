@@ -1,4 +1,4 @@
-"""TensorBoard, started for real on a folder with a run of each sigma mode."""
+"""A real TensorBoard over a folder with a run of each sigma mode."""
 
 from __future__ import annotations
 

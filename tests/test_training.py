@@ -1,4 +1,4 @@
-"""Runs as a user starts them: what they write, how they go on, how they end."""
+"""Runs as a user starts them: what they write, how they resume, how they end."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ def test_what_a_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert records[-1]["step"] == summary["step"] == 2 * math.ceil(1300 / 64)
     printed = capsys.readouterr().out
     assert "vae sample runs/digits/network.hidden-32_sigma-fixed" in printed
+    assert "best weights: epoch 2 of 2" in " ".join(printed.split())
     assert RunDir(run).config() == summary["config"]
 
 
@@ -124,13 +125,13 @@ def test_name_is_what_differs(overrides: list[str], name: str | None) -> None:
     assert not set(folder.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
 
 
-def test_a_finished_run_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_skipped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("run_name=a")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     with pytest.raises(Finished) as ended:
         train("run_name=a")
     assert ended.value.exit_code == 0
-    assert "finished" in str(ended.value)
+    assert "runs/a is finished; skipped" in str(ended.value)
     assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
 
 
@@ -146,7 +147,7 @@ def test_more_epochs_train_a_finished_run_further(here: Path, extra: list[str]) 
     }
 
 
-def test_overwrite_starts_anew(here: Path) -> None:
+def test_overwrite_trains_from_the_start(here: Path) -> None:
     train("run_name=a")
     (here / "runs/a/samples").mkdir()
     train("run_name=a", "epochs=1", "seed=1", "overwrite=true")
@@ -156,10 +157,10 @@ def test_overwrite_starts_anew(here: Path) -> None:
     assert run.config()["seed"] == 1
 
 
-def test_another_configuration_is_refused_by_its_keys(here: Path) -> None:
+def test_a_run_with_other_settings_is_refused_and_they_are_named(here: Path) -> None:
     train("run_name=a")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    with pytest.raises(UserError, match=r"latent=16 there and 3 here.*overwrite=true"):
+    with pytest.raises(UserError, match=r"latent=16 there, 3 here.*overwrite=true"):
         train("run_name=a", "latent=3")
     assert before == {path: path.stat().st_mtime_ns for path in here.rglob("*")}
 
@@ -181,7 +182,7 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("extra", [[], ["checkpoint_minutes=0.0005"]], ids=["by epoch", "within epochs"])
-def test_killed_and_typed_again(commands: Any, here: Path, extra: list[str]) -> None:
+def test_a_killed_run_is_resumed_by_the_same_command(commands: Any, here: Path, extra: list[str]) -> None:
     words = ["train", "epochs=12", "network.hidden=[32]", "log_every=7", "batch_size=16", *extra]
     whole = commands.run(*words, "run_name=whole", cwd=here)
     assert whole.returncode == 0, whole.stderr
@@ -194,7 +195,7 @@ def test_killed_and_typed_again(commands: Any, here: Path, extra: list[str]) -> 
     assert len(RunDir(run).metrics()) < 12
     again = commands.run(*words, "run_name=killed", cwd=here)
     assert again.returncode == 0, again.stderr
-    assert "Going on at step" in again.stderr
+    assert "Resuming runs/killed at step" in again.stderr
     assert same(weights(run), weights(here / "runs/whole"))
     assert same(weights(run, "best.pt"), weights(here / "runs/whole", "best.pt"))
     for tag in ("train/loss", "train/rate_scale", "validation/elbo", "test/loss"):
@@ -222,7 +223,7 @@ def test_a_signal_saves_and_stops(commands: Any, here: Path, number: signal.Sign
 LAUNCHER = """
 import os, signal, sys
 def warned(number, frame):
-    os.kill(os.getpid(), signal.SIGTERM)  # as Slurm does when a job goes back into the queue
+    os.kill(os.getpid(), signal.SIGTERM)  # as Slurm does when a job is requeued
     print("warned", flush=True)
     {ending}
 signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -247,7 +248,7 @@ def test_the_handler_of_a_launcher_is_called_when_the_run_is_saved(
     for epochs in (3, 6):
         wait_for_epochs(run.path, epochs, process)
         process.send(signal.SIGUSR2)
-        process.send(signal.SIGTERM)  # one that comes while the step ends
+        process.send(signal.SIGTERM)  # a signal that arrives while the step ends
         if ending != "return":
             break
     assert process.wait() == code, process.stderr
@@ -259,10 +260,10 @@ def test_the_handler_of_a_launcher_is_called_when_the_run_is_saved(
         step = load_checkpoint(run.checkpoint_file)["step"]
         assert step >= 3 * 21
         again = commands.run(*words, cwd=here)
-        assert f"Going on at step {step} " in again.stderr
+        assert f" at step {step}\n" in again.stderr
 
 
-def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_overwrites_only_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBMITIT_FOLDER", "runs/.sweeps/now/.submitit/%j")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     train("run_name=a", "overwrite=true")
@@ -270,13 +271,13 @@ def test_a_job_that_goes_back_into_the_queue_overwrites_once(here: Path, monkeyp
     run.write_summary({**run.summary(), "status": "interrupted"})
     before = run.checkpoint_file.stat().st_mtime_ns
     train("run_name=a", "overwrite=true")
-    assert run.checkpoint_file.stat().st_mtime_ns == before  # there was nothing left to train
+    assert run.checkpoint_file.stat().st_mtime_ns == before  # nothing was left to train
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     train("run_name=a", "overwrite=true")
     assert run.checkpoint_file.stat().st_mtime_ns > before
 
 
-def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(here: Path) -> None:
     with pytest.raises(Failure, match=r"diverged.*at step \d+.*optimizer\.lr") as error:
         train(
             "optimizer=sgd", "optimizer.lr=1e30", "epochs=5", "run_name=a", "likelihood=gaussian", "likelihood.scale=1"
@@ -288,20 +289,20 @@ def test_a_loss_that_is_no_number_stops_the_run(here: Path) -> None:
         assert all(value.isfinite().all() for value in weights(run.path).values())
 
 
-# With these a step is too large by a factor between 4 and 16.
+# The steps of these are too large by a factor between 4 and 16.
 DIVERGING = ["optimizer=sgd", "optimizer.lr=4", "likelihood=gaussian", "likelihood.scale=1", "run_name=a"]
 
 
 def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Failure, match="type on_divergence=restart"):
         train(*DIVERGING)
-    train(*DIVERGING, "on_divergence=restart")  # the same run, which goes on
+    train(*DIVERGING, "on_divergence=restart")  # the same run, resumed
     run = RunDir(here / "runs/a")
     summary = run.summary()
     assert summary["status"] == "finished"
     assert summary["restarts"] >= 1
-    assert len([said for said in summary["warnings"] if "went on from step" in said]) == summary["restarts"]
-    assert "went on from step 0" in capfd.readouterr().err
+    assert len([said for said in summary["warnings"] if "restarted from step" in said]) == summary["restarts"]
+    assert "restarted from step 0" in capfd.readouterr().err
     assert [record["epoch"] for record in run.metrics()] == [1, 2]
     rate = 4 * 0.25 ** summary["restarts"]
     assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
@@ -311,9 +312,9 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
     assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
 
 
-def test_restarts_have_an_end(here: Path) -> None:
+def test_the_number_of_restarts_is_limited(here: Path) -> None:
     with pytest.raises(
-        Failure, match=r"diverged after 2 restarts: .* at step \d+, as .*last good checkpoint, of step 0"
+        Failure, match=r"diverged after 2 restarts: .* at step \d+, probably .*last good checkpoint, of step 0"
     ):
         train(*DIVERGING, "optimizer.lr=1e30", "on_divergence=restart", "restarts=2")
     assert RunDir(here / "runs/a").status() == "failed"
@@ -331,18 +332,18 @@ def test_a_scheduled_learning_rate_is_slowed_down_too(here: Path) -> None:
 @pytest.mark.parametrize(
     ("terms", "cause"),
     [
-        (["weights"], "after a step that was too large"),
+        (["weights"], "because a step was too large"),
         (["loss", "distortion"], "decoder's output"),
-        (["validation/loss", "validation/rate", "validation/penalty"], "codes, or their scales"),
-        (["loss", "penalty"], "regularizer weighs too much"),
-        (["loss", "distortion", "rate"], "steps that were too large"),
+        (["validation/loss", "validation/rate", "validation/penalty"], "codes or their scales"),
+        (["loss", "penalty"], "regularizer's weight is too large"),
+        (["loss", "distortion", "rate"], "because steps were too large"),
     ],
 )
 def test_the_likely_cause_is_named(terms: list[str], cause: str) -> None:
     assert cause in likely_cause(terms)
 
 
-def test_the_first_bad_step_is_named() -> None:
+def test_the_first_step_that_is_not_finite_is_named() -> None:
     meter = Meter()
     for step, value in enumerate([1.0, 2.0, math.inf, math.nan], 1):
         meter.add(step, {"loss": torch.tensor([value, 1.0]), "rate": torch.ones(2)})
@@ -351,7 +352,7 @@ def test_the_first_bad_step_is_named() -> None:
     assert (error.value.step, error.value.terms) == (3, ["loss"])
 
 
-def test_means_weigh_every_image_alike() -> None:
+def test_means_weigh_all_images_equally() -> None:
     meter = Meter()
     meter.add(1, {"loss": torch.tensor([1.0, 2.0, 3.0])})
     meter.add(2, {"loss": torch.tensor([6.0])})
@@ -384,7 +385,7 @@ def test_without_validation_all_images_are_trained_on(here: Path) -> None:
     assert "posterior/scale_mean" in run.metrics()[0]
 
 
-def test_best_weights_are_those_of_the_least_validation_loss(here: Path) -> None:
+def test_best_weights_have_the_lowest_validation_loss(here: Path) -> None:
     train("epochs=12", "optimizer.lr=2e-2", "run_name=a")
     run = RunDir(here / "runs/a")
     losses = [record["validation/loss"] for record in run.metrics()]
@@ -400,7 +401,7 @@ def test_while_beta_moves_the_newest_weights_are_the_best(here: Path) -> None:
     assert curve(run.path, "train/beta")[-1][1] == pytest.approx(4 / 50, rel=0.1)
 
 
-def test_warnings_in_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("regularizer.beta=1000", "epochs=6", "run_name=a")
     assert "posterior collapse" in capsys.readouterr().err
     assert any("posterior collapse" in text for text in RunDir(here / "runs/a").summary()["warnings"])
@@ -412,7 +413,7 @@ def test_a_sweep_is_checked_before_its_first_job(here: Path) -> None:
     assert not list(here.rglob("config.yaml"))
 
 
-def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("sigma=learned,fixed", multirun=True)
     runs = sorted(path.parent for path in (here / "runs").rglob("config.yaml") if ".hydra" not in path.parts)
     assert [run.name for run in runs] == ["network.hidden-32", "network.hidden-32_sigma-fixed"]
@@ -421,9 +422,9 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
     train("sigma=learned,fixed,deterministic", multirun=True)
     out, err = capsys.readouterr()
     assert out.startswith("3 jobs: 2 finished, and left alone, 1 to run\n1 of 1: epochs=2 ")
-    assert out.count("finished  ") == 3  # the table at the end has a row for each
+    assert out.count("finished  ") == 3  # the final table has a row for each run
     assert "next:\n  vae compare runs/digits" in out
-    assert "epoch" not in err  # one run of many says nothing on its way
+    assert "epoch" not in err  # a run of a sweep prints no epochs
     assert before == {run: (run / "checkpoint.pt").stat().st_mtime_ns for run in runs}
     assert (here / "runs/digits/network.hidden-32_sigma-deterministic/summary.json").exists()
 
@@ -476,7 +477,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused_in_words(here: Path, overrides: list[str], message: str) -> None:
+def test_bad_input_is_refused_with_a_message(here: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         command.main(overrides)
     assert error.value.exit_code == 2
@@ -494,7 +495,7 @@ def test_users_own_class_needs_consent(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("VAE_TRUST", raising=False)
     with pytest.raises(UserError, match="--trust mine"):
         train("sigma=loud", config_dir=str(here / "own"))
-    monkeypatch.setenv("VAE_TRUST", "")  # so that what --trust sets is taken back
+    monkeypatch.setenv("VAE_TRUST", "")  # so that the fixture undoes --trust
     words = ["sigma=loud", "--config-dir", str(here / "own"), "--trust", "mine"]
     monkeypatch.setattr(sys, "argv", ["vae", "train", *QUICK, *words])
     assert run_command() == 0
@@ -531,7 +532,7 @@ def test_a_running_run_is_not_started_twice(here: Path) -> None:
     train("run_name=a", "epochs=1")
     run = RunDir(here / "runs/a")
     run.write_summary({**run.summary(), "status": "running", "pid": 12345, "host": "elsewhere"})
-    assert run.status() == "interrupted"  # whoever wrote that is gone, on whatever machine
+    assert run.status() == "interrupted"  # nobody holds the lock
     with locked(run.lock_file) as is_ours:
         assert is_ours
         assert run.status() == "running"
@@ -542,7 +543,7 @@ def test_a_running_run_is_not_started_twice(here: Path) -> None:
     assert run.status() == "finished"
 
 
-def test_a_run_that_finished_in_the_meantime_is_left_alone(here: Path, compose: Compose) -> None:
+def test_a_run_that_finished_in_the_meantime_is_skipped(here: Path, compose: Compose) -> None:
     experiment = build_experiment(compose(*QUICK, "run_name=a"))
     train("run_name=a")
     (here / "runs/a/samples").mkdir()
@@ -559,7 +560,7 @@ def test_fewer_epochs_than_were_trained_are_refused(here: Path) -> None:
         train("run_name=a", "epochs=3")
 
 
-def test_lost_records_do_not_keep_a_run_from_its_end(here: Path) -> None:
+def test_a_run_finishes_despite_lost_records(here: Path) -> None:
     train("run_name=a", "epochs=2", "dataset.validation=0")
     run = RunDir(here / "runs/a")
     run.write_summary({**run.summary(), "status": "interrupted"})
@@ -591,7 +592,7 @@ def test_short_runs_have_training_curves(here: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl", "checkpoint.pt"])
-def test_whatever_is_damaged_can_be_trained_anew(here: Path, file: str) -> None:
+def test_a_damaged_run_can_be_trained_again(here: Path, file: str) -> None:
     train("run_name=a")
     (here / "runs" / "a" / file).write_text('{"stat')
     if file != "metrics.jsonl":
@@ -601,7 +602,7 @@ def test_whatever_is_damaged_can_be_trained_anew(here: Path, file: str) -> None:
     assert RunDir(here / "runs" / "a").status() == "finished"
 
 
-def test_what_a_killed_process_was_writing_is_removed(here: Path) -> None:
+def test_partial_files_of_a_killed_process_are_removed(here: Path) -> None:
     train("run_name=a")
     part = here / "runs" / "a" / ".checkpoint.pt.abc.part"
     part.write_bytes(b"half")
@@ -616,7 +617,7 @@ def test_a_sweep_that_is_refused_leaves_nothing_behind(here: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not name open files")
-def test_a_full_disk_in_a_sweep_is_said_in_words(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_in_a_sweep_is_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flush = os.fsync
 
     def full(descriptor: int) -> None:
@@ -629,7 +630,7 @@ def test_a_full_disk_in_a_sweep_is_said_in_words(here: Path, monkeypatch: pytest
         train("latent=2,3", multirun=True)
 
 
-def test_a_sweep_that_cannot_be_noted_leaves_nothing_behind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_cannot_be_listed_leaves_nothing_behind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -639,7 +640,7 @@ def test_a_sweep_that_cannot_be_noted_leaves_nothing_behind(here: Path, monkeypa
     assert not any(here.iterdir())
 
 
-def test_a_file_in_place_of_a_folder_is_a_mistake_of_the_users(here: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_a_user_error(here: Path) -> None:
     (here / "runs").write_text("")
     with pytest.raises(UserError, match="runs is a file, not a folder") as refused:
         train("sigma=fixed")
@@ -648,7 +649,7 @@ def test_a_file_in_place_of_a_folder_is_a_mistake_of_the_users(here: Path) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("precision", get_args(SETTINGS["precision"]))
-def test_a_gpu_comes_to_the_same_quality_in_every_precision(precision: str, here: Path) -> None:
+def test_a_gpu_reaches_the_same_quality_in_every_precision(precision: str, here: Path) -> None:
     for device in ("cpu", "cuda"):
         words = [f"device={device}", f"run_name={device}", f"precision={precision if device == 'cuda' else 'float32'}"]
         train(*words, "epochs=30", "network.hidden=[64]")
@@ -674,7 +675,7 @@ def test_compiled_networks_train_the_same_model(here: Path) -> None:
     assert load_run("runs/compiled").sample(2).isfinite().all()
 
 
-def test_what_cannot_be_compiled_is_said_in_words(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_compiled_is_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Any, *_: Any, **__: Any) -> None:
         raise RuntimeError("no C++ compiler")
 

@@ -1,8 +1,18 @@
-"""An experiment runner for variational auto-encoders whose subject is the encoder's noise.
+"""Train and compare variational auto-encoders that differ in the encoder's noise.
 
+Runs are trained with the command `vae train` and loaded in Python with `load_run`. A run has five members to begin
+with: `encode`, `decode`, `sample`, `splits` (the dataset) and `images` (converts images of your own).
+
+>>> import torch
 >>> from vae_cli import load_run
->>> run = load_run("runs/digits/sigma-fixed")
->>> images = run.sample(16)
+>>> run = load_run("runs/digits/sigma-fixed")         # trained with: vae train sigma=fixed
+>>> x = run.splits.test.batch(torch.arange(8))        # images (8, 1, 8, 8) in [0, 1]
+>>> posterior = run.encode(x)                         # q(z|x), a torch Distribution over codes (8, 16)
+>>> likelihood = run.decode(posterior.sample())       # p(x|z), a torch Distribution over images (8, 1, 8, 8)
+>>> likelihood.mean.shape
+torch.Size([8, 1, 8, 8])
+>>> run.sample(16).shape                              # from the prior
+torch.Size([16, 1, 8, 8])
 """
 
 from __future__ import annotations
@@ -16,9 +26,13 @@ __all__ = ["Run", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    # What stands behind these names imports torch, and `vae --help` has no use for it.
+    # Loaded at first use: these names need torch, and `vae --help` does not.
     if name in __all__:
         from vae_cli.runs import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__  # so that help() shows these and no more

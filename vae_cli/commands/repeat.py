@@ -19,7 +19,7 @@ from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.plan import plan
-from vae_cli.runs.run import loading
+from vae_cli.runs.run import redirect_data
 from vae_cli.training.lifecycle import run_experiment
 
 MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # none of which makes another run
@@ -44,7 +44,7 @@ def main(run: str, overrides: Sequence[str], **flags: Any) -> None:
     config |= {"run_name": second.path.name, "overwrite": False, **settings}
     if "data_dir" in settings and settings["data_dir"] is None:  # the usual place
         config["dataset"].pop("data_dir", None)
-    place = loading(config, settings.get("data_dir"))
+    place = redirect_data(config, settings.get("data_dir"))
     if plan(second, config) != "finished":
         with place():
             experiment = build_experiment(config)

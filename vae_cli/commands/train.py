@@ -77,8 +77,9 @@ def task(config: DictConfig) -> float | None:
 
     from vae_cli.config.build import build_experiment
     from vae_cli.runs.folder import RunDir
-    from vae_cli.training.lifecycle import run_experiment, say_failed
-    from vae_cli.training.summary import brief, report
+    from vae_cli.training.lifecycle import run_experiment
+    from vae_cli.training.outcome import recording_failed_build
+    from vae_cli.training.summary import print_summary, print_summary_line
 
     hydra_config = HydraConfig.get()
     is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
@@ -95,7 +96,7 @@ def task(config: DictConfig) -> float | None:
     try:
         experiment = _checked.pop(str(folder.path.absolute()), None)
         if experiment is None:
-            with say_failed(folder, plain):
+            with recording_failed_build(folder, plain):
                 experiment = build_experiment(plain)
         summary = run_experiment(experiment, folder, console, is_one_of_many)
     except SystemExit as stop:
@@ -107,7 +108,7 @@ def task(config: DictConfig) -> float | None:
             raise
         raise Failure(explain(error)[0]) from None  # it has to pass to another process, which knows its kind
     if is_alone and is_first():
-        (brief if is_one_of_many else report)(Console(), folder, summary)
+        (print_summary_line if is_one_of_many else print_summary)(Console(), folder, summary)
     return figure(summary, plain["objective"])
 
 
@@ -170,7 +171,7 @@ class Sweep:
         """Check one job as far as needs no data; False where there is nothing to do. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
-        from vae_cli.runs.plan import UnderWay, plan
+        from vae_cli.runs.plan import InTraining, plan
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
@@ -181,7 +182,7 @@ class Sweep:
             )
         try:
             self._found[path] = plan(RunDir(path), plain)
-        except UnderWay:  # as where an earlier sweep was killed, and one of its workers lives on
+        except InTraining:  # as where an earlier sweep was killed, and one of its workers lives on
             self._found[path] = "elsewhere"
         if self._found[path] in ("finished", "elsewhere"):
             return False

@@ -6,7 +6,9 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
@@ -96,7 +98,8 @@ def find_class(target: str, path: str, kind: type) -> Any:
         top = module_name.partition(".")[0] or target
         raise UserError(
             f"{path}._target_={target} is code from outside the axes of vae and torch.optim, which runs only with "
-            f"your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top})."
+            f"your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top}; in Python: "
+            f"load_run(..., trust=['{top}']))."
         )
     if trusted() and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command
@@ -115,8 +118,22 @@ def find_class(target: str, path: str, kind: type) -> Any:
 
 
 def trusted() -> tuple[str, ...]:
-    """Return the modules whose code the user trusts: those in VAE_TRUST, which --trust sets and workers inherit."""
-    return tuple(name for name in os.environ.get("VAE_TRUST", "").replace(",", " ").split() if name)
+    """Return the modules whose code the user trusts: those of `trusting`, and those in VAE_TRUST, which --trust sets
+    and worker processes inherit."""
+    return (*_trusted_here.get(), *os.environ.get("VAE_TRUST", "").replace(",", " ").split())
+
+
+_trusted_here: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
+
+
+@contextmanager
+def trusting(modules: Iterable[str]) -> Iterator[None]:
+    """Also trust these modules inside the context, without changing the environment."""
+    token = _trusted_here.set((*_trusted_here.get(), *modules))
+    try:
+        yield
+    finally:
+        _trusted_here.reset(token)
 
 
 def _is_within(module: str, prefixes: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, so that they load without running code."""
+"""Checkpoints: tensors and plain values only, so that loading one runs no code from it."""
 
 from __future__ import annotations
 
@@ -14,64 +14,67 @@ import torch
 
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import replace_file
-from vae_cli.runs.folder import ANEW
+from vae_cli.runs.folder import RETRAIN
 
 CHECKPOINT_FORMAT = 1
-# What a pickle of tensors and plain values names; others, as bytearray, can be asked for any amount of memory.
+# All names in a pickle of tensors and plain values. Others, such as bytearray, could claim any amount of memory.
 PLAIN = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict"})
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace a checkpoint by a new one. Raises OSError, and leaves the old one as it was, where that cannot be."""
-    whole = BytesIO()  # written in one piece: in torch.save a full disk ends in an error that does not name it
+    """Replace a checkpoint by a new one. If it cannot be written, raises OSError and keeps the old one."""
+    whole = BytesIO()  # then written at once: torch.save does not say that a disk is full
     torch.save({"format": CHECKPOINT_FORMAT, **state}, whole)
     replace_file(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load a checkpoint without running code. Raises UserError where there is none, Failure where it is damaged or was
-    written by a newer version."""
+    """Load a checkpoint without running code. Raises UserError if it is missing, Failure if it is damaged or written
+    by a newer version."""
     try:
-        look_into(path)
+        check_parts(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except IsADirectoryError as error:
         raise Failure(f"{path} is a folder.") from error
     except FileNotFoundError as error:
         raise UserError(
-            f"{path.parent} has no {path.name}: its training has not come to a first checkpoint. "
-            "Type the command that started it again, and it goes on."
+            f"{path.parent} has no {path.name}: its training stopped before the first checkpoint. "
+            "Type the command that started it again."
         ) from error
     except UserError:
         raise
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # a disk or a network that fails does not damage the file
+        if error.errno not in (None, errno.EINVAL):  # the disk or the network failed; the file may be fine
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {ANEW}") from error
-    except Exception as error:  # bytes at random can make the unpickler raise anything
-        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {ANEW}") from error
+        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {RETRAIN}") from error
+    except Exception as error:  # the unpickler can raise anything for random bytes
+        raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {RETRAIN}") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
-        raise Failure(f"{path} is damaged, or not a checkpoint of vae. {ANEW}")
+        raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
     if state["format"] > CHECKPOINT_FORMAT:
         raise Failure(
-            f"{path} has format {state['format']}, and this version of vae knows formats up to {CHECKPOINT_FORMAT}; "
-            "install a newer vae."
+            f"{path} has format {state['format']}; this version of vae knows formats up to {CHECKPOINT_FORMAT}. "
+            "Install a newer vae."
         )
     if not _holds_model(state):
-        raise Failure(f"{path} is damaged: it does not hold a model. {ANEW}")
+        raise Failure(f"{path} is damaged: it does not contain a model. {RETRAIN}")
     return state
 
 
-def look_into(path: Path) -> None:
-    """Raise Failure, before any memory is taken, for a file whose parts are not the tensors and plain values that a
-    checkpoint consists of, or would be larger in memory than they are on the disk."""
+def check_parts(path: Path) -> None:
+    """Raise Failure, before taking memory, if the file contains anything but tensors and plain values, or its parts
+    would be larger in memory than on the disk."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
-            raise Failure(f"{path} is damaged, or not a checkpoint of vae. {ANEW}")
+            raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
         with zipfile.ZipFile(file) as parts:
             listed = parts.infolist()
             sizes = sum(part.file_size for part in listed)
             if sizes > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in listed):
-                raise Failure(f"{path} would unpack to {sizes:,} bytes, which no checkpoint of vae does. {ANEW}")
+                raise Failure(
+                    f"{path} is not loaded: it would unpack to {sizes:,} bytes, and checkpoints of vae are not "
+                    f"compressed. {RETRAIN}"
+                )
             for part in listed:
                 if part.filename.endswith(".pkl"):
                     _refuse_code(path, parts.read(part))
@@ -83,7 +86,7 @@ def _refuse_code(path: Path, pickled: bytes) -> None:
         is_ours = named in PLAIN or (named.startswith("torch.") and named.endswith("Storage"))
         if operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") or (named and not is_ours):
             raise Failure(
-                f"{path} is not loaded: it asks for {named or 'code'}, and a checkpoint of vae does not. {ANEW}"
+                f"{path} is not loaded: it would run {named or 'code'}, and checkpoints of vae run no code. {RETRAIN}"
             )
 
 

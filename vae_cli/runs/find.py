@@ -1,4 +1,4 @@
-"""Find runs below a folder, and one run by its name."""
+"""Find all runs below a folder, or one run by its name."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.files import is_printable, read_text, write_json
-
-if TYPE_CHECKING:
-    pass
+from vae_cli.core.files import read_text, write_json
 from vae_cli.runs.folder import RunDir
 
-SWEEP_FILE = "sweep.json"
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep; its runs are beside those of other sweeps
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All runs below a folder, by name, or those of a sweep whose folder it is; hidden folders are not entered."""
+    """Return the runs below a folder, sorted by name, or the runs of a sweep, given its folder. Hidden folders are
+    skipped."""
     if (folder / SWEEP_FILE).is_file():
         return _runs_of_sweep(folder)
     found = []
@@ -33,7 +30,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
-    """Note in a sweep's own folder which runs are its, as seen from there: they lie beside all others."""
+    """List the runs of a sweep in its folder, as paths relative to that folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SWEEP_FILE, {"runs": [os.path.relpath(run, folder) for run in runs]})
 
@@ -44,15 +41,15 @@ def _runs_of_sweep(folder: Path) -> list[Path]:
         runs = [Path(os.path.normpath(folder / name)) for name in listed if is_printable(name) and "\0" not in name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
-            f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder above them."
+            f"{folder / SWEEP_FILE} is damaged. Type the runs themselves, or the folder that contains them."
         ) from error
-    # Runs that were moved or removed since, and whatever lies outside the folder that holds runs and sweeps.
+    # Left out: runs that were moved or removed, and anything outside the folder that contains runs and sweeps.
     above = folder.absolute().parent.parent
     return [run for run in runs if run.absolute().is_relative_to(above) and (run / "config.yaml").exists()]
 
 
 def finished_runs(runs: Iterable[Path]) -> list[Path]:
-    """Those of some runs that have come to their end; one whose summary is damaged has not."""
+    """Return the runs that are finished. A run with a damaged summary is not."""
     finished = []
     for path in runs:
         with suppress(Failure):
@@ -62,13 +59,13 @@ def finished_runs(runs: Iterable[Path]) -> list[Path]:
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
-    """A run by its path, by `latest` (the one written last), or by a part of its name that no other run has.
+    """Find a run by its folder, by `latest` (the run trained last), or by a part of its name that no other run has.
 
-    Raises UserError where there is none, or more than one.
+    Raises UserError if no run or more than one fits.
     """
     path = Path(name)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
-        raise UserError(f"There is no run '{name[:40]}...': no file system has a name as long.")
+        raise UserError(f"There is no run '{name[:40]}...': the name is too long for a file system.")
     if (path / "config.yaml").exists():
         return path
     runs = find_runs(runs_dir)
@@ -77,9 +74,9 @@ def find_run(name: str, runs_dir: Path) -> Path:
         if len(inside) == 1:
             return inside[0]
         if inside:
-            raise UserError(f"{name} holds {len(inside)} runs; name one of them:\n{_listed(inside)}")
-        if not any(name.strip("/") in run.as_posix() for run in runs):  # else the name of a run is meant
-            raise UserError(f"{name} is not a run: it holds no config.yaml.")
+            raise UserError(f"{name} contains {len(inside)} runs; type one of them:\n{_listed(inside)}")
+        if not any(name.strip("/") in run.as_posix() for run in runs):  # otherwise it is part of a run's name
+            raise UserError(f"{name} is not a run: it has no config.yaml.")
     if not runs:
         raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
     if name == "latest":
@@ -90,10 +87,10 @@ def find_run(name: str, runs_dir: Path) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"'{name}' could be {len(matches)} runs; name more of it:\n{_listed(matches)}")
+        raise UserError(f"'{name}' fits {len(matches)} runs; type more of the name:\n{_listed(matches)}")
     raise UserError(
         f"There is no run '{name}' below {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
-        f"It has:\n{_listed(runs)}"
+        f"The runs there are:\n{_listed(runs)}"
     )
 
 
@@ -103,6 +100,6 @@ def _listed(runs: list[Path], most: int = 12) -> str:
 
 
 def last_written(run: Path) -> float:
-    """When a run was trained last, in seconds."""
+    """Return the time at which a run was last written, in seconds since 1970."""
     files = [run / "checkpoint.pt", run / "config.yaml"]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -1,13 +1,14 @@
-"""The folder of a run: what lies in it, how far it has come, and how it is found by name."""
+"""The folder of a run: its files, its configuration, its figures and its status."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import AXES
@@ -15,95 +16,103 @@ from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import is_locked, is_printable, read_text, reporting_path, write_json, write_text
 from vae_cli.core.values import is_finite
 
-if TYPE_CHECKING:
-    pass
-
-ANEW = "Train the run anew: the command that made it, with overwrite=true."
-AGAIN = (
-    "Remove the file and type the command that made the run: it goes on from its checkpoint. With overwrite=true it "
-    "trains the run anew."
+# What to type when a file is damaged: one that cannot be replaced, and one that can.
+RETRAIN = "Train the run again from the start: type its command with overwrite=true."
+RECOVER = (
+    "Remove the file and type the run's command again: it resumes from its checkpoint. With overwrite=true it starts "
+    "from the beginning."
 )
-CONFIG_DEPTH = 20
-CONFIG_BYTES = 1_000_000  # of a configuration at most; it has about a thousand
+CONFIG_DEPTH = 20  # levels
+CONFIG_BYTES = 1_000_000  # the limit; a usual configuration has about a thousand
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of a run, and the names of what lies in it."""
+    """The folder of a run. Reading and writing its files goes through here."""
 
     path: Path
 
     @property
     def config_file(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def checkpoint_file(self) -> Path:
+        """The newest state of training, from which it resumes."""
         return self.path / "checkpoint.pt"
 
     @property
     def best_file(self) -> Path:
+        """The weights with the lowest validation loss."""
         return self.path / "best.pt"
 
     def weights_file(self, weights: str) -> Path:
-        """The `best` weights, where images were held out to tell them, or the `last`."""
+        """The file of the `best` or the `last` weights; without a validation set they are the same."""
         return self.best_file if weights == "best" and self.best_file.exists() else self.checkpoint_file
 
     @property
     def metrics_file(self) -> Path:
+        """One line of JSON per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def summary_file(self) -> Path:
+        """The status of the run, how it was trained, and its final figures."""
         return self.path / "summary.json"
 
     @property
     def lock_file(self) -> Path:
+        """Locked by the process that trains the run."""
         return self.path / ".lock"
 
     @property
     def log_file(self) -> Path:
+        """Log messages of the training."""
         return self.path / "train.log"
 
     def config(self) -> dict[str, Any]:
-        """The whole configuration of the run. Raises UserError where there is none, Failure where it is damaged."""
-        import yaml  # not needed to find runs, as completion does
+        """Read the configuration of the run. Raises UserError if it is missing, Failure if it is damaged."""
+        import yaml  # here, because completion finds runs without it
 
         try:
             text = read_text(self.config_file, CONFIG_BYTES)
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where it was built
+            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster; not every PyYAML has it
             if not _is_shallow(text):
                 depth = 0
                 for event in yaml.parse(text, loader):
                     depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                    if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can stand for billions
-                        raise ValueError("it refers to itself, or lists lie in lists without end")
+                    if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can expand to billions
+                        raise ValueError("it has aliases, or is nested too deeply")
             config = yaml.load(text, loader)
         except FileNotFoundError as error:
-            raise UserError(f"{self.path} is not a run: it holds no config.yaml.") from error
+            raise UserError(f"{self.path} is not a run: it has no config.yaml.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {ANEW}") from error
+            raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {RETRAIN}") from error
         if not _is_config(config):
-            raise Failure(f"{self.config_file} is damaged: it does not hold the settings of a run. {ANEW}")
+            raise Failure(f"{self.config_file} is damaged: it does not contain the settings of a run. {RETRAIN}")
         return with_current_targets(config)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says, or nothing where there is none yet. Raises Failure where it is damaged."""
+        """Read summary.json; return an empty dictionary if it does not exist yet. Raises Failure if it is damaged."""
         try:
             summary = json.loads(read_text(self.summary_file))
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {AGAIN}") from error
+            raise Failure(f"{self.summary_file} is damaged: {first_line(error)}. {RECOVER}") from error
         if not _is_summary(summary):
-            raise Failure(f"{self.summary_file} is damaged: it does not hold the figures of a run. {AGAIN}")
+            raise Failure(f"{self.summary_file} is damaged: it does not contain the figures of a run. {RECOVER}")
         return summary
 
     def status(self, summary: Mapping[str, Any] | None = None) -> Status:
-        """How far the run has come, by its summary, which need not be read again; a run that is under way holds its
-        lock, and one that lost it was interrupted."""
+        """Return the status of the run, from a summary that was read before, if given.
+
+        A run that is training holds its lock. If its summary says `running` and nobody holds the lock, it was
+        interrupted.
+        """
         summary = self.summary() if summary is None else summary
         status = summary.get("status", "interrupted" if self.config_file.exists() else "new")
         if status == "running" and not is_locked(self.lock_file):
@@ -111,16 +120,34 @@ class RunDir:
         return status
 
     def write_config(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write config.yaml."""
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace summary.json."""
         write_json(self.summary_file, summary)
 
+    def remove_files(self) -> None:
+        """Remove the files of the run that is here, and nothing else in the folder."""
+        for event in self.path.glob("events.*"):
+            event.unlink()
+        for name in ("samples", "interpolations", "evaluation", "projector"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The configuration last: without it, the rest would not be recognized as a run.
+        own = "checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
+        for name in own.split():
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_partial_files(self) -> None:
+        """Remove files that a process was writing when it was killed."""
+        for part in (*self.path.glob(".*.part"), *self.path.glob("projector/.*.part")):
+            part.unlink()
+
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per epoch, up to a line that is none, as where a crash has cut it short."""
+        """Read the records of the epochs, up to the first malformed line: a crash can cut a line short."""
         records = []
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(errors="replace").splitlines():
@@ -136,19 +163,20 @@ class RunDir:
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append the record of an epoch, and flush it to the disk."""
         with reporting_path(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the records of epochs that were trained after the checkpoint that is resumed, to be written again."""
+        """Drop the records of epochs after the checkpoint at this step: a resumed run trains them again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-class Follower(RunDir):
-    """The folder of a run that another process writes, which need not be on this machine: what is written is not."""
+class ReadOnlyRunDir(RunDir):
+    """The folder of a run that another process writes, possibly on another machine: writing to it does nothing."""
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         pass
@@ -162,9 +190,15 @@ class Follower(RunDir):
     def forget_metrics_after(self, step: int) -> None:
         pass
 
+    def remove_files(self) -> None:
+        pass
+
+    def remove_partial_files(self) -> None:
+        pass
+
 
 def _is_shallow(text: str) -> bool:
-    """Whether it is seen at once that a YAML text has no aliases and no more than CONFIG_DEPTH levels: a level takes a
+    """Whether a quick look shows that a YAML text has no aliases and at most CONFIG_DEPTH levels: each level needs a
     bracket, a dash, a question mark or a column of indentation."""
     signs = sum(map(text.count, "[{-?"))
     indented = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
@@ -172,7 +206,7 @@ def _is_shallow(text: str) -> bool:
 
 
 def _is_config(config: object) -> bool:
-    """Whether this has the form of a run's configuration, as far as commands rely on it that build no model."""
+    """Whether this has the form of a run's configuration, as far as commands that build no model rely on it."""
     if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
         return False
     if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
@@ -193,7 +227,7 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
 
 
 def _is_summary(summary: object) -> bool:
-    """Whether this has the form of a summary: every field that is there is of its kind, and every figure a number."""
+    """Whether this has the form of a summary: fields have their type, and figures are finite numbers."""
     if not isinstance(summary, dict) or not is_printable(summary):
         return False
     if not all(isinstance(summary[key], kind) for key, kind in SUMMARY.items() if key in summary):
@@ -209,6 +243,6 @@ def _is_summary(summary: object) -> bool:
 
 
 def refuse_link(run: Path, kind: str) -> None:
-    """Raise UserError where a folder in a run's folder is a link that leads out of it."""
+    """Raise UserError if a subfolder of a run's folder is a link that leads out of it."""
     if not (run / kind).resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{run / kind} is a link that leads out of the run's folder, and is not followed: remove it.")
+        raise UserError(f"{run / kind} is a link that leads out of the run's folder, and is not followed. Remove it.")

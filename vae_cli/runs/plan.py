@@ -1,4 +1,4 @@
-"""What is to be done in a run's folder: train, resume, or nothing."""
+"""Decide what to do in a run's folder: start, resume or nothing."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from vae_cli.runs.folder import RunDir
 
 
 class Finished(UserError):
-    """The run has been trained before, and there is nothing to do."""
+    """The run is finished: there is nothing to do."""
 
     exit_code = 0
 
 
-class UnderWay(UserError):
+class InTraining(UserError):
     """Another process is training the run."""
 
 
 def finished_message(path: Path) -> str:
+    """Say that a run is skipped because it is finished, and what to type next."""
     return (
-        f"{path} is finished, and left alone. To train it further type a larger epochs=..., to start anew "
-        f"overwrite=true, to look at it: vae sample {shlex.quote(str(path))}"
+        f"{path} is finished; skipped. To train it further, type a larger epochs=...; to train it again from the "
+        f"start, overwrite=true; to see samples: vae sample {shlex.quote(str(path))}"
     )
 
 
 def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
-    """Say what is to be done in a run's folder, whose lock may be ours, without changing anything.
+    """Decide what to do in a run's folder, without changing anything. `is_ours`: this process holds the lock.
 
-    Raises UserError where the folder holds something else: another configuration, a run that is under way, or files
-    that are no run.
+    Raises UserError if the folder cannot be used: it contains a run with another configuration, a run that another
+    process trains, or files that are not a run.
     """
     path = folder.path
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
-    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # what is appended to
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # opened for appending
         if file.is_symlink():
-            raise UserError(f"{file} is a link, and is not written through: remove it, or type another run_name=...")
+            raise UserError(
+                f"{file} is a link, and vae does not write through links: remove it, or type another run_name=..."
+            )
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
-            raise UserError(f"{path} is not empty and no run (it holds {foreign[0]}); type another run_name=...")
+            raise UserError(f"{path} is not empty and not a run (it contains {foreign[0]}); type another run_name=...")
         return "new"
     if not is_ours and is_locked(folder.lock_file):
-        raise UnderWay(under_way(folder))
-    if config["overwrite"] and not _is_begun_by(submission(), folder):
+        raise InTraining(in_training_message(folder))
+    if config["overwrite"] and not _is_started_by(submission(), folder):
         return "new"
     refuse_other(folder, config)
     if not folder.checkpoint_file.exists():
@@ -61,17 +64,17 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
         return "finished"
     done = max((record["epoch"] for record in folder.metrics()), default=0)
     if done > config["epochs"]:
-        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more to finish it.")
+        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more.")
     return "resume"
 
 
 def submission() -> str | None:
-    """The submitit job that this process carries out, which stays the same when the job goes back into the queue."""
+    """Identify the submitit job of this process. A job that is requeued keeps its identity."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
 
 
-def _is_begun_by(job: str | None, folder: RunDir) -> bool:
+def _is_started_by(job: str | None, folder: RunDir) -> bool:
     if job is None:
         return False
     try:
@@ -80,26 +83,27 @@ def _is_begun_by(job: str | None, folder: RunDir) -> bool:
         return False
 
 
-def under_way(folder: RunDir) -> str:
-    """Say who is training a run."""
+def in_training_message(folder: RunDir) -> str:
+    """Say which process is training a run."""
     try:
         summary = folder.summary()
     except Failure:
         summary = {}
     return (
-        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')} since "
+        f"{folder.path} has been training in process {summary.get('pid')} on {summary.get('host')} since "
         f"{summary.get('started')}; wait for it, or type another run_name=..."
     )
 
 
 def refuse_other(folder: RunDir, config: Config) -> None:
-    """Raise UserError, naming the keys, where a folder holds a run whose configuration differs in what matters."""
+    """Raise UserError if the folder's run differs in a setting that changes the result; the message names the keys."""
     there, here = (what_matters(c) for c in (folder.config(), config))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
         named = ", ".join(
-            f"{k}={show(there.get(k, 'nothing'))} there and {show(here.get(k, 'nothing'))} here" for k in differing
+            f"{k}={show(there.get(k, 'nothing'))} there, {show(here.get(k, 'nothing'))} here" for k in differing
         )
         raise UserError(
-            f"{folder.path} holds another run: {named}. Type another run_name=..., or overwrite=true to start anew."
+            f"{folder.path} is a run with other settings: {named}. Type another run_name=..., or overwrite=true to "
+            "replace it."
         )

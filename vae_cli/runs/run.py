@@ -1,12 +1,12 @@
-"""A trained run, to be asked."""
+"""A trained run in Python: load it, encode and decode images, draw samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from torch.distributions import Distribution
 from vae_cli.axes.dataset import Dataset, Splits
 from vae_cli.axes.dataset.pack import only_reading
 from vae_cli.axes.dataset.split import fingerprint
+from vae_cli.config import catalog
 from vae_cli.config.build import build_model
-from vae_cli.config.instantiate import build, check_value
+from vae_cli.config.instantiate import build, check_value, trusting
+from vae_cli.config.naming import show
 from vae_cli.config.settings import SETTINGS, Config, check_latent
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.rng import evaluating
@@ -24,94 +26,9 @@ from vae_cli.machine.device import find_device
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
-from vae_cli.runs.folder import ANEW, RunDir
+from vae_cli.runs.folder import RETRAIN, RunDir
 
-
-def loading(config: dict[str, Any], data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:
-    """Have the images of a stored configuration taken from a folder that the user names, if any; and give what to load
-    them in. A folder that only the configuration names is read; written to is the user's own, or their cache."""
-    dataset = config["dataset"]
-    if data_dir is not None:
-        config["data_dir"] = str(data_dir)
-        if "data_dir" in dataset:
-            dataset["data_dir"] = str(data_dir)
-    return nullcontext if data_dir is not None or dataset.get("data_dir") is None else only_reading
-
-
-class Run:
-    """A trained run: `model`, `encode`, `decode`, `sample`, and the images that it was trained on.
-
-    weights are the `best` on validation images, where some were held out, or the `last`.
-    Raises UserError or Failure where the folder cannot be used.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        weights: Literal["best", "last"] = "best",
-        device: str = "auto",
-        data_dir: str | Path | None = None,
-    ) -> None:
-        self.folder = RunDir(Path(path))
-        self.config = self.folder.config()
-        self._loading = loading(self.config, data_dir)
-        self.device = find_device(device)
-        self.weights_file = self.folder.weights_file(weights)
-        if weights == "best" and self.weights_file != self.folder.best_file and self.folder.summary().get("validation"):
-            raise Failure(f"{self.folder.best_file} is missing. Type --weights last for the newest weights.")
-        state = load_checkpoint(self.weights_file, self.device)
-        self.step: int = state["step"]
-        self._images: str | None = state.get("images")
-        self.shape: tuple[int, int, int] = tuple(state["shape"])
-        try:
-            check_stored(
-                self.config, {name: tuple(tensor.shape) for name, tensor in state["model"].items()}, self.shape
-            )
-            self.model: VAE = build_model(self.config, self.shape)
-            self.model.load_state_dict(state["model"])
-        except (RuntimeError, ValueError) as error:
-            raise Failure(
-                f"{self.weights_file} does not fit {self.folder.config_file}: {first_line(error)}. {ANEW}"
-            ) from error
-        self.model.to(self.device).eval()
-
-    @property
-    def path(self) -> Path:
-        return self.folder.path
-
-    @cached_property
-    def splits(self) -> Splits:
-        """The images, loaded when they are first asked for. Raises UserError or Failure as the data set does."""
-        dataset = build(self.config["dataset"], "dataset", Dataset)
-        with self._loading():
-            splits: Splits = dataset.load()
-        if self._images not in (None, fingerprint(splits)):
-            raise UserError(
-                f"The images of {self.path} have changed since it was trained: its test images may be among those that "
-                "it was trained on. Train a new run on them."
-            )
-        return splits
-
-    def images(self, x: Tensor) -> Tensor:
-        """Images as the model takes them: on its device, 8-bit values scaled to [0, 1]."""
-        scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
-        return scaled.to(self.device)
-
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> Distribution:
-        """q(z|x), batch (B,) and event (D,), of images (B, C, H, W) with values in [0, 1] or 8-bit."""
-        return self.model.encode(self.model.likelihood.observe(self.images(x)))  # type: ignore[operator]
-
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z), batch (*S, B) and event (C, H, W), of codes (*S, B, D)."""
-        return self.model.decode(z.to(self.device, torch.float32))
-
-    @torch.no_grad()
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        """The mean images (n, C, H, W) of n codes drawn from the prior."""
-        with evaluating(self.model, seed, self.device):
-            return self.decode(self.model.prior().sample((n,))).mean
+IN_REPR = ("distortion", "rate", "elbo", "loss")  # test figures
 
 
 def load_run(
@@ -120,14 +37,237 @@ def load_run(
     device: str = "auto",
     runs_dir: str | Path = "runs",
     data_dir: str | Path | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Run:
-    """Load a trained run by its path, by `latest`, or by a unique part of its name (see find_run)."""
-    return Run(find_run(str(run), Path(runs_dir)), weights, device, data_dir)
+    """Load a trained run.
+
+    run       its folder, `latest` (the run trained last), or a part of its name that no other run in runs_dir has
+    weights   `best`: the lowest validation loss; `last`: the newest checkpoint. If no images are held out for
+              validation, `best` means `last`
+    device    `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`
+    runs_dir  the folder in which names are looked up
+    data_dir  the folder of the dataset, if it is not where the run was trained
+    trust     your own modules that define the run's classes, such as ["mine"]; like --trust on the command line, but
+              for this run only
+
+    Raises UserError if no run or more than one has this name, Failure if its files are damaged.
+
+    >>> run = load_run("runs/digits/sigma-fixed", device="cpu")
+    >>> run.sample(16).shape
+    torch.Size([16, 1, 8, 8])
+    """
+    return Run(find_run(str(run), Path(runs_dir)), weights, device, data_dir, trust)
+
+
+class Run:
+    """A trained run: its model, its images and its configuration. Load it with `load_run`.
+
+    config  the settings it was trained with, as in config.yaml: config["latent"], config["sigma"]["value"]
+    device  the device of the model
+    model   the VAE, a torch.nn.Module in evaluation mode
+    path    the folder of the run
+    shape   (C, H, W) of an image
+    step    the number of training steps behind the loaded weights
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        weights: Literal["best", "last"] = "best",
+        device: str = "auto",
+        data_dir: str | Path | None = None,
+        trust: str | Sequence[str] = (),
+    ) -> None:
+        """Load the run in a folder; the other arguments are those of `load_run`. Raises UserError or Failure."""
+        if weights not in ("best", "last"):
+            raise UserError(f"weights={weights!r} is not allowed: type weights='best' or weights='last'.")
+        self.folder = RunDir(Path(path))
+        self.config: Config = self.folder.config()
+        self._trust = (trust,) if isinstance(trust, str) else tuple(trust)
+        self._reading = redirect_data(self.config, data_dir)
+        self.device = find_device(device)
+        self.weights_file = self.folder.weights_file(weights)
+        if weights == "best" and self.weights_file != self.folder.best_file and self.folder.summary().get("validation"):
+            raise Failure(
+                f"{self.folder.best_file} is missing. To load the newest weights instead, type --weights last "
+                "(in Python: weights='last')."
+            )
+        state = load_checkpoint(self.weights_file, self.device)
+        self.step: int = state["step"]
+        self._images: str | None = state.get("images")
+        self.shape: tuple[int, int, int] = tuple(state["shape"])
+        shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+        try:
+            with trusting(self._trust):
+                check_stored(self.config, shapes, self.shape)
+                self.model: VAE = build_model(self.config, self.shape)
+            self.model.load_state_dict(state["model"])
+        except (RuntimeError, ValueError) as error:
+            raise Failure(
+                f"{self.weights_file} does not fit {self.folder.config_file}: {first_line(error)}. {RETRAIN}"
+            ) from error
+        self.model.to(self.device).eval()
+
+    def __repr__(self) -> str:
+        """Describe the run on a few lines: choices, dataset, weights, test figures, device. Never raises."""
+        try:
+            return "\n".join([f"Run {self.path}", *(f"  {name:<9}{text}" for name, text in self._described().items())])
+        except Exception:  # a debugger shows runs whose constructor has failed, and files can be removed or damaged
+            return f"<{type(self).__name__}>"
+
+    @property
+    def path(self) -> Path:
+        """The folder of the run.
+
+        >>> load_run("sigma-fixed").path.as_posix()
+        'runs/digits/sigma-fixed'
+        """
+        return self.folder.path
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The images of the run: `splits.train`, `splits.validation` and `splits.test`, loaded at first use.
+
+        Each split has a length, `batch(positions)`, float32 (B, C, H, W) in [0, 1], and, if the dataset is labeled,
+        `batch_labels(positions)`, int64 (B,). `splits.classes` names the labels, if the dataset does.
+
+        Raises UserError or Failure if the dataset cannot be loaded, and UserError if its images have changed since
+        the run was trained.
+
+        >>> run = load_run("sigma-fixed")
+        >>> run.splits.test.batch(torch.arange(8)).shape
+        torch.Size([8, 1, 8, 8])
+        """
+        with trusting(self._trust), self._reading():
+            splits: Splits = build(self.config["dataset"], "dataset", Dataset).load()
+        if self._images not in (None, fingerprint(splits)):
+            raise UserError(
+                f"The images of {self.path} have changed since it was trained: its test set may contain images that "
+                "it was trained on. Train a new run on the new images."
+            )
+        return splits
+
+    def images(self, x: Tensor) -> Tensor:
+        """Convert images to the model's input: float32 on its device, 8-bit values divided by 255.
+
+        x is (..., C, H, W), uint8 or floats in [0, 1]. Raises UserError for another shape.
+
+        >>> run = load_run("sigma-fixed", device="cpu")
+        >>> run.images(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max()
+        tensor(1.)
+        """
+        x = torch.as_tensor(x)
+        if x.shape[-3:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise UserError(f"Images of shape {tuple(x.shape)} do not fit this run: give it a batch (B, {wanted}).")
+        scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
+        return scaled.to(self.device)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Distribution:
+        """Return q(z|x) of images x (B, C, H, W), uint8 or floats in [0, 1].
+
+        The result is a torch Distribution with batch shape (B,) and event shape (D,), D = latent: `.mean` is the
+        location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
+
+        Raises UserError for images of another shape.
+
+        >>> run = load_run("sigma-fixed")
+        >>> x = run.splits.test.batch(torch.arange(8))
+        >>> run.encode(x).mean.shape
+        torch.Size([8, 16])
+        """
+        x = self.images(x)
+        if x.dim() != 4:
+            hint = ": for one image type x[None]" if x.dim() == 3 else ""
+            raise UserError(f"encode takes a batch of images (B, C, H, W), not {tuple(x.shape)}{hint}.")
+        return self.model.encode(self.model.likelihood.observe(x))  # type: ignore[operator]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Distribution:
+        """Return p(x|z) of codes z (*S, B, D), D = latent.
+
+        The result is a torch Distribution with batch shape (*S, B) and event shape (C, H, W): `.mean` is the
+        reconstruction, `.sample()` draws images with the likelihood's noise.
+
+        Raises UserError for codes of another size.
+
+        >>> run = load_run("sigma-fixed")
+        >>> run.decode(torch.zeros(3, 16)).mean.shape
+        torch.Size([3, 1, 8, 8])
+        """
+        z, latent = torch.as_tensor(z), self.config["latent"]
+        if z.dim() < 2 or z.shape[-1] != latent:
+            hint = ": for one code type z[None]" if z.shape == (latent,) else ""
+            raise UserError(f"decode takes codes (B, {latent}), not {tuple(z.shape)}{hint}.")
+        return self.model.decode(z.to(self.device, torch.float32))
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Return the mean images (n, C, H, W) of n codes drawn from the prior. The same seed draws the same codes.
+
+        >>> load_run("sigma-fixed").sample(16, seed=1).shape
+        torch.Size([16, 1, 8, 8])
+        """
+        with evaluating(self.model, seed, self.device):
+            return self.decode(self.model.prior().sample((n,))).mean
+
+    def _described(self) -> dict[str, str]:
+        config = self.config
+        size = " x ".join(map(str, self.shape))
+        lines = {
+            "choices": " ".join(_chosen(config)),
+            "dataset": f"{config['choices']['dataset']}, images {size}",
+            "latent": str(config["latent"]),
+            "weights": self._weights_described(),
+        }
+        try:
+            test = self.folder.summary().get("test", {})
+        except (UserError, OSError):
+            test = {}
+        if figures := [f"{name} {test[name]:.2f}" for name in IN_REPR if name in test]:
+            measured = self.folder.weights_file("best")  # the weights that were tested at the end of training
+            whose = "" if self.weights_file == measured else ", of the best weights"
+            lines["test"] = f"{'  '.join(figures)}  (nats per image{whose})"
+        return {**lines, "device": str(self.device)}
+
+    def _weights_described(self) -> str:
+        kind = "best" if self.weights_file == self.folder.best_file else "last"
+        epochs = {record["step"]: record["epoch"] for record in self.folder.metrics()}
+        epoch = f"epoch {epochs[self.step]} of {self.config['epochs']}, " if self.step in epochs else ""
+        return f"{kind}: {epoch}step {self.step}"
+
+
+def _chosen(config: Config) -> list[str]:
+    """The choice of sigma, and every other choice but the dataset that is not the default, as they are typed."""
+    usual = catalog.defaults()
+    words = [f"sigma={config['choices']['sigma']}"]
+    value = config["sigma"].get("value")
+    if isinstance(value, int | float):
+        words.append(f"sigma.value={show(value)}")
+    for group, choice in config["choices"].items():
+        if group not in ("sigma", "dataset") and (group not in usual or choice != usual[group].default):
+            words.append(f"{'+' * ('@' in group)}{group}={choice}")
+    return words
+
+
+def redirect_data(config: Config, data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:
+    """Set the data folder in a stored configuration, if the user names one, and return a context to load images in.
+
+    A folder that only the stored configuration names is read and never written to: the configuration may be somebody
+    else's.
+    """
+    dataset = config["dataset"]
+    if data_dir is not None:
+        config["data_dir"] = str(data_dir)
+        if "data_dir" in dataset:
+            dataset["data_dir"] = str(data_dir)
+    return nullcontext if data_dir is not None or dataset.get("data_dir") is None else only_reading
 
 
 def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> None:
-    """Check the configuration of a stored run, and that the model that it describes has weights of these shapes, before
-    that model takes any memory. Raises UserError, or ValueError where the weights are others."""
+    """Check the configuration of a stored run, and that its model has weights of these shapes, before the model takes
+    any memory. Raises UserError, or ValueError if the shapes differ."""
     for key, kind in SETTINGS.items():
         if key in config:
             check_value(config[key], kind, key)
@@ -136,7 +276,7 @@ def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: 
         with torch.device("meta"):
             model = build_model({**config, "precision": "float32"}, shape)
     except (RuntimeError, NotImplementedError):
-        return  # a part of the user's own may ask for real numbers
+        return  # a class of the user's own may need real numbers
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in {**described, **weights}:
         if described.get(name) != weights.get(name):

@@ -22,7 +22,7 @@ from vae_cli.core.errors import Failure
 from vae_cli.core.wording import relative, time_left
 from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.runner import State
-from vae_cli.training.summary import figures
+from vae_cli.training.summary import summary_line
 
 BARS = 12  # most runs that get a bar of their own
 TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last record
@@ -132,7 +132,9 @@ class SweepProgress:
         except Failure as error:
             summary = {"status": "failed", "error": str(error)}
         path = relative(course.run.path)
-        text = figures(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
+        text = (
+            summary_line(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
+        )
         text = "\n".join([text, *(f"  warning: {warning}" for warning in summary.get("warnings", []))])
         # While bars are shown the lines go above them on the same console, unless they are redirected to a file.
         is_above_bars = self._bar is not None and self._lines.is_terminal

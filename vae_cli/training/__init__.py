@@ -1,4 +1,4 @@
-"""One training: the loop, its state, validation, what TensorBoard shows, and what the terminal says."""
+"""Train one run: the loop, its state, validation, divergence, and what TensorBoard and the terminal show."""
 
 __all__ = [
     "divergence",
@@ -6,6 +6,7 @@ __all__ = [
     "lifecycle",
     "loop",
     "meter",
+    "outcome",
     "pictures",
     "progress",
     "provenance",

@@ -1,4 +1,4 @@
-"""Stop a training between two steps: signals are noted, and the loop asks for them."""
+"""Stop a training between two steps: signals are recorded, and the loop asks for them."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any, Self
 from vae_cli.core.errors import Stopped
 from vae_cli.machine import distributed
 
-# A launcher that has a handler for one of these sends it when a job's time is nearly over; submitit's puts the job
-# into the queue again, and ends it.
-WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-AT_ONCE = 2.0  # seconds: torchrun passes a signal on to processes that may have had it already
+# A launcher with a handler for one of these sends it when a job's time is nearly over. submitit's handler requeues the
+# job and ends it.
+TIME_WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+AT_ONCE = 2.0  # seconds: torchrun forwards a signal that a process may have received already
 
 
 class Interruption:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one stops at once. One that was ignored
-    before stays ignored.
+    """A context in which the first SIGINT or SIGTERM is only recorded; a second one stops at once.
 
-    A SIGUSR1 or SIGUSR2 for which there is a handler is noted too: the handler is called when the loop asks. Of several
-    processes each notes what comes to it; in `came` and `raise_noted`, which all have to call, they agree.
+    A signal that was ignored before stays ignored. SIGUSR1 and SIGUSR2 are recorded too if they have a handler, which
+    is called when the loop asks. Each of several processes records its own signals; they agree on them in `arrived` and
+    `stop_if_asked`, which all must call.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._noted = 0.0
+        self._recorded_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             stops = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-            warnings = [number for number in WARNINGS if callable(signal.getsignal(number))]
+            warnings = [number for number in TIME_WARNINGS if callable(signal.getsignal(number))]
             for number in (*stops, *warnings):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -46,54 +46,54 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         several = distributed.count() > 1
-        if self.signal in WARNINGS:
-            return  # some clusters send SIGTERM too, and a job that is put into the queue again is what is wanted
-        if self.signal is not None and number not in WARNINGS:
-            if several and time.monotonic() - self._noted < AT_ONCE:
+        if self.signal in TIME_WARNINGS:
+            return  # some clusters send SIGTERM too, but the job must be requeued
+        if self.signal is not None and number not in TIME_WARNINGS:
+            if several and time.monotonic() - self._recorded_at < AT_ONCE:
                 return
             raise KeyboardInterrupt
-        self.signal, self._noted = number, time.monotonic()
-        # Nothing but a plain write is safe here: the signal may have come in the middle of a print.
-        again = b"" if number in WARNINGS else b" (Ctrl-C again stops at once)"
+        self.signal, self._recorded_at = number, time.monotonic()
+        # Only a plain write is safe here: the signal may have interrupted a print.
+        again = b"" if number in TIME_WARNINGS else b" (Ctrl-C again stops at once)"
         if not several:
             os.write(2, b"\nstopping after this step" + again + b"\n")
         elif distributed.is_first():
             os.write(2, b"\nstopping at the next point of the curves" + again + b"\n")
 
-    def came(self) -> bool:
-        """Whether a signal has come, to any process."""
+    def arrived(self) -> bool:
+        """Whether any process received a signal."""
         agreed = distributed.greatest(self.signal or 0)
         if agreed and self.signal is None:
             self.signal = agreed
         return agreed > 0
 
-    def raise_noted(self, said: str) -> None:
-        """Where a signal came, say what was done and end as the signal would have: 130 for SIGINT, 143 for SIGTERM.
+    def stop_if_asked(self, message: str) -> None:
+        """If a signal arrived, print the message and exit with the signal's code: 130 for SIGINT, 143 for SIGTERM.
 
-        A handler of SIGUSR1 or SIGUSR2 ends the process as it likes; where it returns, the training goes on. Raises
-        Stopped where it refuses to.
+        A handler of SIGUSR1 or SIGUSR2 decides how the process ends; if it returns, training continues. Raises Stopped
+        if it raises an error.
         """
-        if not self.came():
+        if not self.arrived():
             return
         assert self.signal is not None
-        if self.signal in self._previous and self.signal in WARNINGS:
-            self._hand_over(self.signal, said)
+        if self.signal in self._previous and self.signal in TIME_WARNINGS:
+            self._hand_over(self.signal, message)
             return
         if distributed.is_first():
-            print(f"{said}; type the same command again to go on", file=sys.stderr)
+            print(f"{message}; type the same command again to resume", file=sys.stderr)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signal)
 
-    def _hand_over(self, number: int, said: str) -> None:
+    def _hand_over(self, number: int, message: str) -> None:
         handler = self._previous[number]
-        self.__exit__(None, None, None)  # while submitit's handler is at it, Slurm sends SIGTERM, which has one too
-        print(said, file=sys.stderr)
+        self.__exit__(None, None, None)  # Slurm sends SIGTERM meanwhile, for which submitit has a handler too
+        print(message, file=sys.stderr)
         try:
             handler(number, None)
         except Exception as error:
-            raise Stopped(f"{said}: {error} Type the same command again to go on.") from error
+            raise Stopped(f"{message}: {error} Type the same command again to resume.") from error
         self.signal = None
         self.__enter__()

@@ -1,4 +1,4 @@
-"""Train a model: the loop, and what is written at the end of a step, an epoch and a run."""
+"""The training loop, and what is written after a step and an epoch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vae_cli.machine import distributed
 from vae_cli.runs.folder import RunDir
 from vae_cli.training.interruption import Interruption
 from vae_cli.training.meter import NotFinite
-from vae_cli.training.pictures import picture
+from vae_cli.training.pictures import write_pictures
 from vae_cli.training.progress import Progress, is_milestone
 from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save
 from vae_cli.training.tensorboard import EventWriter
-from vae_cli.training.validation import monitored, validate
+from vae_cli.training.validation import some_training_images, validate
 
 
 def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State) -> None:
-    """Train until all epochs are over; `state` says where to begin, and where the training stands at any time.
+    """Train from `state` to the last epoch, and keep `state` up to date.
 
-    Raises NotFinite where the loss is no number, KeyboardInterrupt or SystemExit where a signal asks to stop; in both
-    cases the last good checkpoint stays.
+    Raises NotFinite if the loss is not finite, KeyboardInterrupt or SystemExit if a signal asks to stop. The last good
+    checkpoint is kept in both cases.
     """
     config, optimizer = experiment.config, experiment.optimizer
     model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
@@ -64,25 +64,25 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
                     log_step(experiment, events, progress, state)
                 if state.step % steps and is_time_to_save(interruption, clock, is_point):
                     save(experiment, run, events, state, clock)
-                    interruption.raise_noted(f"stopped at step {state.step}")
+                    interruption.stop_if_asked(f"stopped at step {state.step}")
 
             end_epoch(experiment, run, events, progress, state, clock, epoch + 1)
             save(experiment, run, events, state, clock)
-            interruption.raise_noted(f"stopped at step {state.step}")
+            interruption.stop_if_asked(f"stopped at step {state.step}")
 
 
 def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) -> bool:
-    """Whether a signal has come or a checkpoint is due. Several processes, whose clocks and signals differ, agree on it
-    where the curves have a point."""
+    """Whether a signal arrived or a checkpoint is due. Several processes, whose clocks and signals differ, agree on
+    this at each point of the curves."""
     if distributed.count() > 1 and not is_point:
         return False
     return distributed.greatest(interruption.signal is not None or clock.is_due()) > 0
 
 
 def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
-    """Write a point of each training curve: the means since the last one, and the numbers of this moment."""
+    """Write a point of each training curve: means since the last point, and the current beta, learning rate ..."""
     means = state.meter.point()
-    values = {**means, **{name: float(number()) for name, number in numbers(experiment).items()}}
+    values = {**means, **{name: float(number().detach()) for name, number in numbers(experiment).items()}}
     values["learning_rate"] = experiment.optimizer.rate
     events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)
     progress.step(state.step, means)
@@ -91,22 +91,23 @@ def log_step(experiment: Experiment, events: EventWriter, progress: Progress, st
 def end_epoch(
     experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State, clock: Clock, epoch: int
 ) -> None:
-    """Validate, write the record of the epoch, and keep the weights if they are the best."""
+    """Validate, record the epoch, and save the weights if they are the best. Raises NotFinite."""
     config, held_out = experiment.config, experiment.splits.validation
     means = state.meter.epoch()
     clock.stop()
-    measured = distributed.first(lambda: validate(experiment, held_out if len(held_out) else monitored(experiment)))
+    images = held_out if len(held_out) else some_training_images(experiment)
+    measured = distributed.first(lambda: validate(experiment, images))
     record = {f"train/{name}": value for name, value in means.items()}
     if len(held_out):
         record |= {f"validation/{name}": value for name, value in measured.items() if name not in POSTERIOR}
     record |= {f"posterior/{name}": value for name, value in measured.items() if name in POSTERIOR}
-    bad = [name for name, value in record.items() if not math.isfinite(value)]
-    if bad:
-        raise NotFinite(state.step, bad)
-    # The training curves have points of their own.
+    not_finite = [name for name, value in record.items() if not math.isfinite(value)]
+    if not_finite:
+        raise NotFinite(state.step, not_finite)
+    # log_step writes the training curves.
     events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
     if is_milestone(epoch, config["epochs"]):
-        distributed.first(lambda: picture(experiment, events, state.step))
+        distributed.first(lambda: write_pictures(experiment, events, state.step))
     state.record = {"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record}
     run.append_metrics(state.record)
     if len(held_out):

@@ -1,4 +1,4 @@
-"""Means of the loss terms over training steps, read from the device only when somebody asks."""
+"""Means of the loss terms over training steps, read from the device only when they are needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sums = dict[str, float]
 
 
 class NotFinite(Exception):
-    """A term of the loss was no finite number at a step; `terms` names those terms."""
+    """Some terms of the loss, or weights, are not finite at a step; `terms` names them."""
 
     def __init__(self, step: int, terms: list[str]) -> None:
         super().__init__(f"{' and '.join(terms)} not finite at step {step}")
@@ -23,11 +23,11 @@ class NotFinite(Exception):
         self.terms = terms
 
     def __reduce__(self) -> tuple[type[NotFinite], tuple[int, list[str]]]:
-        return NotFinite, (self.step, self.terms)  # how it comes to other processes
+        return NotFinite, (self.step, self.terms)  # it is pickled to reach other processes
 
 
 class Meter:
-    """Sums the terms of each step, and gives their means since the last point of a curve and since the epoch began."""
+    """Computes means of the loss terms over an epoch, and over the steps since the last point of the curves."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, list[Tensor]]] = []
@@ -36,22 +36,23 @@ class Meter:
         self._epoch: Sums = {}
 
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Note the terms of a step, each (B,), without waiting for the device; of a share of a batch what counts."""
+        """Add the terms of a step, each (B,), without waiting for the device. Images that a
+        process computes only to keep pace with the others do not count."""
         self._names = tuple(terms)
         self._pending.append((step, [distributed.counted(term.detach()) for term in terms.values()]))
 
     def read(self) -> None:
-        """Wait for the device and add up what is pending, in all processes. Raises NotFinite, with the first step that
-        was not."""
+        """Wait for the device and sum the pending steps over all processes. Raises NotFinite with the first step that
+        is not finite."""
         if not self._pending:
             return
         summed = [torch.stack(terms).sum(1) for _, terms in self._pending]
         rows = distributed.total(torch.stack(summed)).tolist()
         counts = distributed.total(torch.tensor([len(terms[0]) for _, terms in self._pending])).tolist()
         for (step, _), count, row in zip(self._pending, counts, rows, strict=True):
-            bad = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
-            if bad:
-                raise NotFinite(step, bad)
+            not_finite = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
+            if not_finite:
+                raise NotFinite(step, not_finite)
             for sums in (self._point, self._epoch):
                 sums["images"] = sums.get("images", 0.0) + count
                 for name, value in zip(self._names, row, strict=True):
@@ -59,22 +60,24 @@ class Meter:
         self._pending.clear()
 
     def point(self) -> dict[str, float]:
-        """The means since the last point, which end here."""
+        """Return the means since the last point, and start the next one."""
         self.read()
         means, self._point = _means(self._point), {}
         return means
 
     def epoch(self) -> dict[str, float]:
-        """The means over the epoch, which ends here."""
+        """Return the means over the epoch, and start the next one."""
         self.read()
         means, self._epoch = _means(self._epoch), {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far, for a checkpoint. Raises NotFinite."""
         self.read()
         return {"point": dict(self._point), "epoch": dict(self._epoch)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the sums of a checkpoint."""
         self._point, self._epoch = dict(state["point"]), dict(state["epoch"])
 
 

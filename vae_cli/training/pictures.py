@@ -8,15 +8,37 @@ from vae_cli.config.build import Experiment
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
 from vae_cli.training.tensorboard import EventWriter
-from vae_cli.training.validation import monitored
+from vae_cli.training.validation import some_training_images
 
-EMBEDDED = 1000  # test codes that are shown in TensorBoard's projector
+IN_HISTOGRAMS = 500  # images
+IN_PROJECTOR = 1000  # test images
+PAIRS = 10  # images beside their reconstructions
+SAMPLES = 64
 
 
-def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
+def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> None:
+    """Write histograms of the posterior, images above their reconstructions, and samples from the prior."""
+    model, split = experiment.model, experiment.splits.validation
+    shown = split if len(split) else some_training_images(experiment)
+    with evaluating(model, experiment.config["seed"], experiment.device):
+        inference = model(shown.batch(torch.arange(min(IN_HISTOGRAMS, len(shown)), device=experiment.device)))
+        histograms = {"posterior/loc": inference.loc}
+        if inference.scale is not None:
+            histograms["posterior/scale"] = inference.scale
+        if inference.rate is not None and inference.rate_per_dimension is not None:
+            histograms["posterior/rate_per_dimension"] = inference.rate_per_dimension.mean(0)
+        events.histograms(histograms, step)
+        count = min(PAIRS, len(inference.x))
+        pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
+        events.pictures("images/reconstructions", grid(pairs, count), step)
+        samples = model.decode(model.prior().sample((SAMPLES,))).mean
+        events.pictures("images/samples", grid(samples, 8), step)
+
+
+def write_embedding(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Show the posterior means of test images in TensorBoard's projector, with images and labels."""
     test, classes = experiment.splits.test, experiment.splits.classes
-    positions = torch.arange(min(EMBEDDED, len(test)), device=experiment.device)
+    positions = torch.arange(min(IN_PROJECTOR, len(test)), device=experiment.device)
     with evaluating(experiment.model, experiment.config["seed"], experiment.device):
         inference = experiment.model(test.batch(positions))
     labels = None
@@ -24,22 +46,3 @@ def embed(experiment: Experiment, events: EventWriter, step: int) -> None:
         labels = [classes[n] if classes else str(n) for n in test.batch_labels(positions).tolist()]
     images = inference.x if inference.x.shape[1] in (1, 3) else None
     events.embedding(inference.loc, labels, images, step)
-
-
-def picture(experiment: Experiment, events: EventWriter, step: int) -> None:
-    """Write histograms of the posterior, images over their reconstructions, and samples from the prior."""
-    model, split = experiment.model, experiment.splits.validation
-    shown = split if len(split) else monitored(experiment)
-    with evaluating(model, experiment.config["seed"], experiment.device):
-        inference = model(shown.batch(torch.arange(min(500, len(shown)), device=experiment.device)))
-        histograms = {"posterior/loc": inference.loc}
-        if inference.scale is not None:
-            histograms["posterior/scale"] = inference.scale
-        if inference.rate is not None and inference.rate_per_dimension is not None:
-            histograms["posterior/rate_per_dimension"] = inference.rate_per_dimension.mean(0)
-        events.histograms(histograms, step)
-        count = min(10, len(inference.x))
-        pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
-        events.pictures("images/reconstructions", grid(pairs, count), step)
-        samples = model.decode(model.prior().sample((64,))).mean
-        events.pictures("images/samples", grid(samples, 8), step)

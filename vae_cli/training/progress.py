@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar in a terminal, a few plain lines elsewhere."""
+"""What a person sees during training: a progress bar on a terminal, a few lines elsewhere, and warnings."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 SHOWN = ("loss", "distortion", "rate", "penalty")
-NARROW = ("loss", "rate")  # what fits beside the rest in 80 columns
-WIDE = 120
+NARROW = ("loss", "rate")  # these fit into 80 columns
+WIDE = 120  # columns
 
 
 def is_milestone(epoch: int, epochs: int) -> bool:
-    """Whether an epoch is one of the nine in each power of ten that get pictures and a line: 1 ... 9, 10, 20, ..."""
+    """Whether an epoch gets pictures and a line: the last, and 1, 2, ... 9, 10, 20, ... 90, 100, 200, ..."""
     return epoch % 10 ** (len(str(epoch)) - 1) == 0 or epoch == epochs
 
 
 class Progress:
-    """The progress of one training, and warnings in words, each said once."""
+    """Shows the progress of one training, and each warning once."""
 
     def __init__(
-        self, console: Console, epochs: int, steps: int, images: int, warnings: list[str], says_epochs: bool = True
+        self, console: Console, epochs: int, steps: int, images: int, warnings: list[str], prints_epochs: bool = True
     ) -> None:
         self.console = console
-        self.says_epochs = says_epochs
+        self.prints_epochs = prints_epochs
         self.epochs, self.steps, self.images = epochs, steps, images
         self.warnings = list(warnings)
         self._bar = RichProgress(
@@ -46,7 +46,7 @@ class Progress:
         self._began = (0, 0.0)
 
     def start(self, step: int) -> None:
-        """Show the training from this step on."""
+        """Start the progress bar at a step."""
         fields: dict[str, Any] = {"epoch": step // self.steps, "epochs": self.epochs, "rate": "", "terms": ""}
         self._task = self._bar.add_task("", total=self.epochs * self.steps, completed=step, **fields)
         self._began = (step, time.perf_counter())
@@ -61,7 +61,7 @@ class Progress:
         self._bar.stop()
 
     def step(self, step: int, means: Mapping[str, float]) -> None:
-        """Move the bar."""
+        """Move the bar to a step, with the means of the loss terms."""
         if self._task is not None and self.console.is_terminal:
             first, then = self._began
             speed = (step - first) * self.images / self.steps / max(time.perf_counter() - then, 1e-9)
@@ -72,24 +72,24 @@ class Progress:
             self._bar.update(self._task, completed=step, epoch=epoch, rate=rate, terms=terms)
 
     def epoch(self, epoch: int, record: Mapping[str, float], measured: Mapping[str, float]) -> None:
-        """Say how an epoch ended, where there is no bar, and warn where a mode misbehaves."""
-        if self.says_epochs and not self.console.is_terminal and is_milestone(epoch, self.epochs):
+        """Print the loss terms of some epochs if there is no bar, and warn of a collapsed sigma or posterior."""
+        if self.prints_epochs and not self.console.is_terminal and is_milestone(epoch, self.epochs):
             split = "validation" if "validation/loss" in record else "train"
             terms = "  ".join(f"{n} {record[f'{split}/{n}']:.2f}" for n in SHOWN if f"{split}/{n}" in record)
             self.console.print(f"epoch {epoch}/{self.epochs}  {split}: {terms}", soft_wrap=True, highlight=False)
         if measured.get("collapsed", 0.0) > 0.5:
             self.warn(
-                "sigma has collapsed: in most latent dimensions it is below 1 % of the spread of loc, and the noise no "
-                "longer limits what the code carries."
+                "sigma has collapsed: in most latent dimensions it is below 1 % of the standard deviation of loc, so "
+                "the noise no longer limits the information in the code."
             )
         if measured.get("active_units") == 0 and epoch >= min(5, self.epochs):
             self.warn(
                 "no latent dimension is active: the decoder ignores the code (posterior collapse). "
-                "A smaller regularizer.beta, or a warm-up of it, may help: +schedule@regularizer.beta=linear"
+                "Try a smaller regularizer.beta, or a warm-up: +schedule@regularizer.beta=linear"
             )
 
     def warn(self, text: str) -> None:
-        """Say a warning, once."""
+        """Print a warning, unless it was printed before."""
         if text not in self.warnings:
             self.warnings.append(text)
             self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=not self.console.is_terminal)

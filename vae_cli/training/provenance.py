@@ -1,4 +1,4 @@
-"""Where figures come from: versions, commit, device, threads."""
+"""How a run was trained: configuration, versions, commit, device, threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_cli.machine import distributed
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """What is needed to know where figures come from: configuration, versions, commit, device, threads."""
+    """Return what a summary says of how the run was trained: configuration, versions, commit, device, threads."""
     packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     cuda = experiment.device.type == "cuda"
@@ -36,7 +36,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the clone that this code runs from, with a + where it was changed since; None outside a clone."""
+    """Return the commit of the clone that this code runs from, with a + if files were changed; None outside a clone."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
@@ -46,5 +46,5 @@ def git_commit() -> str | None:
             cwd=here, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a repository of another owner
+        return None  # git is missing, or the repository has another owner
     return found.stdout.strip()

@@ -1,4 +1,4 @@
-"""How far a training has come: its state, the clock, and the checkpoint that holds both."""
+"""The state of a training, its clock, and how both are saved to a checkpoint and restored."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from vae_cli.runs.folder import RunDir
 from vae_cli.training.meter import Meter, NotFinite
 from vae_cli.training.tensorboard import EventWriter
 
-SLOWER = 0.25  # learning rate after a restart
+SLOWER = 0.25  # factor of the learning rate at each restart
 
 
 @dataclass
 class State:
-    """How far a training has come; with the weights it is all that a checkpoint holds."""
+    """How far a training has come. Saved in each checkpoint with the weights, the optimizer and the random states.
+
+    seconds counts the whole training, training_seconds only its steps; best describes the weights in best.pt: their
+    validation loss, the values of schedules at that time, and the record of their epoch.
+    """
 
     step: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)  # of the last epoch
+    record: dict[str, Any] = field(default_factory=dict)  # of the last epoch, as in metrics.jsonl
     warnings: list[str] = field(default_factory=list)
-    restarts: int = 0  # after a loss that was no number
+    restarts: int = 0  # after divergence
     meter: Meter = field(default_factory=Meter)
 
 
 def numbers(experiment: Experiment) -> dict[str, Number]:
-    """The numbers that the loss uses, by the names of their curves: beta, capacity, sigma_value ..."""
+    """Return the numbers that the loss uses, by the names of their curves: beta, capacity, sigma_value ..."""
     named = {name: module for name, module in experiment.regularizer.named_modules() if isinstance(module, Number)}
     for name, module in experiment.model.named_modules():
         if isinstance(module, Number):
@@ -46,14 +50,14 @@ def numbers(experiment: Experiment) -> dict[str, Number]:
 
 
 def moving_schedules(experiment: Experiment) -> list[Schedule]:
-    """The schedules that have to be advanced; the learning rate's is the optimizer's own affair."""
+    """Return the schedules to advance at each step. The optimizer advances the learning rate itself."""
     return [n for n in numbers(experiment).values() if isinstance(n, Schedule) and not isinstance(n, Constant)]
 
 
 def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) -> None:
-    """Keep the weights if their validation loss is the least under the weights and scales that the loss now has.
+    """Save the weights as the best if their validation loss is the lowest so far.
 
-    Losses under another beta cannot be compared: while a schedule moves, the newest weights count as the best.
+    Losses under different values of beta cannot be compared: while a schedule moves, the newest weights are the best.
     """
     moving = {name: float(n()) for name, n in numbers(experiment).items() if isinstance(n, Schedule)}
     if not state.best or state.best["numbers"] != moving or loss < state.best["loss"]:
@@ -65,18 +69,20 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
 
 
 def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
-    """Write a checkpoint from which the training goes on as if it had never stopped. Raises NotFinite rather than
-    replace good weights by bad ones."""
+    """Write a checkpoint from which training resumes as if it had never stopped.
+
+    Raises NotFinite if a weight is not finite, before the last good checkpoint is replaced.
+    """
     meter = state.meter.state_dict()
     parameters = torch.stack([p.isfinite().all() for p in experiment.model.parameters()])
     if not bool(parameters.all()):
         raise NotFinite(state.step, ["weights"])
-    events.flush()  # what the curves show up to here must not get lost behind a checkpoint
+    events.flush()  # the curves must reach the disk before the checkpoint does, or a crash leaves a gap
     random = random_state(experiment.device)
-    if not distributed.same([numbers.tolist() for numbers in random.values()]):
+    if not distributed.same([generator.tolist() for generator in random.values()]):
         raise Failure(
-            "The processes no longer draw the same random numbers. A class of your own may draw some that are not for "
-            "the images of a batch, and happen to be as many: choose another batch_size."
+            "The processes no longer draw the same random numbers. A class of your own may draw as many numbers as a "
+            "batch has images, but not one per image: type another batch_size."
         )
     state.seconds, state.training_seconds = clock.seconds(), clock.training_seconds()
     whole = {
@@ -101,12 +107,12 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
 
 
 def restore(experiment: Experiment, run: RunDir) -> State:
-    """Go back to the newest checkpoint. Raises UserError or Failure where it cannot be used."""
+    """Restore the newest checkpoint. Raises UserError or Failure if it cannot be used."""
     saved = distributed.first(lambda: load_checkpoint(run.checkpoint_file))
     if saved.get("images") != fingerprint(experiment.splits):
         raise UserError(
-            f"The images of {run.path} have changed since it was trained, and its test images may be among those that "
-            "it would now be trained on. Type another run_name=..., or overwrite=true to start anew."
+            f"The images of {run.path} have changed since it was trained: it would now be trained on images that may "
+            "be in its test set. Type another run_name=..., or overwrite=true to start from the beginning."
         )
     state = State()
     try:
@@ -117,7 +123,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
         state.meter.load_state_dict(saved["meter"])
         for name in ("step", "seconds", "training_seconds", "best", "record", "warnings"):
             setattr(state, name, saved[name])
-        state.restarts = saved.get("restarts", 0)  # which format 1 has not had from the beginning
+        state.restarts = saved.get("restarts", 0)  # the first runs of format 1 do not have it
         experiment.optimizer.slow_down(SLOWER**state.restarts)
     except (RuntimeError, KeyError, ValueError) as error:
         raise Failure(f"{run.checkpoint_file} does not fit {run.config_file}: {first_line(error)}") from error
@@ -125,7 +131,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
 
 
 class Clock:
-    """Seconds of a run over all of its sessions, those spent on training steps among them, and the next checkpoint."""
+    """Measures the seconds of a run and of its training steps, over all sessions, and when a checkpoint is due."""
 
     def __init__(self, state: State, checkpoint_minutes: float) -> None:
         self._begin = time.perf_counter() - state.seconds
@@ -135,22 +141,26 @@ class Clock:
         self.saved()
 
     def seconds(self) -> float:
+        """Return the seconds since the run started, without the time between its sessions."""
         return time.perf_counter() - self._begin
 
     def training_seconds(self) -> float:
+        """Return the seconds spent on training steps."""
         return self._training + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self) -> None:
-        """Training steps begin."""
+        """Start to count training seconds."""
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Training steps end for now."""
+        """Stop to count training seconds, for validation and pictures."""
         self._training = self.training_seconds()
         self._since = None
 
     def saved(self) -> None:
+        """Note that a checkpoint was saved just now."""
         self._next = time.perf_counter() + self._between
 
     def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
         return time.perf_counter() >= self._next

@@ -1,4 +1,4 @@
-"""The table at the end of a training: its figures, what was written, and what to type next."""
+"""The table that ends a training: figures, files, and commands to type next."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ ROWS = {
 }
 
 
-def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print the summary of a finished run."""
+def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
+    """Print the figures of a finished run as a table, its files, and commands to type next."""
+    kind = "best" if summary["validation"] else "last"
     splits = [split for split in ("train", "validation", "test") if summary[split]]
     table = Table(
-        title=f"{escape(str(folder.path))}, epoch {summary['weights_of_epoch']} of {summary['epoch']}",
+        title=f"{escape(str(folder.path))}, {kind} weights: epoch {summary['weights_of_epoch']} of {summary['epoch']}",
         title_justify="left",
     )
     table.add_column("nats per image")
@@ -66,13 +67,13 @@ def report(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
     )
 
 
-def brief(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print the summary of one run of many as a line."""
-    console.print(f"  {figures(folder.path, summary)}", soft_wrap=True, highlight=False, markup=False)
+def print_summary_line(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
+    """Print the test figures of one run of many on a line."""
+    console.print(f"  {summary_line(folder.path, summary)}", soft_wrap=True, highlight=False, markup=False)
 
 
-def figures(path: Path, summary: Mapping[str, Any]) -> str:
-    """The test figures of a finished run in one line, in nats per image."""
+def summary_line(path: Path, summary: Mapping[str, Any]) -> str:
+    """Return the test figures of a finished run on a line, in nats per image."""
     names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
     shown = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
     return f"{shown}  in {summary['seconds']:.1f} s: {path}"

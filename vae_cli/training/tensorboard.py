@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: curves, histograms, pictures, latent codes and the row in the HPARAMS tab."""
+"""What TensorBoard shows of a run: curves, histograms, pictures, latent codes and a row of the HPARAMS tab."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 Hparam: TypeAlias = bool | int | float | str
 
-# The names sort before and after those of an EventFile, events.out.tfevents.<seconds>..., in the order in which
-# TensorBoard reads the files of a run.
+# TensorBoard reads the files of a run in the order of their names. These two sort before and after the names of event
+# files, events.out.tfevents.<seconds>...
 START = "events.out.tfevents.0000000000.start"
 END = "events.out.tfevents.{:010d}.~end"
-VERSION = "brain.Event:2"  # of the format, in the first event of a file
+VERSION = "brain.Event:2"  # the version of the file format, in the first event of a file
 
-BINS = 64  # of equal width; by default they widen with the value, and a constant scale of 1 seems to vary
-POINTS = 5000  # latent codes in the projector: its limit for t-SNE, UMAP and comfort
-SPRITE = 64  # longest side of their pictures: 71 * 71 of them fit the 8192 pixels of a texture
+BINS = 64  # of equal width: default bins widen with the value, so that a constant scale of 1 seems to vary
+POINTS = 5000  # latent codes in the projector: its limit for t-SNE and UMAP
+SPRITE = 64  # longest side of the pictures of codes, in pixels: 71 * 71 of them fit a texture of 8192 pixels
 
 
 class EventWriter:
     """Writes the events of one run into its folder, for `tensorboard --logdir` of that folder or one above it.
 
-    Events at `purge_step` and later that an earlier writer left in the folder are hidden: a run that resumes from a
-    checkpoint made after step s passes s + 1, and every curve goes on without a repeated step.
+    Earlier events of the folder at `purge_step` and later are hidden: a run that resumes from the checkpoint of step s
+    passes s + 1, and each curve continues without a repeated step.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.folder = folder
-        # TensorBoard keeps the first end that it finds in a run, and this run is going on. The files themselves stay: a
-        # TensorBoard that is running would stumble over a missing one and stop reading.
+        # TensorBoard keeps the first session end that it finds, and this run has not ended. The files are emptied, not
+        # removed: a running TensorBoard stops reading the run if a file is missing.
         for end in folder.glob("events.*.~end"):
             os.truncate(end, 0)
-        # Files are read in the order of their names, which count seconds: this one has to come last.
+        # Files are read in the order of their names, which contain the seconds: this one must come last.
         while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
             time.sleep(0.05)
-        # TensorBoard's reader in Python takes the first purge of a run for its beginning and hides nothing (its data
-        # server needs none: it drops what is repeated). So a new run begins with one.
+        # TensorBoard's Python reader takes the first purge of a run for its start and hides nothing, so a new run
+        # starts with one. (Its data server needs no purge: it drops repeated steps.)
         is_new = not any(folder.glob("events.out.tfevents.*"))
         self._file: EventFile | None = EventFile(folder)
         if is_new or purge_step is not None:
@@ -69,29 +69,30 @@ class EventWriter:
             self.close("failed" if is_failure(kind) else "interrupted")
 
     def hparams(self, values: Mapping[str, Hparam]) -> None:
-        """Write the run's row of the HPARAMS tab; its metrics are all scalars of the run, as they come.
+        """Write the run's row of the HPARAMS tab. Its metrics are all scalars of the run.
 
-        What a run does not have (sigma.value of a learned sigma) is left out; a name keeps one type in all runs.
+        Settings that a run does not have (sigma.value of a learned sigma) are left out. A name keeps its type in all
+        runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-        # No experiment summary: TensorBoard would take the columns of the whole folder from the first run's. Without
-        # one it takes the union over all runs, finds types and domains itself and puts first what differs.
+        # No experiment summary: TensorBoard would take the columns of the whole folder from that of the first run.
+        # Without it, TensorBoard takes the union over all runs, infers types and domains, and shows differences first.
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
         for name, value in values.items():
             if isinstance(value, bool):
                 start.hparams[name].bool_value = value
             elif isinstance(value, str):
                 start.hparams[name].string_value = value
-            elif math.isfinite(value):  # JSON has no other numbers
+            elif math.isfinite(value):  # JSON has no infinity and no NaN
                 start.hparams[name].number_value = value
         content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
-        # In a file of its own, which a resumed run writes anew: TensorBoard keeps the first start that it finds in a
-        # run, and a run that is trained further has other epochs.
+        # In a file of its own, which a resumed run replaces: TensorBoard keeps the first session start that it finds,
+        # and a run that is trained further has other epochs.
         _write_alone(self.folder / START, _hparams(metadata.SESSION_START_INFO_TAG, content))
 
     def close(self, status: Status) -> None:
-        """Write what is pending and how the run ended; an interrupted one has not ended and stays "unknown"."""
+        """Close the file and write how the run ended. An interrupted run has not ended, and stays "unknown"."""
         if self._file is None:
             return
         self._file.close()
@@ -108,11 +109,11 @@ class EventWriter:
         _write_alone(self.folder / END.format(int(time.time())), _hparams(metadata.SESSION_END_INFO_TAG, content))
 
     def layout(self) -> None:
-        """Lay out the custom scalars page: each term of the loss, training over validation, and the posterior."""
-        from torch.utils.tensorboard.summary import custom_scalars  # takes a fifth of a second
+        """Lay out the custom scalars page: training and validation in one chart for each term, and the posterior."""
+        from torch.utils.tensorboard.summary import custom_scalars  # 0.2 s to import
 
         terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
-        losses = {term: ["Multiline", [f"^(train|validation)/{term}$"]] for term in terms}  # tags are patterns
+        losses = {term: ["Multiline", [f"^(train|validation)/{term}$"]] for term in terms}  # tags are regexes
         posterior = {
             "posterior scale": ["Multiline", ["^posterior/scale_(mean|min)$"]],
             "spread of loc": ["Multiline", ["^posterior/loc_std$"]],
@@ -120,16 +121,16 @@ class EventWriter:
         self._write(custom_scalars({"train and validation": losses, "posterior": posterior}))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write one point for each tag, such as train/loss, at a step; a value that is not finite is shown as such."""
+        """Write one point for each tag, such as train/loss, at a step. Values need not be finite."""
         self._write(_points(values), step)
 
     def results(self, values: Mapping[str, float], step: int) -> None:
-        """Write the points with which a run ends at a step, in place of those of an end that was not its last: a
-        process that was killed in it."""
+        """Write the final points of a run at a step. They replace the points of an earlier process that was killed
+        before the run was finished."""
         add_scalars(self.folder, f"test-{step}", values, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
-        """Write a histogram of the finite values of each tensor, whatever its shape; one without any is left out."""
+        """Write a histogram of the finite values of each tensor, of any shape. Without finite values there is none."""
         from torch.utils.tensorboard.summary import histogram
 
         for tag, tensor in values.items():
@@ -145,16 +146,16 @@ class EventWriter:
         self._write(image(tag, picture, dataformats="HWC"), step)
 
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
-        """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1] where there are any.
+        """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1], if given.
 
-        The first 5000 are shown, and they take the place of the ones shown before.
+        The first 5000 codes replace those shown before.
         """
         from google.protobuf import text_format  # type: ignore[import-untyped]
         from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
         from torch.nn.functional import pad
 
-        # SummaryWriter.add_embedding adds an entry a call, forgets those of the run before it was resumed, and has no
-        # limit on the size of the sprites.
+        # SummaryWriter.add_embedding adds an entry at each call, forgets the entries of a run that is resumed, and does
+        # not limit the size of sprites.
         folder = self.folder / "projector"
         folder.mkdir(exist_ok=True)
         codes = codes[:POINTS].detach().float().nan_to_num().cpu()
@@ -176,7 +177,7 @@ class EventWriter:
         write_text(self.folder / "projector_config.pbtxt", text_format.MessageToString(config))
 
     def flush(self) -> None:
-        """Have all that was written survive a power failure."""
+        """Flush to the disk, so that everything written so far survives a power failure."""
         assert self._file is not None
         self._file.flush()
 
@@ -186,7 +187,7 @@ class EventWriter:
 
 
 class NoEvents(EventWriter):
-    """Writes nothing: another process writes the events of the run."""
+    """Writes nothing. For processes other than the first, which writes the events of the run."""
 
     def __init__(self) -> None:
         pass
@@ -220,19 +221,19 @@ class NoEvents(EventWriter):
 
 
 def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
-    """Add points to the curves of a run that has ended, in an event file of that name, in place of those that an
-    earlier call has added under it."""
+    """Add points to the curves of a run that has ended, in an event file of this name. They replace the points of an
+    earlier call with the same name."""
     for file in folder.glob(f"events.*.~{name}"):
-        if file.is_symlink():  # not ours, and it leads elsewhere
+        if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
-        os.truncate(file, 0)  # not removed: a TensorBoard that is running would stumble over a missing file
+        os.truncate(file, 0)  # not removed: a running TensorBoard stops reading the run if a file is missing
     _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values), step)
 
 
 class EventFile:
-    """An event file that is written at once, so that an error is raised where it happens, and names the file.
+    """An event file that is written immediately, so that errors are raised at the call and name the file.
 
-    SummaryWriter writes in a thread, which reports an error late and with a traceback, and never flushes to the disk.
+    SummaryWriter writes in a thread: errors come late, with a traceback, and nothing is flushed to the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -245,22 +246,24 @@ class EventFile:
         self.write(file_version=VERSION)
 
     def write(self, **fields: Any) -> None:
-        """Write one event: a step, and a summary or something else that an event can hold."""
+        """Write one event; the arguments are fields of TensorBoard's Event, such as step and summary."""
         with reporting_path(self.path):
             self._records.write(_event(**fields))
-            self._file.flush()  # TensorBoard sees it
+            self._file.flush()  # so that TensorBoard sees it
 
     def purge(self, step: int) -> None:
-        """Hide what earlier files of the run have at this step and later."""
+        """Hide the events of earlier files at this step and later."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self.write(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def flush(self) -> None:
+        """Flush to the disk."""
         with reporting_path(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Flush to the disk and close the file."""
         with reporting_path(self.path), self._file:
             self.flush()
 
@@ -272,7 +275,7 @@ def _event(**fields: Any) -> bytes:
 
 
 def _points(values: Mapping[str, float]) -> Any:
-    """One summary for all of them: SummaryWriter.add_scalar would make one each."""
+    """One summary for all points; SummaryWriter.add_scalar makes one for each."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
@@ -284,13 +287,13 @@ def _hparams(tag: str, content: Any) -> Any:
     from tensorboard.plugins.hparams import metadata
 
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
-    # The tensor is empty; without one TensorBoard's data server would not list the summary.
+    # Without a tensor, even an empty one, TensorBoard's data server does not list the summary.
     value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
     return Summary(value=[value])
 
 
 def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
-    """Write one summary as an event file of its own, which is there whole or not at all."""
+    """Write one summary as an event file of its own, atomically."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     def write(file: IO[bytes]) -> None:
@@ -302,12 +305,12 @@ def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
 
 
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:
-    """Write images (N, C, H, W) as a square sheet without separators and return the height and width of one of them."""
+    """Write images (N, C, H, W) as a square sheet without separators, and return the height and width of one image."""
     from torch.nn.functional import avg_pool2d, pad
 
     shrink = math.ceil(max(images.shape[2:]) / SPRITE)
     images = avg_pool2d(images.detach().float(), shrink, ceil_mode=True) if shrink > 1 else images
-    # As many rows as columns, even if some stay empty: the projector takes one for the other.
+    # A square sheet, even if cells stay empty: the projector assumes as many rows as columns.
     columns = math.ceil(math.sqrt(len(images)))
     images = pad(images, (0, 0, 0, 0, 0, 0, 0, columns**2 - len(images)))
     save_png(path, grid(images, columns, side=SPRITE // 2, pad=0))

@@ -1,4 +1,4 @@
-"""Measure a model over a set of images."""
+"""Measure a model on a split: the terms of the loss and the shape of the posterior."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ def evaluate_split(
     metrics: Sequence[Term] | None = None,
     batch_size: int = 500,
 ) -> dict[str, float]:
-    """The metrics, by default the terms of the loss and the shape of the posterior, over all images of a split.
+    """Return metrics over all images of a split, by default the terms of the loss and the shape of the posterior.
 
-    The same seed draws the same noise, and the noise of a training that goes on is not disturbed. Quantities are nats
-    per image, as in training. A penalty with a mean over the batch inside (free bits, capacity) sees batches of
-    batch_size.
+    Quantities are nats per image, as in training. The same seed draws the same noise; the random state of a training
+    is not changed. A penalty that contains a mean over the batch (free bits, capacity) sees batches of batch_size.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with evaluating(model, seed, device):
@@ -45,16 +44,18 @@ Sum = Tensor | float  # 0.0 until the first batch
 
 
 class Term(Protocol):
-    """A figure, or several, over all images that were shown."""
+    """One or several figures over images that arrive in batches."""
 
-    def update(self, inference: Inference, penalty: Tensor) -> None: ...
+    def update(self, inference: Inference, penalty: Tensor) -> None:
+        """Add a batch and its penalties (B,)."""
 
-    def compute(self) -> dict[str, float]: ...
+    def compute(self) -> dict[str, float]:
+        """Return the figures over all batches."""
 
 
 class Terms:
-    """The terms of the loss, nats per image: loss, distortion, penalty, and where they are defined rate, rate_loc,
-    rate_scale, elbo, and rate_bits = rate / ln 2."""
+    """The terms of the loss, in nats per image: loss, distortion, penalty, and, if they are defined, rate, rate_loc,
+    rate_scale, elbo. rate_bits = rate / ln 2 is the rate in bits."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -79,14 +80,16 @@ class Terms:
 
 
 class Posterior:
-    """Shape of the posterior over the images: loc_std, and where there is noise active_units, scale_mean, scale_min and
-    collapsed.
+    """The shape of the posterior: loc_std and, if z is noisy, active_units, scale_mean, scale_min and collapsed.
 
-    active_units counts the dimensions in which Var_x(loc_j) exceeds 0.01 of the mean of scale_j^2. Burda et al. (2016)
-    count Var_x(loc_j) > 0.01: an idle dimension of a learned sigma has the prior's scale 1, where the two agree, and
-    unlike theirs this count does not change with the scale of z. A point mass has nothing to compare with: no count.
-    loc_std is the root of the mean over dimensions of Var_x(loc_j); scale_mean and scale_min go over images and
-    dimensions; collapsed is the share of dimensions whose mean scale is below 1 % of the standard deviation of loc.
+    active_units  the number of dimensions in which Var_x(loc_j) exceeds 0.01 of the mean of scale_j^2
+    loc_std       the root of the mean of Var_x(loc_j) over dimensions
+    scale_mean    the mean scale over images and dimensions; scale_min is the minimum
+    collapsed     the share of dimensions whose mean scale is below 1 % of the standard deviation of loc
+
+    Burda et al. (2016) count the dimensions with Var_x(loc_j) > 0.01. An idle dimension of a learned sigma has the
+    prior's scale 1, so the two counts agree on it; unlike theirs, this one does not change with the scale of z. A point
+    mass has no scale, and so no count.
     """
 
     def __init__(self) -> None:
@@ -122,15 +125,15 @@ class Posterior:
         return values
 
 
-MONITORED = 1000  # training images whose posterior is looked at where none are held out
+MONITORED = 1000  # training images that stand in for a validation set
 
 
 def validate(experiment: Experiment, split: Split) -> dict[str, float]:
-    """The terms of the loss and the shape of the posterior over a split."""
+    """Return the terms of the loss and the shape of the posterior over a split."""
     return evaluate_split(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
 
 
-def monitored(experiment: Experiment) -> Split:
-    """Some training images, to look at the posterior where none are held out."""
+def some_training_images(experiment: Experiment) -> Split:
+    """Return some training images, to measure the posterior on if there is no validation set."""
     train = experiment.splits.train
     return Split(train.images, train.labels, train.index[:MONITORED], train.mapped)
