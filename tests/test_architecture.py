@@ -17,6 +17,7 @@ ROOMS = """
 __main__
 cli
 commands
+terminal
 comparison
 metrics sweeps
 training

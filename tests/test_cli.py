@@ -14,16 +14,17 @@ from typing import Any
 
 import hydra
 import pytest
+import typer
 from hydra.conf import HydraConf
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-import vae_cli.commands
 from vae_cli import cli
 from vae_cli.config import catalog
 from vae_cli.config import hydra as hydra_front
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.sweeps import launcher
+from vae_cli.terminal.help import Subcommands
 
 RAN: list[Any] = []
 
@@ -147,32 +148,21 @@ def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
 # From words to calls --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Put in place of each command's module one that keeps what it is called with."""
-    kept: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
-        module = types.ModuleType(f"vae_cli.commands.{name}")
-
-        def keep(*args: Any, _name: str = name, **kwargs: Any) -> None:
-            kept[_name] = args, kwargs
-
-        module.main = keep  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"vae_cli.commands.{name}", module)
-        monkeypatch.setattr(vae_cli.commands, name, module, raising=False)
-    return kept
+def parsed(name: str, *words: str) -> dict[str, Any]:
+    """The arguments with which Typer would call a subcommand."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, Subcommands)
+    params: dict[str, Any] = group.commands[name].make_context(name, list(words)).params
+    return params
 
 
-def call(*words: str) -> None:
-    cli.app(list(words), prog_name="vae", standalone_mode=False)
-
-
-def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_and_flags_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(hydra_front, "run", lambda task, overrides, **flags: calls.append((overrides, flags)))
     monkeypatch.setenv("VAE_TRUST", "")
-    call("train", "sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3")
-    args, flags = calls["train"]
-    assert args == (["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"],)
-    assert flags == {
+    words = ["sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3"]
+    cli.app(["train", *words], prog_name="vae", standalone_mode=False)
+    flags = {
         "multirun": True,
         "cfg": None,
         "package": None,
@@ -182,36 +172,27 @@ def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.M
         "config_dir": "here",
         "hydra_help": False,
     }
+    assert calls == [(["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"], flags)]
 
 
 @pytest.mark.parametrize("words", [["train"], ["sample", "latest"], ["interpolate", "latest"]], ids=" ".join)
-def test_trust_is_for_this_command_and_all_that_it_starts(
-    words: list[str], calls: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trust_is_for_this_command_and_all_that_it_starts(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAE_TRUST", "one two")
-    call(*words)
+    parsed(*words)
     assert os.environ["VAE_TRUST"] == "one two"
-    call(*words, "--trust", "three", "--trust", "four")
+    parsed(*words, "--trust", "three", "--trust", "four")
     assert os.environ["VAE_TRUST"] == "three four"
 
 
-def test_sample_and_interpolate_and_runs(calls: Any) -> None:
-    call("sample", "latest", "--from", "posterior", "--images", "0,5", "--draw", "--count", "3")
-    args, flags = calls["sample"]
-    assert args == ("latest",)
-    assert (flags["source"], flags["images"], flags["draw"], flags["count"]) == ("posterior", "0,5", True, 3)
-    assert (flags["weights"], flags["runs_dir"], flags["out"]) == ("best", Path("runs"), None)
-    call("interpolate", "r", "--pair", "0,1", "--pair", "2,3", "--path", "norm-corrected", "--grid", "1,2,3,4", "--gif")
-    args, flags = calls["interpolate"]
-    assert args == ("r",)
-    assert (flags["pairs"], flags["path"], flags["corners"], flags["gif"]) == (
-        ["0,1", "2,3"],
-        "norm-corrected",
-        "1,2,3,4",
-        True,
-    )
-    call("runs", "elsewhere")
-    assert calls["runs"] == ((Path("elsewhere"),), {})
+def test_options_reach_the_parameters_of_their_command() -> None:
+    given = parsed("sample", "latest", "--from", "posterior", "--images", "0,5", "--draw", "--count", "3")
+    expected = {"run": "latest", "source": "posterior", "images": "0,5", "draw": True, "count": 3}
+    assert given.items() >= (expected | {"weights": "best", "runs_dir": Path("runs"), "out": None}).items()
+    words = ["--pair", "0,1", "--pair", "2,3", "--path", "norm-corrected", "--grid", "1,2,3,4", "--gif"]
+    given = parsed("interpolate", "r", *words)
+    expected = {"run": "r", "pairs": ["0,1", "2,3"], "path": "norm-corrected", "corners": "1,2,3,4", "gif": True}
+    assert given.items() >= expected.items()
+    assert parsed("runs", "elsewhere") == {"folder": Path("elsewhere")}
 
 
 # The border: one message and an exit code -----------------------------------------------------------------------------
@@ -226,7 +207,7 @@ def test_sample_and_interpolate_and_runs(calls: Any) -> None:
         (["train", "--mltirun"], "Did you mean '--multirun'?"),
         (["train", "--config-path", "x"], "add a folder of your own with --config-dir"),
         (["train", "--shell-completion"], "vae --install-completion"),
-        (["train", "--sigma", "fixed"], "settings have no dashes, type sigma=VALUE"),
+        (["train", "--sigma", "fixed"], "Settings are typed without dashes: sigma=VALUE"),
         (["train", "--cfg", "foo"], "'foo' is not one of 'job', 'hydra', 'all'"),
         (["sample"], "Missing argument"),
         (["sample", "x", "--count", "0"], "greater than or equal to 1"),

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from vae_cli import load_run
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model.distributions import Delta
@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for sigma in MODES:
-            command.main([f"sigma={sigma}", "epochs=3", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
+            train([f"sigma={sigma}", "epochs=3", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
     return folder
 
 

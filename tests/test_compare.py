@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.comparison.answers import answers, verdict_of
 from vae_cli.comparison.arms import Comparison
 from vae_cli.comparison.findings import amount, gap
@@ -476,7 +476,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for sigma in SIGMAS:
             for seed in (0, 1):
-                command.main([f"sigma={sigma}", "epochs=3", "network.hidden=[16]", "latent=3", f"seed={seed}"])
+                train([f"sigma={sigma}", "epochs=3", "network.hidden=[16]", "latent=3", f"seed={seed}"])
     return folder
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_cli.commands import repeat
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.core.errors import UserError
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
@@ -21,7 +20,7 @@ from vae_cli.runs.folder import RunDir
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    command.main(["epochs=2", "network.hidden=[16]", "run_name=once"])
+    train(["epochs=2", "network.hidden=[16]", "run_name=once"])
     return tmp_path / "runs/once"
 
 
@@ -45,13 +44,13 @@ def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str])
     summary["test"]["loss"] += 1
     summary["versions"]["torch"] = "1.0"
     (trained / "summary.json").write_text(json.dumps(summary))
-    repeat.main("once", [])
+    train(repeat="once")
     said = capsys.readouterr().out
     assert "not the same: weights differ by up to 0.5, and 1 of" in said
     assert "test/loss" in said
     assert "versions.torch" in said
     assert "vae compare runs/once runs/once_repeat" in said
-    repeat.main("once", [])  # which is not trained again
+    train(repeat="once")  # which is not trained again
     assert "not the same" in capsys.readouterr().out
 
 
@@ -75,5 +74,5 @@ def test_refused(trained: Path, run: str, words: list[str], flags: dict[str, boo
     begun = RunDir(trained.with_name("begun"))
     begun.write_config(RunDir(trained).config())
     with pytest.raises(UserError, match=said):
-        repeat.main(run, words, **flags)
+        train(words, repeat=run, **flags)
     assert not trained.with_name("once_repeat").exists()

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from vae_cli import load_run
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train as train_command
 from vae_cli.config.build import build_experiment
 from vae_cli.config.settings import SETTINGS
 from vae_cli.core.errors import Failure, UserError
@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(*overrides: str, **flags: Any) -> None:
-    command.main([*QUICK, *overrides], **flags)
+    train_command([*QUICK, *overrides], **flags)
 
 
 def weights(run: Path, file: str = "checkpoint.pt") -> dict[str, torch.Tensor]:
@@ -478,7 +478,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
 )
 def test_bad_input_is_refused_in_words(here: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        command.main(overrides)
+        train_command(overrides)
     assert error.value.exit_code == 2
     assert not list(here.iterdir())
 

@@ -9,6 +9,7 @@ __all__ = [
     "pictures",
     "progress",
     "provenance",
+    "repeat",
     "state",
     "summary",
     "tensorboard",
