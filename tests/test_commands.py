@@ -143,13 +143,13 @@ def test_other_ways_to_interpolate(vae: Vae, runs: Path, tmp_path: Path) -> None
         (["sample", "fixed", "--from", "mixture", "--components", "5000"], "5000"),
         (["sample", "fixed", "--from", "priors"], "priors"),
         (["sample", "fixed", "--count", "0"], "--count"),
-        (["interpolate", "fixed", "--pair", "0"], "takes 2"),
-        (["interpolate", "fixed", "--pair", "0,1", "--traverse"], "do not go together"),
-        (["interpolate", "fixed", "--grid", "0,1"], "takes 4"),
+        (["interpolate", "fixed", "--pair", "0"], "type exactly 2"),
+        (["interpolate", "fixed", "--pair", "0,1", "--traverse"], "cannot be combined"),
+        (["interpolate", "fixed", "--grid", "0,1"], "type exactly 4"),
         (["interpolate", "fixed", "--classes", "3,11"], "no class '11'"),
-        (["interpolate", "fixed", "--classes", "3"], "takes 2"),
+        (["interpolate", "fixed", "--classes", "3"], "type exactly two"),
         (["interpolate", "fixed", "--file", "no.png", "--file", "no.png"], "no.png"),
-        (["interpolate", "fixed", "--file", "no.png"], "takes two images for each pair"),
+        (["interpolate", "fixed", "--file", "no.png"], "type two images for each pair"),
         (["interpolate", "fixed", "--steps", "1"], "--steps"),
         (["sample", "fixed", "--device", "cuda:9"], "cuda:9"),
         (["runs", "nowhere"], "nowhere"),
@@ -263,13 +263,13 @@ def test_paths() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sample", "fixed", "--draws", "3"], "--draws would change nothing with --from prior"),
-        (["sample", "fixed", "--from", "posterior", "--count", "3"], "--count would change nothing"),
-        (["sample", "fixed", "--from", "aggregate", "--components", "3"], "--components would change nothing"),
-        (["interpolate", "fixed", "--pair", "0,1", "--count", "3"], "--count would change nothing with --pair"),
-        (["interpolate", "fixed", "--span", "2"], "--span would change nothing without --traverse"),
-        (["interpolate", "fixed", "--traverse", "--path", "slerp"], "--path would change nothing with --traverse"),
-        (["interpolate", "fixed", "--steps", "100000"], "--steps 100000: has to be less than or equal to 1000"),
+        (["sample", "fixed", "--draws", "3"], "--draws has no effect with --from prior"),
+        (["sample", "fixed", "--from", "posterior", "--count", "3"], "--count has no effect"),
+        (["sample", "fixed", "--from", "aggregate", "--components", "3"], "--components has no effect"),
+        (["interpolate", "fixed", "--pair", "0,1", "--count", "3"], "--count has no effect with --pair"),
+        (["interpolate", "fixed", "--span", "2"], "--span has no effect without --traverse"),
+        (["interpolate", "fixed", "--traverse", "--path", "slerp"], "--path has no effect with --traverse"),
+        (["interpolate", "fixed", "--steps", "100000"], "--steps 100000: must be less than or equal to 1000"),
         (["sample", "fixed", "--count", "100000000000"], "--count 100000000000 would take"),
         (["sample", "fixed", "--from", "poserior"], "Did you mean 'posterior'?"),
     ],
@@ -299,8 +299,8 @@ def test_another_question_does_not_overwrite_the_answer_to_the_first(vae: Vae, t
 def test_one_draw_differs_from_the_mean_code(vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("sample", "fixed", "--from", "posterior", "--draws", "1", "--out", str(tmp_path)) == 0
     said = capsys.readouterr().out
-    assert "one draw of the code" in said
-    assert float(said.partition("mean of a pixel: ")[2].split()[0]) > 0.001
+    assert "one draw from its posterior" in said
+    assert float(said.partition("mean of a pixel by ")[2].split()[0]) > 0.001
 
 
 def test_one_odd_file_does_not_hide_the_other_runs(

@@ -140,7 +140,7 @@ def test_a_few_figures_do_not_take_the_place_of_all(
 ) -> None:
     before = found(tmp_path, "shared")
     assert vae("evaluate", "shared", "--metrics", "rate", *flags) == 2
-    assert "would take its place alone" in capsys.readouterr().err
+    assert "which the metrics you chose would replace" in capsys.readouterr().err
     assert found(tmp_path, "shared") == before
 
 
@@ -200,7 +200,7 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["latest", "--quick", "--full"], 2, "--quick and --full do not go together"),
+        (["latest", "--quick", "--full"], 2, "--quick and --full cannot be combined"),
         (["latest", "--metrics", "noise_prob"], 2, "Did you mean 'noise_probe'?"),
         (["latest", "--metrics", ""], 2, "there is no such metric"),
         (["latest", "--samples", "0"], 2, "--samples"),

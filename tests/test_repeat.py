@@ -28,7 +28,7 @@ def test_the_same_bits_in_another_process(trained: Path) -> None:
     words = [sys.executable, "-m", "vae_cli", "train", "--repeat", "once"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=trained.parent.parent, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert "the same: every weight and all" in done.stdout
+    assert "identical: every weight and all" in done.stdout
     again = trained.with_name("once_repeat")
     first, second = (load_checkpoint(run / "checkpoint.pt") for run in (trained, again))
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
@@ -46,12 +46,12 @@ def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str])
     (trained / "summary.json").write_text(json.dumps(summary))
     train(repeat="once")
     said = capsys.readouterr().out
-    assert "not the same: weights differ by up to 0.5, and 1 of" in said
+    assert "not identical: weights differ by up to 0.5, and 1 of" in said
     assert "test/loss" in said
     assert "versions.torch" in said
     assert "vae compare runs/once runs/once_repeat" in said
     train(repeat="once")  # which is not trained again
-    assert "not the same" in capsys.readouterr().out
+    assert "not identical" in capsys.readouterr().out
 
 
 def test_summary_holds_what_is_needed_to_repeat_a_run(trained: Path) -> None:
@@ -63,7 +63,7 @@ def test_summary_holds_what_is_needed_to_repeat_a_run(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "words", "flags", "said"),
     [
-        ("once", ["latent=3"], {}, "takes no 'latent=3'"),
+        ("once", ["latent=3"], {}, "does not accept 'latent=3'"),
         ("once", ["devise=cpu"], {}, "device"),
         ("once", [], {"multirun": True}, "leave out --multirun"),
         ("nothing", [], {}, "There is no run 'nothing'"),

@@ -142,6 +142,6 @@ def test_a_job_that_is_cancelled_is_named_and_the_sweep_ends(
     assert sweep.returncode == 1
     said = sweep.stderr
     assert "2 of 2 jobs failed" in said
-    assert "goes on with it" in said
+    assert "same command again" in said
     assert "Traceback" not in said
     assert "sacct" not in said

@@ -66,7 +66,7 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
         assert config["sigma"]["value"] == 0.5
     again = commands.run("train", *words, cwd=tmp_path)
     assert again.returncode == 0
-    assert again.stdout.startswith("2 jobs: 2 finished, and left alone\n")
+    assert again.stdout.startswith("2 jobs: 2 finished, skipped\n")
     assert "next:\n  vae compare runs/digits" in again.stdout
 
 

@@ -420,7 +420,7 @@ def test_a_sweep_typed_again_trains_what_is_missing(here: Path, capsys: pytest.C
     capsys.readouterr()
     train("sigma=learned,fixed,deterministic", multirun=True)
     out, err = capsys.readouterr()
-    assert out.startswith("3 jobs: 2 finished, and left alone, 1 to run\n1 of 1: epochs=2 ")
+    assert out.startswith("3 jobs: 2 finished, skipped, 1 to run\n1 of 1: epochs=2 ")
     assert out.count("finished  ") == 3  # the table at the end has a row for each
     assert "next:\n  vae compare runs/digits" in out
     assert "epoch" not in err  # one run of many says nothing on its way

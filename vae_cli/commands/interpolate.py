@@ -133,7 +133,7 @@ def _choose(
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(f'--{flag}' for flag in chosen)} cannot be combined; type one of them.")
     if len(files) % 2:
-        raise UserError(f"--file needs two images for each pair; you gave {len(files)}.")
+        raise UserError(f"--file: type two images for each pair; there are {len(files)}.")
     return chosen
 
 
@@ -150,5 +150,5 @@ def _ends(run: TrainedRun, pairs: list[str], classes: str | None, files: list[Pa
         return ends_in_test_set(run, random_pairs(run, count, seed))
     names = [name.strip() for name in classes.split(",")]
     if len(names) != 2:
-        raise UserError(f"--classes {classes} names {len(names)} classes; it needs 2, separated by a comma: 3,8")
+        raise UserError(f"--classes {classes}: type exactly two classes, separated by a comma, such as --classes 3,8")
     return ends_in_test_set(run, class_pairs(run, names, count, seed))

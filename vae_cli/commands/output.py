@@ -72,7 +72,7 @@ def parse_indices(text: str, count: int, flag: str, exactly: int | None = None) 
             raise UserError(f"{flag} {text}: there are {count} test images, numbered 0 to {count - 1}.")
         found += range(first, last + 1) if first <= last else range(first, last - 1, -1)
     if exactly is not None and len(found) != exactly:
-        raise UserError(f"{flag} {text} names {len(found)} test images; it needs {exactly}, separated by commas.")
+        raise UserError(f"{flag} {text}: type exactly {exactly} test images, separated by commas.")
     return found
 
 
