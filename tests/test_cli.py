@@ -1,4 +1,4 @@
-"""The terminal front: help, flags, arguments, messages for wrong input, exit codes, and sweeps checked beforehand."""
+"""The command line: help, flags, arguments, error messages, exit codes, and the check of a sweep before it starts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _nothing_ran() -> Iterator[None]:
 
 @pytest.fixture
 def front(tmp_path: Path) -> Any:
-    """Run the task above in folders that need no model."""
+    """Return a function that calls Hydra with the task above and given overrides."""
 
     def call(*overrides: str, **flags: Any) -> None:
         folders = [
@@ -64,7 +64,7 @@ def front(tmp_path: Path) -> Any:
 
 
 def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as a person does, with no terminal."""
+    """Run the program in a subprocess, without a terminal."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     command = [sys.executable, "-m", "vae_cli", *words]
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 
 
 def imported(cwd: Path, *words: str) -> set[str]:
-    """What a command has imported at its end, which has to be a good one."""
+    """Run a command, which must succeed, and return the modules that it has imported."""
     program = f"""
 import sys
 from vae_cli.cli import main
@@ -99,7 +99,7 @@ def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     assert not heavy & imported(tmp_path, *words)
 
 
-def test_a_run_imports_nothing_heavy_but_what_it_needs(tmp_path: Path) -> None:
+def test_a_run_imports_only_the_heavy_modules_it_needs(tmp_path: Path) -> None:
     used = imported(tmp_path, "train", "epochs=1", "network.hidden=[4]", "max_grad_norm=1", "run_name=a")
     assert {"torch", "hydra"} <= used
     assert not {"torch._dynamo", "sympy", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"} & used
@@ -107,7 +107,7 @@ def test_a_run_imports_nothing_heavy_but_what_it_needs(tmp_path: Path) -> None:
     assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & used
 
 
-def test_vae_alone_shows_the_subcommands(tmp_path: Path) -> None:
+def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:
     done = vae(cwd=tmp_path)
     assert done.returncode == 0
     for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
@@ -140,7 +140,7 @@ def test_every_subcommand_has_examples_that_are_whole_lines(
     assert "[bold" not in text
 
 
-def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
+def test_an_example_in_the_help_of_train_works(front: Any) -> None:
     front("sigma=fixed", "sigma.value=0.5", "latent=8")
     assert (RAN[0]["sigma"]["value"], RAN[0]["latent"]) == (0.5, 8)
 
@@ -149,7 +149,7 @@ def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
 
 
 def parsed(name: str, *words: str) -> dict[str, Any]:
-    """The arguments with which Typer would call a subcommand."""
+    """Return the arguments with which Typer would call a subcommand."""
     group = typer.main.get_command(cli.app)
     assert isinstance(group, Subcommands)
     params: dict[str, Any] = group.commands[name].make_context(name, list(words)).params
@@ -176,7 +176,7 @@ def test_overrides_and_flags_come_in_any_order(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("words", [["train"], ["sample", "latest"], ["interpolate", "latest"]], ids=" ".join)
-def test_trust_is_for_this_command_and_all_that_it_starts(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_reaches_the_processes_that_a_command_starts(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAE_TRUST", "one two")
     parsed(*words)
     assert os.environ["VAE_TRUST"] == "one two"
@@ -195,7 +195,7 @@ def test_options_reach_the_parameters_of_their_command() -> None:
     assert parsed("runs", "elsewhere") == {"folder": Path("elsewhere")}
 
 
-# The border: one message and an exit code -----------------------------------------------------------------------------
+# Errors: one message and an exit code ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_errors_become_a_message_and_an_exit_code(
     assert bool(printed) == bool(said)
 
 
-def test_nothing_to_do_is_said_and_is_no_error(
+def test_nothing_to_do_is_reported_and_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = UserError("finished already")
@@ -270,9 +270,7 @@ def test_nothing_to_do_is_said_and_is_no_error(
     assert capsys.readouterr() == ("finished already\n", "")
 
 
-def test_the_traceback_is_there_for_who_asks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert raising(UserError("no such run"), monkeypatch) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -280,10 +278,10 @@ def test_the_traceback_is_there_for_who_asks(
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes work differently")
 @pytest.mark.parametrize("words", ["train --help", "--help"])
-def test_a_reader_that_goes_away_is_no_error(words: str, tmp_path: Path) -> None:
+def test_a_reader_that_leaves_early_is_no_error(words: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
     script = f'{{ sleep 0; "{sys.executable}" -m vae_cli {words}; echo $? >&2; }} | true'
-    # `true` leaves without reading; the sleep of the shell's start-up is not relied upon: either way it is quiet.
+    # `true` exits without reading. Whether or not it has exited before the program prints, nothing is reported.
     done = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -321,7 +319,7 @@ def test_the_program_shows_a_configuration(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_says_what_is_wrong_with_an_override(tmp_path: Path) -> None:
+def test_the_program_explains_a_wrong_override(tmp_path: Path) -> None:
     done = vae("train", "sigma=fixd", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("vae: 'fixd' is no choice of sigma. Did you mean 'fixed'?")
@@ -404,7 +402,7 @@ WRONG: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
-def test_a_wrong_override_gets_a_message_that_says_what_to_type(words: str, said: str, front: Any) -> None:
+def test_the_message_about_a_wrong_override_says_what_to_type(words: str, said: str, front: Any) -> None:
     with pytest.raises(UserError) as caught:
         front(*words.removeprefix("-- ").split())
     message = str(caught.value)
@@ -435,7 +433,7 @@ def test_wrong_flags_get_a_message(flags: dict[str, Any], said: str, front: Any)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("joblib", "joblib"), ("submitit_slurm", "submitit"), ("ray", "ray")])
-def test_a_launcher_that_is_not_installed_is_said_how_to_install(name: str, wanted: str, front: Any) -> None:
+def test_the_message_about_a_missing_launcher_says_how_to_install_it(name: str, wanted: str, front: Any) -> None:
     package = f"hydra_plugins.hydra_{wanted}_launcher"
     try:
         __import__(package)
@@ -480,7 +478,7 @@ def test_what_the_task_raises_comes_through_unchanged_and_without_hydras_line(
     assert capsys.readouterr() == ("", "")
 
 
-def test_words_and_environment_are_put_back(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argv_and_environment_are_restored(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     before = list(sys.argv)
     front("latent=2")
@@ -525,7 +523,7 @@ def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
     assert RAN == []
 
 
-def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
+def test_finished_jobs_are_skipped(front: Any) -> None:
     with launcher.check_sweeps(lambda config: config.latent != 2):
         front("latent=2,4,8", multirun=True)
     assert latents() == [4, 8]
@@ -534,7 +532,7 @@ def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
     assert latents() == [4, 8]
 
 
-def test_the_check_is_gone_afterwards(front: Any) -> None:
+def test_the_check_ends_with_its_context(front: Any) -> None:
     with launcher.check_sweeps(lambda config: False):
         pass
     front("latent=2,4", multirun=True)

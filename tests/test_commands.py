@@ -27,7 +27,7 @@ Vae = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short run of each sigma mode."""
+    """Train a short run of each sigma mode and return the folder above runs/."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -69,7 +69,7 @@ def test_sample(vae: Vae, runs: Path, sigma: str, source: str, tmp_path: Path) -
         torch.testing.assert_close(run.decode(torch.from_numpy(arrays["z"])).mean.numpy(), arrays["images"])
 
 
-def test_sample_of_a_point_mass_says_where_its_codes_come_from(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_without_noise_come_from_a_mixture(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("sample", "deterministic") == 0
     assert "mixture.png" in capsys.readouterr().out
     assert vae("sample", "fixed") == 0
@@ -230,7 +230,7 @@ def test_find_run(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("components", [1, 3])
-def test_mixture_fits_what_it_is_fitted_to(components: int) -> None:
+def test_a_mixture_recovers_the_distribution_of_its_codes(components: int) -> None:
     torch.manual_seed(0)
     centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 0.9]])[:components]
     codes = centers[torch.arange(6000) % components] + torch.randn(6000, 2) @ torch.tensor([[0.1, 0.05], [0.0, 0.01]])
@@ -274,14 +274,14 @@ def test_paths() -> None:
         (["sample", "fixed", "--from", "poserior"], "Did you mean 'posterior'?"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
+def test_an_option_without_effect_or_out_of_range_is_refused(
     vae: Vae, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert vae(*words) == 2
     assert said in capsys.readouterr().err
 
 
-def test_another_question_does_not_overwrite_the_answer_to_the_first(vae: Vae, tmp_path: Path) -> None:
+def test_other_options_do_not_overwrite_earlier_output(vae: Vae, tmp_path: Path) -> None:
     questions = [
         ["sample", "fixed"],
         ["sample", "fixed", "--seed", "1"],
@@ -303,7 +303,7 @@ def test_one_draw_differs_from_the_mean_code(vae: Vae, tmp_path: Path, capsys: p
     assert float(said.partition("mean of a pixel by ")[2].split()[0]) > 0.001
 
 
-def test_one_odd_file_does_not_hide_the_other_runs(
+def test_a_malformed_file_does_not_hide_the_other_runs(
     vae: Vae, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
@@ -316,7 +316,7 @@ def test_one_odd_file_does_not_hide_the_other_runs(
     assert capsys.readouterr().out.count("damaged") == 1
 
 
-def test_best_weights_that_are_gone_are_not_replaced_in_silence(
+def test_missing_best_weights_are_reported(
     vae: Vae, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
@@ -326,7 +326,7 @@ def test_best_weights_that_are_gone_are_not_replaced_in_silence(
     load_run(tmp_path / "runs" / "fixed", weights="last")
 
 
-def test_brackets_in_a_name_are_no_markup(
+def test_brackets_in_a_name_are_printed_literally(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`vae train --repeat RUN`: the same bits, or what differs."""
+"""`vae train --repeat RUN`: identical bits, or a report of what differs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_same_bits_in_another_process(trained: Path) -> None:
     assert RunDir(again).summary()["test"] == RunDir(trained).summary()["test"]
 
 
-def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_reported(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = torch.load(trained / "checkpoint.pt", weights_only=True)
     name = next(iter(saved["model"]))
     saved["model"][name].flatten()[0] += 0.5
@@ -50,11 +50,11 @@ def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str])
     assert "test/loss" in said
     assert "versions.torch" in said
     assert "vae compare runs/once runs/once_repeat" in said
-    train(repeat="once")  # which is not trained again
+    train(repeat="once")  # it is not trained a third time
     assert "not identical" in capsys.readouterr().out
 
 
-def test_summary_holds_what_is_needed_to_repeat_a_run(trained: Path) -> None:
+def test_the_summary_has_everything_needed_to_repeat_a_run(trained: Path) -> None:
     summary = RunDir(trained).summary()
     assert {"config", "versions", "git_commit", "device", "threads", "processes", "determinism"} <= summary.keys()
     assert summary["config"] == RunDir(trained).config()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from vae_cli.runs.run import Run as TrainedRun
 
 EXAMPLES = """
-vae interpolate latest  eight random pairs of test images
-vae interpolate latest --pair 0,1 --pair 4,7 --path slerp  two pairs of test images, on spherical paths
-vae interpolate latest --classes 3,8 --steps 15 --gif  from one class to another, also as an animation
-vae interpolate latest --file one.png --file two.png  your own images
-vae interpolate latest --grid 0,1,2,3  a square with four test images as corners
+vae interpolate latest  use eight random pairs of test images
+vae interpolate latest --pair 0,1 --pair 4,7 --path slerp  use these two pairs, and follow great circles
+vae interpolate latest --classes 3,8 --steps 15 --gif  go from one class to another, and write an animation
+vae interpolate latest --file one.png --file two.png  use your own images
+vae interpolate latest --grid 0,1,2,3  fill a square whose corners are four test images
 vae interpolate latest --traverse --span 2  vary one latent dimension at a time
 """
 

@@ -42,6 +42,6 @@ Trust = Annotated[
         envvar="VAE_TRUST",
         metavar="MODULE",
         callback=_trust,
-        help="Python module of yours whose classes a configuration may use. Repeatable.",
+        help="Module of your own whose classes a configuration may use. Repeatable.",
     ),
 ]

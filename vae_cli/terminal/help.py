@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 
+MIN_WIDTH = 40  # columns that descriptions need beside the longest command
+
 
 class Subcommands(TyperGroup):
     """The subcommands of `vae`, in the order in which they are registered."""
@@ -92,6 +94,7 @@ def _group_title(group: Group, comment: str) -> str:
 
 def _print_panels(sections: Iterator[tuple[str, Rows]]) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -100,7 +103,12 @@ def _print_panels(sections: Iterator[tuple[str, Rows]]) -> None:
     for title, rows in sections:
         table = Table(box=None, show_header=False, padding=(0, 1), expand=True)
         table.add_column(style="bold cyan", overflow="fold", ratio=None)
-        table.add_column(ratio=1)
-        for left, right in rows:
-            table.add_row(Text(left), Text(right))
+        if max(len(left) for left, _ in rows) + MIN_WIDTH > console.width:  # one below the other
+            for left, right in rows:
+                table.add_row(Text(left))
+                table.add_row(Padding(Text(right, style="not bold default"), (0, 0, 0, 4)))
+        else:
+            table.add_column(ratio=1)
+            for left, right in rows:
+                table.add_row(Text(left), Text(right))
         console.print(Panel(table, title=Text(title), title_align="left", border_style="dim"))
