@@ -67,7 +67,7 @@ train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | not empty and no run
 train run_name=digits/a | holds another run: .*Type another run_name=\.\.\., or overwrite=true
-train arms=3 | type -m with it
+train arms=3 | several runs: add -m
 train -m arms=3 | arms takes a list of sweeps
 train -m arms=[] | arms takes a list of sweeps
 train -m arms=[3] | arms takes a list of sweeps

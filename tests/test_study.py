@@ -73,7 +73,7 @@ def test_a_study_trains_its_arms_and_leaves_no_trace_of_itself_in_their_settings
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (['arms=["sigma=fixed"]'], "type -m with it"),
+        (['arms=["sigma=fixed"]'], "several runs: add -m"),
         (["-m", 'arms="sigma=fixed"'], "arms takes a list of sweeps"),
         (["-m", "experiment=sigma_study,rae_l2"], "a study is a sweep of its own"),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),

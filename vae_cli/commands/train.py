@@ -101,7 +101,9 @@ def train(
         return
     for word in overrides:
         if word.strip().lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep.subdir")):
-            raise UserError(f"'{word}' would hide the run from vae: type run_name=... or runs_dir=... instead.")
+            raise UserError(
+                f"'{word}' would put the run where other commands cannot find it: type run_name=... or runs_dir=..."
+            )
     from vae_cli.config import hydra
     from vae_cli.sweeps.job import all_processes, task
     from vae_cli.sweeps.launcher import check_sweeps
