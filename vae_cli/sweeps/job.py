@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import vae_cli.config.hydra  # noqa: F401  # silences a warning of Hydra's, in the processes of a launcher as well
 from vae_cli.config.catalog import configs_dir
 from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.objective import figure
