@@ -82,18 +82,13 @@ def interpolate(
     trust: Trust = None,
 ) -> None:
     """Interpolate between images, or traverse the latent space."""
-    from vae_cli.commands.output import named, parse_indices, place, refuse_unused, write
+    from vae_cli.commands.output import named, parse_indices, place, write
     from vae_cli.runs import pictures
     from vae_cli.runs.find import find_run
     from vae_cli.runs.run import Run as TrainedRun
 
     chosen = _choose(pairs or [], classes, files or [], corners, traverse)
-    if chosen and "classes" not in chosen:
-        refuse_unused(f"with --{next(iter(chosen))}", count=count)
-    if traverse:
-        refuse_unused("with --traverse", path=path)
-    else:
-        refuse_unused("without --traverse", span=span)
+    _refuse_unused(next(iter(chosen), None), count, path, span)
     trained = TrainedRun(find_run(run, runs_dir), weights, device, data_dir)
     if not files and len(trained.splits.test) < 2:
         raise UserError(f"{trained.path} has fewer than two test images; type --file one.png --file two.png")
@@ -135,6 +130,17 @@ def _choose(
     if len(files) % 2:
         raise UserError(f"--file: type two images for each pair; there are {len(files)}.")
     return chosen
+
+
+def _refuse_unused(chosen: str | None, count: int | None, path: str | None, span: float | None) -> None:
+    from vae_cli.commands.output import refuse_unused
+
+    if chosen not in (None, "classes"):
+        refuse_unused(f"with --{chosen}", count=count)
+    if chosen == "traverse":
+        refuse_unused("with --traverse", path=path)
+    else:
+        refuse_unused("without --traverse", span=span)
 
 
 def _ends(run: TrainedRun, pairs: list[str], classes: str | None, files: list[Path], count: int, seed: int) -> Ends:

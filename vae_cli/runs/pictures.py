@@ -1,4 +1,4 @@
-"""Pictures of what a run draws, and of what lies between images, with the codes and images as arrays."""
+"""Pictures of samples, interpolations and traversals of a run, with their codes and images as arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ends(NamedTuple):
 def samples(run: Run, source: str, count: int, components: int, temperature: float, seed: int, draw: bool) -> Rendered:
     """Decode codes drawn from the `prior`, the `aggregate` posterior or a `mixture` (see draw_codes).
 
-    Raises UserError if so many images do not fit into memory.
+    Raises UserError if the images do not fit into memory.
     """
     refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "type a smaller number")
     with evaluating(run.model, seed, run.device):  # one stream of random numbers for codes and pixels
@@ -95,14 +95,14 @@ def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
 
 
 def random_pairs(run: Run, count: int, seed: int) -> list[list[int]]:
-    """Draw disjoint pairs of test images: count of them, or as many as there are."""
+    """Draw disjoint pairs of test images: count of them, or all if there are fewer."""
     size = len(run.splits.test)
     count = min(count, size // 2)
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 2 * count].reshape(-1, 2).tolist()
 
 
 def class_pairs(run: Run, names: Sequence[str], count: int, seed: int) -> list[list[int]]:
-    """Draw pairs of test images from the first class to the second: count of them, or as many as there are.
+    """Draw pairs of test images from the first class to the second: count of them, or all if there are fewer.
 
     Raises UserError if the images have no labels, or a class does not exist or has no test image.
     """
