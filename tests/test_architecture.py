@@ -20,6 +20,7 @@ ROOMS = """
 __main__
 cli
 commands
+terminal
 comparison
 metrics sweeps
 training

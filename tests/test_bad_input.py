@@ -67,7 +67,7 @@ train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | not empty and not a run
 train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
-train arms=3 | type -m with it
+train arms=3 | several runs: add -m
 train -m arms=3 | arms must be a list of sweeps
 train -m arms=[] | arms must be a list of sweeps
 train -m arms=[3] | arms must be a list of sweeps
@@ -232,16 +232,16 @@ sample file.txt | There is no run 'file.txt'
 sample -- -a | There is no run '-a'
 sample 'a b' | There is no run 'a b'
 sample ünïcode | There is no run
-sample a --count 0 | --count 0: has to be greater than or equal to 1
+sample a --count 0 | --count 0: must be greater than or equal to 1
 sample a --count many | --count many: .*integer
 sample a --count 999999999999 | would need .* of memory
 sample a --from poserior | Did you mean 'posterior'\?
-sample a --draws 3 | --draws would change nothing
-sample a --images 1 | --images would change nothing
-sample a --components 3 | --components would change nothing
+sample a --draws 3 | --draws has no effect
+sample a --images 1 | --images has no effect
+sample a --components 3 | --components has no effect
 sample a --from mixture --components 0 | greater than or equal to 1
 sample a --from mixture --components 99999 | too many for .* type a smaller number
-sample a --from posterior --count 3 | --count would change nothing
+sample a --from posterior --count 3 | --count has no effect
 sample a --from posterior --images 297 | there are 297 test images, numbered 0 to 296
 sample a --from posterior --images x | type numbers such as 0,5,9
 sample a --from posterior --images -1 | type numbers such as 0,5,9
@@ -259,30 +259,30 @@ sample a b | unexpected extra argument
 sample a --cout 3 | Did you mean '--count'\?
 interpolate | Missing argument
 interpolate nowhere | There is no run 'nowhere'
-interpolate a --pair 0 | names 1 test images and takes 2
+interpolate a --pair 0 | --pair 0: type exactly 2 test images
 interpolate a --pair 0,999 | there are 297 test images
 interpolate a --pair a,b | type numbers such as 0,5,9
-interpolate a --pair 0,1 --classes 3,8 | do not go together
-interpolate a --pair 0,1 --count 3 | --count would change nothing with --pair
-interpolate a --classes 3 | names 1 classes and takes 2
+interpolate a --pair 0,1 --classes 3,8 | cannot be combined
+interpolate a --pair 0,1 --count 3 | --count has no effect with --pair
+interpolate a --classes 3 | --classes 3: type exactly two classes
 interpolate a --classes 3,eleven | there is no class 'eleven'
-interpolate a --file one.png | takes two images for each pair
+interpolate a --file one.png | type two images for each pair
 interpolate a --file one.png --file nowhere.png | There is no file 'nowhere.png'
 interpolate a --file one.png --file text.png | 'text.png' is not an image
 interpolate a --file one.png --file empty | 'empty' is not an image
-interpolate a --grid 0,1 | names 2 test images and takes 4
+interpolate a --grid 0,1 | --grid 0,1: type exactly 4 test images
 interpolate a --steps 1 | --steps 1
 interpolate a --steps 100000 | --steps 100000
-interpolate a --span 2 | --span would change nothing without --traverse
+interpolate a --span 2 | --span has no effect without --traverse
 interpolate a --traverse --span -1 | --span -1
 interpolate a --traverse --span nan | --span nan
-interpolate a --traverse --path slerp | --path would change nothing
+interpolate a --traverse --path slerp | --path has no effect
 interpolate a --path sideways | not one of 'linear'
 interpolate a --seed 99999999999999999999999 | --seed 9+
 interpolate a --pair 0,1 --device tpu | type device=auto
 evaluate | Missing argument
 evaluate nowhere | There is no run 'nowhere'
-evaluate a --quick --full | do not go together
+evaluate a --quick --full | cannot be combined
 evaluate a --metrics nowhere | there is no such metric\. .*Metrics: rate
 evaluate a --metrics '' | there is no such metric
 evaluate a --metrics os.system | add --trust os
@@ -295,7 +295,7 @@ evaluate a --device tpu | type device=auto
 evaluate a --out x | There is no flag --out
 runs nowhere | There is no folder nowhere
 runs file.txt | There is no folder file.txt
-runs empty | There is no run below empty\. Train one first
+runs empty | There are no runs in empty\. Train one first
 runs a b | unexpected extra argument
 runs --all | There is no flag --all
 compare nowhere | There is no run 'nowhere'
@@ -430,5 +430,5 @@ def test_a_failure_inside_this_package_is_not_a_mistake_of_the_user(
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "digits.csv.gz")
 
-    monkeypatch.setattr("vae_cli.axes.dataset.digits._read", fail)
+    monkeypatch.setattr("vae_cli.axes.dataset.digits.read_digits", fail)
     assert "digits.csv.gz: Permission denied" in refused("train", code=1)

@@ -1,4 +1,4 @@
-"""The terminal front: help, flags, arguments, messages for wrong input, exit codes, and sweeps checked beforehand."""
+"""The command line: help, flags, arguments, error messages, exit codes, and the check of a sweep before it starts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 
 import hydra
 import pytest
+import typer
 from hydra.conf import HydraConf
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-import vae_cli.commands
 from vae_cli import cli
 from vae_cli.config import catalog
 from vae_cli.config import hydra as hydra_front
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.sweeps import launcher
+from vae_cli.terminal.help import Subcommands
 
 RAN: list[Any] = []
 
@@ -49,7 +50,7 @@ def _nothing_ran() -> Iterator[None]:
 
 @pytest.fixture
 def front(tmp_path: Path) -> Any:
-    """Run the task above in folders that need no model."""
+    """Return a function that calls Hydra with the task above and given overrides."""
 
     def call(*overrides: str, **flags: Any) -> None:
         folders = [
@@ -63,7 +64,7 @@ def front(tmp_path: Path) -> Any:
 
 
 def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as a person does, with no terminal."""
+    """Run the program in a subprocess, without a terminal."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     command = [sys.executable, "-m", "vae_cli", *words]
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
@@ -73,7 +74,7 @@ def vae(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProce
 
 
 def imported(cwd: Path, *words: str) -> set[str]:
-    """What a command has imported at its end, which has to be a good one."""
+    """Run a command, which must succeed, and return the modules that it has imported."""
     program = f"""
 import sys
 from vae_cli.cli import main
@@ -98,7 +99,7 @@ def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     assert not heavy & imported(tmp_path, *words)
 
 
-def test_a_run_imports_nothing_heavy_but_what_it_needs(tmp_path: Path) -> None:
+def test_a_run_imports_only_the_heavy_modules_it_needs(tmp_path: Path) -> None:
     used = imported(tmp_path, "train", "epochs=1", "network.hidden=[4]", "max_grad_norm=1", "run_name=a")
     assert {"torch", "hydra"} <= used
     assert not {"torch._dynamo", "sympy", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"} & used
@@ -106,7 +107,7 @@ def test_a_run_imports_nothing_heavy_but_what_it_needs(tmp_path: Path) -> None:
     assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & used
 
 
-def test_vae_alone_shows_the_subcommands(tmp_path: Path) -> None:
+def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:
     done = vae(cwd=tmp_path)
     assert done.returncode == 0
     for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
@@ -139,7 +140,7 @@ def test_every_subcommand_has_examples_that_are_whole_lines(
     assert "[bold" not in text
 
 
-def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
+def test_an_example_in_the_help_of_train_works(front: Any) -> None:
     front("sigma=fixed", "sigma.value=0.5", "latent=8")
     assert (RAN[0]["sigma"]["value"], RAN[0]["latent"]) == (0.5, 8)
 
@@ -147,32 +148,21 @@ def test_an_example_in_the_help_of_train_is_one_that_works(front: Any) -> None:
 # From words to calls --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Put in place of each command's module one that keeps what it is called with."""
-    kept: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
-        module = types.ModuleType(f"vae_cli.commands.{name}")
-
-        def keep(*args: Any, _name: str = name, **kwargs: Any) -> None:
-            kept[_name] = args, kwargs
-
-        module.main = keep  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"vae_cli.commands.{name}", module)
-        monkeypatch.setattr(vae_cli.commands, name, module, raising=False)
-    return kept
+def parsed(name: str, *words: str) -> dict[str, Any]:
+    """Return the arguments with which Typer would call a subcommand."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, Subcommands)
+    params: dict[str, Any] = group.commands[name].make_context(name, list(words)).params
+    return params
 
 
-def call(*words: str) -> None:
-    cli.app(list(words), prog_name="vae", standalone_mode=False)
-
-
-def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_and_flags_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(hydra_front, "run", lambda task, overrides, **flags: calls.append((overrides, flags)))
     monkeypatch.setenv("VAE_TRUST", "")
-    call("train", "sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3")
-    args, flags = calls["train"]
-    assert args == (["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"],)
-    assert flags == {
+    words = ["sigma=a,b", "-m", "latent=2,8", "~x", "+y=1", "--config-dir", "here", "--trust", "mine", "z=3"]
+    cli.app(["train", *words], prog_name="vae", standalone_mode=False)
+    flags = {
         "multirun": True,
         "cfg": None,
         "package": None,
@@ -182,39 +172,30 @@ def test_overrides_and_flags_come_in_any_order(calls: Any, monkeypatch: pytest.M
         "config_dir": "here",
         "hydra_help": False,
     }
+    assert calls == [(["sigma=a,b", "latent=2,8", "~x", "+y=1", "z=3"], flags)]
 
 
 @pytest.mark.parametrize("words", [["train"], ["sample", "latest"], ["interpolate", "latest"]], ids=" ".join)
-def test_trust_is_for_this_command_and_all_that_it_starts(
-    words: list[str], calls: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trust_reaches_the_processes_that_a_command_starts(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAE_TRUST", "one two")
-    call(*words)
+    parsed(*words)
     assert os.environ["VAE_TRUST"] == "one two"
-    call(*words, "--trust", "three", "--trust", "four")
+    parsed(*words, "--trust", "three", "--trust", "four")
     assert os.environ["VAE_TRUST"] == "three four"
 
 
-def test_sample_and_interpolate_and_runs(calls: Any) -> None:
-    call("sample", "latest", "--from", "posterior", "--images", "0,5", "--draw", "--count", "3")
-    args, flags = calls["sample"]
-    assert args == ("latest",)
-    assert (flags["source"], flags["images"], flags["draw"], flags["count"]) == ("posterior", "0,5", True, 3)
-    assert (flags["weights"], flags["runs_dir"], flags["out"]) == ("best", Path("runs"), None)
-    call("interpolate", "r", "--pair", "0,1", "--pair", "2,3", "--path", "norm-corrected", "--grid", "1,2,3,4", "--gif")
-    args, flags = calls["interpolate"]
-    assert args == ("r",)
-    assert (flags["pairs"], flags["path"], flags["corners"], flags["gif"]) == (
-        ["0,1", "2,3"],
-        "norm-corrected",
-        "1,2,3,4",
-        True,
-    )
-    call("runs", "elsewhere")
-    assert calls["runs"] == ((Path("elsewhere"),), {})
+def test_options_reach_the_parameters_of_their_command() -> None:
+    given = parsed("sample", "latest", "--from", "posterior", "--images", "0,5", "--draw", "--count", "3")
+    expected = {"run": "latest", "source": "posterior", "images": "0,5", "draw": True, "count": 3}
+    assert given.items() >= (expected | {"weights": "best", "runs_dir": Path("runs"), "out": None}).items()
+    words = ["--pair", "0,1", "--pair", "2,3", "--path", "norm-corrected", "--grid", "1,2,3,4", "--gif"]
+    given = parsed("interpolate", "r", *words)
+    expected = {"run": "r", "pairs": ["0,1", "2,3"], "path": "norm-corrected", "corners": "1,2,3,4", "gif": True}
+    assert given.items() >= expected.items()
+    assert parsed("runs", "elsewhere") == {"folder": Path("elsewhere")}
 
 
-# The border: one message and an exit code -----------------------------------------------------------------------------
+# Errors: one message and an exit code ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +207,7 @@ def test_sample_and_interpolate_and_runs(calls: Any) -> None:
         (["train", "--mltirun"], "Did you mean '--multirun'?"),
         (["train", "--config-path", "x"], "add a folder of your own with --config-dir"),
         (["train", "--shell-completion"], "vae --install-completion"),
-        (["train", "--sigma", "fixed"], "settings have no dashes, type sigma=VALUE"),
+        (["train", "--sigma", "fixed"], "Settings are typed without dashes: sigma=VALUE"),
         (["train", "--cfg", "foo"], "'foo' is not one of 'job', 'hydra', 'all'"),
         (["sample"], "Missing argument"),
         (["sample", "x", "--count", "0"], "greater than or equal to 1"),
@@ -280,7 +261,7 @@ def test_errors_become_a_message_and_an_exit_code(
     assert bool(printed) == bool(said)
 
 
-def test_nothing_to_do_is_said_and_is_no_error(
+def test_nothing_to_do_is_reported_and_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = UserError("finished already")
@@ -289,9 +270,7 @@ def test_nothing_to_do_is_said_and_is_no_error(
     assert capsys.readouterr() == ("finished already\n", "")
 
 
-def test_the_traceback_is_there_for_who_asks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert raising(UserError("no such run"), monkeypatch) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -299,10 +278,10 @@ def test_the_traceback_is_there_for_who_asks(
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes work differently")
 @pytest.mark.parametrize("words", ["train --help", "--help"])
-def test_a_reader_that_goes_away_is_no_error(words: str, tmp_path: Path) -> None:
+def test_a_reader_that_leaves_early_is_no_error(words: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
     script = f'{{ sleep 0; "{sys.executable}" -m vae_cli {words}; echo $? >&2; }} | true'
-    # `true` leaves without reading; the sleep of the shell's start-up is not relied upon: either way it is quiet.
+    # `true` exits without reading. Whether or not it has exited before the program prints, nothing is reported.
     done = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -340,7 +319,7 @@ def test_the_program_shows_a_configuration(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_says_what_is_wrong_with_an_override(tmp_path: Path) -> None:
+def test_the_program_explains_a_wrong_override(tmp_path: Path) -> None:
     done = vae("train", "sigma=fixd", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("vae: 'fixd' is not a choice of sigma. Did you mean 'fixed'?")
@@ -426,7 +405,7 @@ WRONG: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
-def test_a_wrong_override_gets_a_message_that_says_what_to_type(words: str, said: str, front: Any) -> None:
+def test_the_message_about_a_wrong_override_says_what_to_type(words: str, said: str, front: Any) -> None:
     with pytest.raises(UserError) as caught:
         front(*words.removeprefix("-- ").split())
     message = str(caught.value)
@@ -460,7 +439,7 @@ def test_wrong_flags_get_a_message(flags: dict[str, Any], said: str, front: Any)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("joblib", "joblib"), ("submitit_slurm", "submitit"), ("ray", "ray")])
-def test_a_launcher_that_is_not_installed_is_said_how_to_install(name: str, wanted: str, front: Any) -> None:
+def test_the_message_about_a_missing_launcher_says_how_to_install_it(name: str, wanted: str, front: Any) -> None:
     package = f"hydra_plugins.hydra_{wanted}_launcher"
     try:
         __import__(package)
@@ -505,7 +484,7 @@ def test_what_the_task_raises_comes_through_unchanged_and_without_hydras_line(
     assert capsys.readouterr() == ("", "")
 
 
-def test_words_and_environment_are_put_back(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argv_and_environment_are_restored(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     before = list(sys.argv)
     front("latent=2")
@@ -550,7 +529,7 @@ def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
     assert RAN == []
 
 
-def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
+def test_finished_jobs_are_skipped(front: Any) -> None:
     with launcher.check_sweeps(lambda config: config.latent != 2):
         front("latent=2,4,8", multirun=True)
     assert latents() == [4, 8]
@@ -559,7 +538,7 @@ def test_jobs_that_are_finished_are_left_out(front: Any) -> None:
     assert latents() == [4, 8]
 
 
-def test_the_check_is_gone_afterwards(front: Any) -> None:
+def test_the_check_ends_with_its_context(front: Any) -> None:
     with launcher.check_sweeps(lambda config: False):
         pass
     front("latent=2,4", multirun=True)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from vae_cli import load_run
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model.distributions import Delta
@@ -27,12 +27,12 @@ Vae = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short run of each sigma mode."""
+    """Train a short run of each sigma mode and return the folder above runs/."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for sigma in MODES:
-            command.main([f"sigma={sigma}", "epochs=3", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
+            train([f"sigma={sigma}", "epochs=3", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
     return folder
 
 
@@ -69,7 +69,7 @@ def test_sample(vae: Vae, runs: Path, sigma: str, source: str, tmp_path: Path) -
         torch.testing.assert_close(run.decode(torch.from_numpy(arrays["z"])).mean.numpy(), arrays["images"])
 
 
-def test_sample_of_a_point_mass_says_where_its_codes_come_from(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_without_noise_come_from_a_mixture(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("sample", "deterministic") == 0
     assert "mixture.png" in capsys.readouterr().out
     assert vae("sample", "fixed") == 0
@@ -143,13 +143,13 @@ def test_other_ways_to_interpolate(vae: Vae, runs: Path, tmp_path: Path) -> None
         (["sample", "fixed", "--from", "mixture", "--components", "5000"], "5000"),
         (["sample", "fixed", "--from", "priors"], "priors"),
         (["sample", "fixed", "--count", "0"], "--count"),
-        (["interpolate", "fixed", "--pair", "0"], "takes 2"),
-        (["interpolate", "fixed", "--pair", "0,1", "--traverse"], "do not go together"),
-        (["interpolate", "fixed", "--grid", "0,1"], "takes 4"),
+        (["interpolate", "fixed", "--pair", "0"], "type exactly 2"),
+        (["interpolate", "fixed", "--pair", "0,1", "--traverse"], "cannot be combined"),
+        (["interpolate", "fixed", "--grid", "0,1"], "type exactly 4"),
         (["interpolate", "fixed", "--classes", "3,11"], "no class '11'"),
-        (["interpolate", "fixed", "--classes", "3"], "takes 2"),
+        (["interpolate", "fixed", "--classes", "3"], "type exactly two"),
         (["interpolate", "fixed", "--file", "no.png", "--file", "no.png"], "no.png"),
-        (["interpolate", "fixed", "--file", "no.png"], "takes two images for each pair"),
+        (["interpolate", "fixed", "--file", "no.png"], "type two images for each pair"),
         (["interpolate", "fixed", "--steps", "1"], "--steps"),
         (["sample", "fixed", "--device", "cuda:9"], "cuda:9"),
         (["runs", "nowhere"], "nowhere"),
@@ -230,7 +230,7 @@ def test_find_run(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("components", [1, 3])
-def test_mixture_fits_what_it_is_fitted_to(components: int) -> None:
+def test_a_mixture_recovers_the_distribution_of_its_codes(components: int) -> None:
     torch.manual_seed(0)
     centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 0.9]])[:components]
     codes = centers[torch.arange(6000) % components] + torch.randn(6000, 2) @ torch.tensor([[0.1, 0.05], [0.0, 0.01]])
@@ -263,25 +263,25 @@ def test_paths() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sample", "fixed", "--draws", "3"], "--draws would change nothing with --from prior"),
-        (["sample", "fixed", "--from", "posterior", "--count", "3"], "--count would change nothing"),
-        (["sample", "fixed", "--from", "aggregate", "--components", "3"], "--components would change nothing"),
-        (["interpolate", "fixed", "--pair", "0,1", "--count", "3"], "--count would change nothing with --pair"),
-        (["interpolate", "fixed", "--span", "2"], "--span would change nothing without --traverse"),
-        (["interpolate", "fixed", "--traverse", "--path", "slerp"], "--path would change nothing with --traverse"),
-        (["interpolate", "fixed", "--steps", "100000"], "--steps 100000: has to be less than or equal to 1000"),
+        (["sample", "fixed", "--draws", "3"], "--draws has no effect with --from prior"),
+        (["sample", "fixed", "--from", "posterior", "--count", "3"], "--count has no effect"),
+        (["sample", "fixed", "--from", "aggregate", "--components", "3"], "--components has no effect"),
+        (["interpolate", "fixed", "--pair", "0,1", "--count", "3"], "--count has no effect with --pair"),
+        (["interpolate", "fixed", "--span", "2"], "--span has no effect without --traverse"),
+        (["interpolate", "fixed", "--traverse", "--path", "slerp"], "--path has no effect with --traverse"),
+        (["interpolate", "fixed", "--steps", "100000"], "--steps 100000: must be less than or equal to 1000"),
         (["sample", "fixed", "--count", "100000000000"], "--count 100000000000 would need"),
         (["sample", "fixed", "--from", "poserior"], "Did you mean 'posterior'?"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
+def test_an_option_without_effect_or_out_of_range_is_refused(
     vae: Vae, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert vae(*words) == 2
     assert said in capsys.readouterr().err
 
 
-def test_another_question_does_not_overwrite_the_answer_to_the_first(vae: Vae, tmp_path: Path) -> None:
+def test_other_options_do_not_overwrite_earlier_output(vae: Vae, tmp_path: Path) -> None:
     questions = [
         ["sample", "fixed"],
         ["sample", "fixed", "--seed", "1"],
@@ -299,11 +299,11 @@ def test_another_question_does_not_overwrite_the_answer_to_the_first(vae: Vae, t
 def test_one_draw_differs_from_the_mean_code(vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("sample", "fixed", "--from", "posterior", "--draws", "1", "--out", str(tmp_path)) == 0
     said = capsys.readouterr().out
-    assert "one draw of the code" in said
-    assert float(said.partition("mean of a pixel: ")[2].split()[0]) > 0.001
+    assert "one draw from its posterior" in said
+    assert float(said.partition("mean of a pixel by ")[2].split()[0]) > 0.001
 
 
-def test_one_odd_file_does_not_hide_the_other_runs(
+def test_a_malformed_file_does_not_hide_the_other_runs(
     vae: Vae, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
@@ -316,7 +316,7 @@ def test_one_odd_file_does_not_hide_the_other_runs(
     assert capsys.readouterr().out.count("damaged") == 1
 
 
-def test_best_weights_that_are_gone_are_not_replaced_in_silence(
+def test_missing_best_weights_are_reported(
     vae: Vae, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs / "runs", tmp_path / "runs")
@@ -326,7 +326,7 @@ def test_best_weights_that_are_gone_are_not_replaced_in_silence(
     load_run(tmp_path / "runs" / "fixed", weights="last")
 
 
-def test_brackets_in_a_name_are_no_markup(
+def test_brackets_in_a_name_are_printed_literally(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.comparison.statistics import statistic
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import UserError
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for sigma in SIGMAS:
             for seed in (0, 1):
-                command.main([f"sigma={sigma}", "epochs=3", "network.hidden=[16]", "latent=3", f"seed={seed}"])
+                train([f"sigma={sigma}", "epochs=3", "network.hidden=[16]", "latent=3", f"seed={seed}"])
     return folder
 
 

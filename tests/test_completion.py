@@ -1,4 +1,4 @@
-"""Completion of overrides and runs, alone and through the shells' own mechanism."""
+"""Completion of overrides and runs, called directly and as the shells call it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def words(*typed: str) -> list[str]:
 def test_names_of_groups_and_settings() -> None:
     assert {"sigma=", "dataset=", "latent=", "overwrite="} <= set(words(""))
     assert not any("." in word for word in words(""))
-    # The values beside the only candidate keep a shell from putting a space behind it.
+    # If there are values beside the only key, shells append no space to it.
     assert words("sig") == ["sigma=", *(f"sigma={name}" for name in catalog.groups()["sigma"].choices)]
     assert words("lat") == ["latent=", "latent=16"]
 
@@ -40,7 +40,7 @@ def test_keys_of_the_chosen_choices_only() -> None:
     assert "optimizer.lr=" in words("optimizer.")
 
 
-def test_lists_of_values_leave_out_what_is_there() -> None:
+def test_values_already_in_a_list_are_not_offered_again() -> None:
     assert words("sigma=learned,fi") == ["sigma=learned,fixed"]
     assert "sigma=learned,learned" not in words("sigma=learned,")
 
@@ -52,7 +52,7 @@ def test_schedules() -> None:
 
 
 def complete(shell: str, typed: list[str], folder: Path) -> list[str]:
-    """Ask the program as the shell's script does, with the words as that shell splits them."""
+    """Call the program as a shell's completion script does, with the words as that shell splits them."""
     environment = {**os.environ, "_VAE_COMPLETE": f"complete_{shell}", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment |= {"COMP_WORDS": "\n".join(typed), "COMP_CWORD": str(len(typed) - 1)}
     environment |= {"_TYPER_COMPLETE_ARGS": " ".join(typed), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
@@ -70,7 +70,7 @@ def complete(shell: str, typed: list[str], folder: Path) -> list[str]:
         (["-m", "sigma", "=", "learned,fi"], ["learned,fixed"]),
         (["+schedule", "@", "regularizer.beta", "=", "li"], ["linear"]),
         (["+schedule", "@", "regul"], ["regularizer.beta="]),
-        (["sigma=fi"], ["sigma=fixed"]),  # where COMP_WORDBREAKS has no '='
+        (["sigma=fi"], ["sigma=fixed"]),  # if COMP_WORDBREAKS has no '='
     ],
 )
 def test_bash_gets_only_what_follows_its_last_break(typed: list[str], expected: list[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli.commands import runs as runs_command
+from vae_cli.commands.runs import runs as list_runs
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
 
@@ -71,7 +71,7 @@ def check_survived(run: Path) -> None:
     if folder.config_file.exists():
         folder.config()
         assert folder.status() in ("interrupted", "failed", "finished")
-        runs_command.main(run.parent)
+        list_runs(run.parent)
 
 
 def check_finished(run: Path, whole: Path) -> None:

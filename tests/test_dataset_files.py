@@ -348,13 +348,13 @@ def test_a_damaged_pack_is_made_again(photos: Path, damage: Callable[[Path], Non
 def test_runs_that_start_together_pack_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fcntl")
     written = []
-    real = pack._write
+    real = pack.write_images
 
     def write(*arguments: Any) -> None:
         written.append(1)
         real(*arguments)
 
-    monkeypatch.setattr(pack, "_write", write)
+    monkeypatch.setattr(pack, "write_images", write)
     threads = [threading.Thread(target=image_folder(photos).load) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vae_cli.cli import _explain
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import CLAIMS, Figure, Metric, mean_figure
 from vae_cli.metrics.evaluate import METRICS, find_metrics, word
 from vae_cli.metrics.record import stored_evaluation
 from vae_cli.runs.folder import RunDir
+from vae_cli.terminal.errors import explain_error
 
 MODES = list(catalog.groups()["sigma"].choices)
 NEED_NOISE = {
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for sigma in MODES:
-            command.main([f"sigma={sigma}", "epochs=2", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
+            train([f"sigma={sigma}", "epochs=2", "network.hidden=[32]", "latent=5", f"run_name={sigma}"])
             patch.setattr(sys, "argv", ["vae", "evaluate", sigma, "--quick"])
             assert run_command() == 0
     return folder
@@ -140,7 +140,7 @@ def test_a_few_figures_do_not_take_the_place_of_all(
 ) -> None:
     before = found(tmp_path, "shared")
     assert vae("evaluate", "shared", "--metrics", "rate", *flags) == 2
-    assert "would take its place alone" in capsys.readouterr().err
+    assert "which the metrics you chose would replace" in capsys.readouterr().err
     assert found(tmp_path, "shared") == before
 
 
@@ -200,7 +200,7 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["latest", "--quick", "--full"], 2, "--quick and --full do not go together"),
+        (["latest", "--quick", "--full"], 2, "--quick and --full cannot be combined"),
         (["latest", "--metrics", "noise_prob"], 2, "Did you mean 'noise_probe'?"),
         (["latest", "--metrics", ""], 2, "there is no such metric"),
         (["latest", "--samples", "0"], 2, "--samples"),
@@ -258,4 +258,4 @@ def test_names_of_metrics_are_unlike_and_plain() -> None:
     words = [word(kind) for kind in METRICS]
     assert len(set(words)) == len(words)
     assert find_metrics(words) == list(METRICS)
-    assert _explain(UserError("x")) == ("x", 2)
+    assert explain_error(UserError("x")) == ("x", 2)

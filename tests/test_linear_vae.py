@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vae_cli import Run, load_run
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 
 LATENT = 6
 LEARNED = "sigma=learned"
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             name = sigma.replace("=", "-").replace(" ", "_")
-            command.main(["experiment=linear_vae", *sigma.split(), f"run_name={name}"])
+            train(["experiment=linear_vae", *sigma.split(), f"run_name={name}"])
             return load_run(folder / "runs" / name, device="cpu")
 
     return run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.metrics.evaluate import evaluate_run
 from vae_cli.runs.folder import RunDir
 
@@ -44,7 +44,7 @@ def test_memory_stays_flat(
         append(self, record)
 
     monkeypatch.setattr(loop.RunDir, "append_metrics", note)
-    command.main([f"epochs={epochs}", "batch_size=8", "network.hidden=[8]", "latent=2", "run_name=a"])
+    train([f"epochs={epochs}", "batch_size=8", "network.hidden=[8]", "latent=2", "run_name=a"])
     steps = max(held)
     assert steps >= (100_000 if is_long else 5_000)
     early = max(bytes_ for step, bytes_ in held.items() if step <= steps // 4)
@@ -61,7 +61,7 @@ def test_many_runs_in_a_folder(
 ) -> None:
     """Listing takes time proportional to the number of runs, not to its square."""
     monkeypatch.chdir(tmp_path)
-    command.main(["epochs=1", "network.hidden=[4]", "latent=2", "run_name=a"])
+    train(["epochs=1", "network.hidden=[4]", "latent=2", "run_name=a"])
     run = RunDir(tmp_path / "runs/a")
     config = run.config()
     files = ["summary.json", "metrics.jsonl", "best.pt", "checkpoint.pt"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Laplace
 
 from vae_cli import Run, load_run
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.config.build import build_experiment
 from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.information import MutualInformation, Rate, SignalToNoise, log_others
@@ -421,7 +421,7 @@ MAYBE = {"scale_active_quantiles", "scale_idle_quantiles", "noise_probe_toleranc
 )
 def test_all_figures_of_a_run(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command.main([*QUICK, *overrides, "run_name=tiny"])
+    train([*QUICK, *overrides, "run_name=tiny"])
     run: Run = load_run(tmp_path / "runs" / "tiny", device="cpu")
     found = {}
     for named in compute_metrics(MeasuredRun(run, SMALL), KINDS).values():

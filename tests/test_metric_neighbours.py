@@ -22,7 +22,7 @@ from vae_cli.axes.likelihood import Gaussian, Likelihood
 from vae_cli.axes.network import MLP, Conv, Network
 from vae_cli.axes.prior import StandardNormal
 from vae_cli.axes.sigma import Deterministic, Fixed, Learned
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.config.instantiate import build
 from vae_cli.metrics import neighbours
@@ -489,7 +489,7 @@ NEEDS_LABELS = {
 
 def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> MeasuredRun:
     monkeypatch.chdir(folder)
-    command.main([*overrides, "epochs=2", "run_name=tiny"])
+    train([*overrides, "epochs=2", "run_name=tiny"])
     return MeasuredRun(load_run(folder / "runs" / "tiny", device="cpu"), Budget(100, 200, 8, 20, 50, 6, 20, 100))
 
 

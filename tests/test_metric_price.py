@@ -21,7 +21,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from vae_cli import Run, load_run
 from vae_cli.axes.dataset import Dataset
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.config.instantiate import build
 from vae_cli.metrics import features, price
 from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             name = "_".join(overrides).replace("=", "-") or "default"
-            command.main([*overrides, "epochs=1", f"run_name={name}"])
+            train([*overrides, "epochs=1", f"run_name={name}"])
             return load_run(folder / "runs" / name, device="cpu", data_dir=folder / "data")
 
     return run

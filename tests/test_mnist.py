@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.runs.folder import RunDir
 
 DATA = Path(__file__).parent.parent.parent / "shared/data"
@@ -27,7 +27,7 @@ TABLE = {
 @pytest.mark.parametrize("words", TABLE)
 def test_table(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command.main(["experiment=mnist_table", *words.split(), f"data_dir={DATA}", "run_name=a"])
+    train(["experiment=mnist_table", *words.split(), f"data_dir={DATA}", "run_name=a"])
     test = RunDir(tmp_path / "runs/a").summary()["test"]
     distortion, rate, negative_elbo = TABLE[words]
     assert test["distortion"] == pytest.approx(distortion, abs=1.5)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train
 from vae_cli.config import build
 from vae_cli.core.errors import UserError
 from vae_cli.machine import device, distributed
@@ -60,7 +60,7 @@ def forked(commands: Any, *words: str) -> list[Any]:
 
 
 def alone(*words: str, **flags: Any) -> None:
-    command.main([*WORDS, *words], **flags)
+    train([*WORDS, *words], **flags)
 
 
 def assert_equal(one: Path, other: Path, rel: float = 1e-4) -> None:

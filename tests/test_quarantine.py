@@ -90,15 +90,15 @@ def failed() -> JobReturn:
 
 
 def test_the_result_of_a_failed_job_raises_silently(capsys: pytest.CaptureFixture[str]) -> None:
-    """Hydra prints a line, and `_silent_result` keeps it from doing so by JobReturn._return_value."""
+    """Hydra prints a line, and `silent_result` keeps it from doing so by JobReturn._return_value."""
     with pytest.raises(ValueError, match="it broke"):
         _ = failed().return_value
     assert "Error executing job with overrides" in capsys.readouterr().err
-    with hydra._silent_result(), pytest.raises(ValueError, match="it broke"):
+    with hydra.silent_result(), pytest.raises(ValueError, match="it broke"):
         _ = failed().return_value
     assert capsys.readouterr().err == ""
     assert isinstance(failed()._return_value, ValueError)
-    with hydra._silent_result():
+    with hydra.silent_result():
         assert JobReturn(status=JobStatus.COMPLETED, _return_value=3).return_value == 3
 
 
@@ -111,18 +111,18 @@ def test_without_the_private_name_a_failed_job_still_raises(
 
     monkeypatch.setattr(JobReturn, "return_value", property(fails))
     result = JobReturn(status=JobStatus.FAILED)
-    with hydra._silent_result(), pytest.raises(KeyError, match="elsewhere"):
+    with hydra.silent_result(), pytest.raises(KeyError, match="elsewhere"):
         _ = result.return_value
     assert capsys.readouterr().err == "a line of Hydra's\n"
     monkeypatch.setattr(JobReturn, "return_value", None)
-    with hydra._silent_result():
+    with hydra.silent_result():
         pass
 
 
 def test_hydra_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["vae", "a"])
     before = vars(JobReturn)["return_value"]
-    with hydra._hydra_raises(["vae", "b"]):
+    with hydra.hydra_raises(["vae", "b"]):
         assert vars(JobReturn)["return_value"] is not before
         assert sys.argv == ["vae", "b"]
     assert vars(JobReturn)["return_value"] is before
@@ -261,7 +261,7 @@ def test_all_jobs_of_submitit_share_one_watcher(has_accounts: bool, monkeypatch:
 
     before = SlurmJob.watcher
     monkeypatch.setattr(SlurmJob, "watcher", before)
-    monkeypatch.setattr(slurm, "_answers", lambda *command: has_accounts)
+    monkeypatch.setattr(slurm, "command_succeeds", lambda *command: has_accounts)
     assert type(before) is SlurmInfoWatcher
     slurm.watch_jobs()
     assert (SlurmJob.watcher is before) == has_accounts

@@ -86,7 +86,7 @@ def test_the_product_of_onednn_is_linear(batch: int, inputs: int, outputs: int, 
     x, weight = (torch.randn(*size, generator=generator) for size in ((batch, inputs), (outputs, inputs)))
     bias = torch.randn(outputs, generator=generator) if has_bias else None
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(kernels._product(x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kernels.onednn_product(x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("operators", [{}, {"_linear_pointwise": lambda: None}], ids=["gone", "other arguments"])
@@ -212,12 +212,12 @@ def test_torch_still_imports_its_compiler_otherwise() -> None:
 
 
 def test_an_optimizer_is_made_if_the_mark_has_another_name() -> None:
-    assert imports_the_compiler("kernels.without_compiler()", "kernels._DISABLED = '_renamed'")
+    assert imports_the_compiler("kernels.without_compiler()", "kernels.DISABLE_ATTRIBUTE = '_renamed'")
 
 
 def test_torch_is_as_before_when_an_optimizer_has_been_made() -> None:
     functions = [inspect.unwrap(getattr(torch.optim.Optimizer, name)) for name in ("add_param_group", "state_dict")]
     before = [dict(vars(function)) for function in functions]
     with kernels.without_compiler():
-        assert all(hasattr(function, kernels._DISABLED) for function in functions)
+        assert all(hasattr(function, kernels.DISABLE_ATTRIBUTE) for function in functions)
     assert [dict(vars(function)) for function in functions] == before

@@ -1,4 +1,4 @@
-"""`vae train --repeat RUN`: the same bits, or what differs."""
+"""`vae train --repeat RUN`: identical bits, or a report of what differs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_cli.commands import repeat
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.core.errors import UserError
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
@@ -21,7 +20,7 @@ from vae_cli.runs.folder import RunDir
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    command.main(["epochs=2", "network.hidden=[16]", "run_name=once"])
+    train(["epochs=2", "network.hidden=[16]", "run_name=once"])
     return tmp_path / "runs/once"
 
 
@@ -29,14 +28,14 @@ def test_the_same_bits_in_another_process(trained: Path) -> None:
     words = [sys.executable, "-m", "vae_cli", "train", "--repeat", "once"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=trained.parent.parent, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert "the same: every weight and all" in done.stdout
+    assert "identical: every weight and all" in done.stdout
     again = trained.with_name("once_repeat")
     first, second = (load_checkpoint(run / "checkpoint.pt") for run in (trained, again))
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     assert RunDir(again).summary()["test"] == RunDir(trained).summary()["test"]
 
 
-def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_reported(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = torch.load(trained / "checkpoint.pt", weights_only=True)
     name = next(iter(saved["model"]))
     saved["model"][name].flatten()[0] += 0.5
@@ -45,17 +44,17 @@ def test_what_differs_is_said(trained: Path, capsys: pytest.CaptureFixture[str])
     summary["test"]["loss"] += 1
     summary["versions"]["torch"] = "1.0"
     (trained / "summary.json").write_text(json.dumps(summary))
-    repeat.main("once", [])
+    train(repeat="once")
     said = capsys.readouterr().out
-    assert "not the same: weights differ by up to 0.5, and 1 of" in said
+    assert "not identical: weights differ by up to 0.5, and 1 of" in said
     assert "test/loss" in said
     assert "versions.torch" in said
     assert "vae compare runs/once runs/once_repeat" in said
-    repeat.main("once", [])  # which is not trained again
-    assert "not the same" in capsys.readouterr().out
+    train(repeat="once")  # it is not trained a third time
+    assert "not identical" in capsys.readouterr().out
 
 
-def test_summary_holds_what_is_needed_to_repeat_a_run(trained: Path) -> None:
+def test_the_summary_has_everything_needed_to_repeat_a_run(trained: Path) -> None:
     summary = RunDir(trained).summary()
     assert {"config", "versions", "git_commit", "device", "threads", "processes", "determinism"} <= summary.keys()
     assert summary["config"] == RunDir(trained).config()
@@ -64,7 +63,7 @@ def test_summary_holds_what_is_needed_to_repeat_a_run(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "words", "flags", "said"),
     [
-        ("once", ["latent=3"], {}, "takes no 'latent=3'"),
+        ("once", ["latent=3"], {}, "does not accept 'latent=3'"),
         ("once", ["devise=cpu"], {}, "device"),
         ("once", [], {"multirun": True}, "leave out --multirun"),
         ("nothing", [], {}, "There is no run 'nothing'"),
@@ -75,5 +74,5 @@ def test_refused(trained: Path, run: str, words: list[str], flags: dict[str, boo
     begun = RunDir(trained.with_name("begun"))
     begun.write_config(RunDir(trained).config())
     with pytest.raises(UserError, match=said):
-        repeat.main(run, words, **flags)
+        train(words, repeat=run, **flags)
     assert not trained.with_name("once_repeat").exists()

@@ -15,7 +15,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from rich.console import Console
 
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.config import messages
 from vae_cli.config.build import build_experiment, check_config
 from vae_cli.config.objective import NAMES, check_objective, figure
@@ -105,7 +105,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def search(*words: str) -> None:
-    command.main([*TINY, *words], multirun=True)
+    train([*TINY, *words], multirun=True)
 
 
 def test_an_interval_without_a_sweeper_that_searches(here: Path) -> None:

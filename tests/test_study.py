@@ -66,14 +66,14 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
         assert config["sigma"]["value"] == 0.5
     again = commands.run("train", *words, cwd=tmp_path)
     assert again.returncode == 0
-    assert again.stdout.startswith("2 jobs: 2 finished, and left alone\n")
+    assert again.stdout.startswith("2 jobs: 2 finished, skipped\n")
     assert "next:\n  vae compare runs/digits" in again.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (['arms=["sigma=fixed"]'], "type -m with it"),
+        (['arms=["sigma=fixed"]'], "several runs: add -m"),
         (["-m", 'arms="sigma=fixed"'], "arms must be a list of sweeps"),
         (["-m", "experiment=sigma_study,rae_l2"], "a study is a whole sweep: choose it alone"),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),

@@ -123,7 +123,7 @@ def test_a_run_without_data_has_a_traceback_in_its_log(launcher: str, commands: 
     failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
     assert "Traceback" in (failed / "train.log").read_text()
     again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
-    assert "2 jobs: 1 finished, and left alone, 1 to run" in again.stdout  # nothing to resume
+    assert "2 jobs: 1 finished, skipped, 1 to run" in again.stdout  # nothing to resume
 
 
 def under_way(folder: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def test_a_killed_sweep_is_finished_by_typing_it_again(
     before = {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
     again = vae(commands, *words, *LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"3 jobs: {len(finished)} finished, and left alone" in again.stdout
+    assert f"3 jobs: {len(finished)} finished, skipped" in again.stdout
     assert " to resume" in again.stdout
     assert before == {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
     assert all(figures_of_finished(tmp_path).values())
@@ -195,7 +195,7 @@ def test_a_run_that_another_process_trains_is_skipped(commands: Commands, tmp_pa
     with locked(folder / ".lock"):
         ended = vae(commands, "seed=0,1", "epochs=3", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "2 jobs: 1 under way in another process, and left to it, 1 to run" in ended.stdout
+    assert "2 jobs: 1 running in another process, skipped, 1 to run" in ended.stdout
     assert json.loads((folder / "summary.json").read_text())["epoch"] == 2
 
 
@@ -321,7 +321,7 @@ def test_a_dying_worker_fails_its_own_job_only(deadly: list[str], monkeypatch: p
         }
     )
     checked = launcher.CheckedLauncher(inner, folders, folders, None, config)  # type: ignore[arg-type]
-    monkeypatch.setattr(checked, "_passes", lambda job: True)
+    monkeypatch.setattr(checked, "is_to_run", lambda job: True)
     words = [[f"seed={number}"] for number in range(5)]
     if deadly:
         with pytest.raises(Failure) as caught:
@@ -347,7 +347,7 @@ def test_a_launcher_that_starts_nothing_is_not_tried_forever(monkeypatch: pytest
         {"hydra": {"sweeper": {"_target_": "x.BasicSweeper"}, "launcher": {"_target_": "x.JoblibLauncher"}}}
     )
     checked = launcher.CheckedLauncher(Broken(folders, []), folders, folders, None, config)  # type: ignore[arg-type]
-    monkeypatch.setattr(checked, "_passes", lambda job: True)
+    monkeypatch.setattr(checked, "is_to_run", lambda job: True)
     with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not start: RuntimeError: no such queue"):
         checked.launch([["seed=0"], ["seed=1"]], 0)
 
@@ -360,12 +360,12 @@ def test_a_run_uses_the_gpu_with_the_fewest_runs(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     taken = []
     for _ in range(5):  # each stands for a new process, which holds no GPU
-        monkeypatch.setattr(cores, "_taken", {})
+        monkeypatch.setattr(cores, "taken_gpus", {})
         taken.append(cores.free_gpu(2))
     assert taken == [0, 1, 0, 1, 0]
     assert cores.free_gpu(2) == 0  # a process keeps its GPU
-    cores._held.close()
-    monkeypatch.setattr(cores, "_taken", {})
+    cores.held_locks.close()
+    monkeypatch.setattr(cores, "taken_gpus", {})
     assert cores.free_gpu(2) == 0  # processes that have ended hold none
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vae_cli.commands import train as command
+from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.runs.folder import RunDir
 
@@ -23,7 +23,7 @@ def test_every_tag_is_shown(
     monkeypatch.chdir(tmp_path)
     quick = ["epochs=3", "network.hidden=[32]", "log_every=7", "latent=4"]
     for sigma in MODES:
-        command.main([*quick, f"sigma={sigma}", f"run_name={sigma}"])
+        train([*quick, f"sigma={sigma}", f"run_name={sigma}"])
     get = tensorboard(tmp_path / "runs")
     scalars, histograms, images = (get(f"plugin/{kind}/tags") for kind in ("scalars", "histograms", "images"))
     assert set(scalars) == set(MODES)

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from vae_cli import load_run
-from vae_cli.cli import _run as run_command
-from vae_cli.commands import train as command
+from vae_cli.cli import run as run_command
+from vae_cli.commands.train import train as train_command
 from vae_cli.config.build import build_experiment
 from vae_cli.config.settings import SETTINGS
 from vae_cli.core.errors import Failure, UserError
@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(*overrides: str, **flags: Any) -> None:
-    command.main([*QUICK, *overrides], **flags)
+    train_command([*QUICK, *overrides], **flags)
 
 
 def weights(run: Path, file: str = "checkpoint.pt") -> dict[str, torch.Tensor]:
@@ -421,7 +421,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
     capsys.readouterr()
     train("sigma=learned,fixed,deterministic", multirun=True)
     out, err = capsys.readouterr()
-    assert out.startswith("3 jobs: 2 finished, and left alone, 1 to run\n1 of 1: epochs=2 ")
+    assert out.startswith("3 jobs: 2 finished, skipped, 1 to run\n1 of 1: epochs=2 ")
     assert out.count("finished  ") == 3  # the final table has a row for each run
     assert "next:\n  vae compare runs/digits" in out
     assert "epoch" not in err  # a run of a sweep prints no epochs
@@ -479,7 +479,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
 )
 def test_bad_input_is_refused_with_a_message(here: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        command.main(overrides)
+        train_command(overrides)
     assert error.value.exit_code == 2
     assert not list(here.iterdir())
 

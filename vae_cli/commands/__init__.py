@@ -1,3 +1,11 @@
-"""One module for each subcommand: its options, its examples, and what it does."""
+"""One module a subcommand: its options, its examples and its function, which Typer calls.
 
-__all__ = ["compare", "evaluate", "indices", "interpolate", "output", "repeat", "runs", "sample", "train"]
+A module `explain.py` holds a function `explain`, whose docstring is the help and whose annotated parameters are the
+options, and a text EXAMPLES: one example a line, the command, two spaces, and what it does. One line in `cli.py`
+registers it: `app.command(cls=Command, epilog=explain.EXAMPLES)(explain.explain)`.
+
+`vae --help` imports all of these modules, so torch, Hydra, numpy and rich are imported inside the functions or by the
+rooms that do the work. `options.py` has the options that several subcommands share.
+"""
+
+__all__ = ["compare", "evaluate", "interpolate", "options", "output", "runs", "sample", "train"]

@@ -1,5 +1,79 @@
-"""`vae compare`: set finished runs side by side."""
+"""`vae compare`: a report on finished runs, side by side."""
 
-from vae_cli.comparison.compare import compare as main
+from __future__ import annotations
 
-__all__ = ["main"]
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vae_cli.commands.options import DataDir, Device, RunsDir, Trust
+from vae_cli.terminal.completion import complete_run
+
+EXAMPLES = """
+vae compare  compare all finished runs in runs/
+vae compare runs/digits  compare the runs on one dataset
+vae compare runs/digits/default runs/digits/sigma-fixed  compare two runs
+vae compare runs/digits --reference "fixed 1.0"  choose the reference arm
+vae compare runs/digits --profile default --jobs 4  evaluate more thoroughly, four runs at a time
+"""
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN", help="Runs, or folders of runs.", autocompletion=complete_run, show_default="all runs"
+    ),
+]
+Profile = Annotated[
+    Literal["quick", "default", "full"] | None,
+    typer.Option(
+        help="Evaluate runs that have no evaluation this thorough.",
+        show_default="the profile of most evaluations; quick if there are none",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Runs to evaluate in parallel.", min=1, show_default="one per core, at most 8"),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARM",
+        help="Arm to compare all other arms with, named as in the table.",
+    ),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write TensorBoard curves of each arm's mean and SD over seeds.")
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Folder to write to.", show_default="compare/ beside the runs"),
+]
+
+
+def compare(
+    runs: Runs = None,
+    profile: Profile = None,
+    jobs: Jobs = None,
+    reference: Reference = None,
+    tensorboard: TensorBoard = False,
+    device: Device = "auto",
+    out: OutFolder = None,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    trust: Trust = None,
+) -> None:
+    """Compare finished runs, arm by arm, and write a report."""
+    from vae_cli.comparison import compare as comparison
+
+    comparison.compare(
+        runs or [],
+        profile=profile,
+        jobs=jobs,
+        reference=reference,
+        tensorboard=tensorboard,
+        device=device,
+        out=out,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+    )

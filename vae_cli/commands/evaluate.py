@@ -1,77 +1,135 @@
-"""`vae evaluate`: measure a finished run on images that it has not seen."""
+"""`vae evaluate`: what the noise does in a trained run, measured on held-out images."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
 
-from vae_cli.comparison.arms import Comparison
-from vae_cli.comparison.members import read_member
-from vae_cli.comparison.plots import draw_all, save_all
+from vae_cli.commands.options import DataDir, Device, Run, RunsDir, Seed, Trust, Weights
 from vae_cli.core.errors import UserError
-from vae_cli.metrics.base import CLAIMS
-from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
-from vae_cli.metrics.record import Profile, metrics_file, rank, stored_evaluation
-from vae_cli.metrics.table import print_claim
-from vae_cli.runs.find import find_run
-from vae_cli.runs.folder import RunDir
+
+if TYPE_CHECKING:
+    from vae_cli.metrics.record import Profile
+    from vae_cli.runs.folder import RunDir
+
+EXAMPLES = """
+vae evaluate latest  compute all metrics that are defined for the run: takes minutes
+vae evaluate latest --quick  use fewer images and draws: takes seconds
+vae evaluate latest --full  use all test images, and 5000 draws for the importance-weighted bound
+vae evaluate latest --metrics noise_probe,jacobian  compute only these metrics
+vae evaluate latest --metrics bound --samples 1000  compute iw_bound_k1000
+"""
+
+Quick = Annotated[bool, typer.Option("--quick", help="Use fewer images and draws.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="Use all test images, and 5000 draws for the importance-weighted bound.")
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Metrics to compute, or a class of your own such as mine.Loudness.",
+        show_default="all that are defined for the run",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Draws for the importance-weighted bound.", min=1, max=1_000_000),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an evaluation that is damaged or more thorough than this one.")
+]
 
 
-def main(
-    run: str,
-    *,
-    quick: bool,
-    full: bool,
-    metrics: str | None,
-    samples: int | None,
-    seed: int,
-    weights: Literal["best", "last"],
-    device: str,
-    overwrite: bool,
-    runs_dir: Path,
-    data_dir: str | None,
+def evaluate(
+    run: Run,
+    quick: Quick = False,
+    full: Full = False,
+    metrics: Metrics = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    weights: Weights = "best",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    trust: Trust = None,
 ) -> None:
-    """Print what was measured, grouped by claim, and write it. Raises UserError or Failure."""
+    """Measure what the noise does in a trained run.
+
+    The measurements use images that the run was not trained on.
+    """
+    from rich.console import Console
+
+    from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
+    from vae_cli.metrics.record import stored_evaluation
+    from vae_cli.runs.find import find_run
+    from vae_cli.runs.folder import RunDir
+
     if quick and full:
-        raise UserError("--quick and --full do not go together; type one of them.")
+        raise UserError("--quick and --full cannot be combined; type one of them.")
     profile: Profile = "quick" if quick else "full" if full else "default"
-    kinds = find_metrics([name.strip() for name in metrics.split(",")]) if metrics is not None else METRICS
+    kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
-    before = None if overwrite else stored_evaluation(folder)
-    if before is not None and rank(before["profile"]) > rank(profile):
-        asked = "" if profile == "default" else f" --{profile}"
-        raise UserError(
-            f"{folder.path} has a more thorough evaluation ({before['profile']}), whose place this one would take: "
-            f"type vae evaluate {folder.path}{asked} --overwrite"
-        )
-    asked_for = {"profile": profile, "seed": seed, "weights": weights}
-    if before is not None and metrics is not None and any(before[key] != value for key, value in asked_for.items()):
-        there = ", ".join(f"{key} {before[key]}" for key in asked_for)
-        raise UserError(
-            f"{folder.path} has an evaluation with {there}, and these figures would take its place alone. Ask for the "
-            "same, for all metrics, or add --overwrite."
-        )
+    stored = None if overwrite else stored_evaluation(folder)
+    if stored is not None:
+        _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
 
     def say(name: str) -> None:
         if console.is_terminal:
             console.print(f"measuring {name}", style="dim")
 
-    with console.status("this takes seconds with --quick, minutes without"):
+    with console.status("this takes seconds with --quick, otherwise minutes"):
         found = evaluate_run(
-            folder, profile, kinds=kinds, before=before, samples=samples, seed=seed, weights=weights, device=device,
+            folder, profile, kinds=kinds, before=stored, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, say=say,
         )  # fmt: skip
+    _print(folder, found)
+
+
+def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
+    """Raise UserError if this evaluation would replace a more thorough one, or one with more metrics."""
+    from vae_cli.metrics.record import rank
+
+    profile = asked["profile"]
+    if rank(stored["profile"]) > rank(profile):
+        flag = "" if profile == "default" else f" --{profile}"
+        raise UserError(
+            f"{folder.path} has a more thorough evaluation ({stored['profile']}), which this one would replace. To "
+            f"replace it type vae evaluate {folder.path}{flag} --overwrite"
+        )
+    if not is_complete and any(stored[key] != value for key, value in asked.items()):
+        there = ", ".join(f"{key} {stored[key]}" for key in asked)
+        raise UserError(
+            f"{folder.path} has an evaluation with {there}, which the metrics you chose would replace. Type the same "
+            "settings, leave out --metrics, or add --overwrite."
+        )
+
+
+def _print(folder: RunDir, found: dict[str, Any]) -> None:
+    """Print the figures by claim, draw them, and print the paths of what was written."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from vae_cli.comparison.arms import Comparison
+    from vae_cli.comparison.members import read_member
+    from vae_cli.comparison.plots import draw_all, save_all
+    from vae_cli.metrics.base import CLAIMS
+    from vae_cli.metrics.record import metrics_file
+    from vae_cli.metrics.table import print_claim
+
     figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
     pictures = save_all(figures, metrics_file(folder).parent)
-    out = Console()
-    if not out.is_terminal:
-        out.width = 120
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
     for claim, title in CLAIMS.items():
-        print_claim(out, title, found, claim)
+        print_claim(console, title, found, claim)
     for path in (metrics_file(folder), *pictures):
-        out.print(str(path), soft_wrap=True, highlight=False, markup=False)
-    out.print(f"{found['seconds']:.1f} s ({found['profile']}, seed {found['seed']})", highlight=False)
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{found['seconds']:.1f} s (profile {found['profile']}, seed {found['seed']})", highlight=False)

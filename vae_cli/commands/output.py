@@ -1,25 +1,26 @@
-"""Pictures and arrays that a command writes."""
+"""What commands share that write pictures and arrays: names, places, and numbers of test images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_cli.config import naming
-from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.files import replace_file
-from vae_cli.core.images import save_gif, save_png
+from vae_cli.core.errors import Failure, UserError, visible
 
 if TYPE_CHECKING:
-    from vae_cli.core.images import Picture
-from vae_cli.runs.folder import refuse_link
+    from vae_cli.runs.pictures import Rendered
 
-LONGEST = 100  # letters of a file's name
+LONGEST = 100  # characters in the name of a file
 
 
 def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
-    """The path, without an ending, under which a command writes: RUN/kind/name unless --out names a file or folder."""
+    """Return the path without a suffix to which a command writes: RUN/kind/name, unless --out gives a file or folder.
+
+    Raises UserError if RUN/kind is a link that leads out of the run's folder.
+    """
+    from vae_cli.runs.folder import refuse_link
+
     if out is None:
         refuse_link(run, kind)
         return run / kind / name
@@ -27,8 +28,14 @@ def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
 
 
 def named(kind: str, **differences: object) -> str:
-    """The name of what is written: its kind, and what was asked that is not the default (None, False), so that another
-    question does not take the place of this one's answer."""
+    """Name an output by its kind and by the options that differ from their defaults (None and False do not), so that
+    other options do not overwrite it.
+
+    >>> named("prior", count=9, draw=True, seed=None)
+    'prior_count-9_draw'
+    """
+    from vae_cli.config import naming
+
     words = [
         naming.clean(key if value is True else f"{key}-{value}")
         for key, value in differences.items()
@@ -38,24 +45,56 @@ def named(kind: str, **differences: object) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{naming.digest(name)}"
 
 
-def refuse_unused(asked: str, **given: object) -> None:
-    """Raise UserError where options were given that mean nothing beside what was asked."""
-    unused = [f"--{name}" for name, value in given.items() if value is not None]
+def refuse_unused(situation: str, **options: object) -> None:
+    """Raise UserError if options are given (not None) that have no effect in this situation."""
+    unused = [f"--{name}" for name, value in options.items() if value is not None]
     if unused:
-        raise UserError(f"{' and '.join(unused)} would change nothing {asked}; leave it out.")
+        plural = len(unused) > 1
+        raise UserError(
+            f"{' and '.join(unused)} {'have' if plural else 'has'} no effect {situation}; "
+            f"leave {'them' if plural else 'it'} out."
+        )
 
 
-def write(stem: Path, picture: Picture, arrays: Mapping[str, Any], frames: list[Picture] | None = None) -> list[Path]:
-    """Write a picture, its arrays and, where there are frames, a film beside it. Raises Failure."""
+def parse_indices(text: str, count: int, flag: str, exactly: int | None = None) -> list[int]:
+    """Return the numbers in a list of test images, each below count. Raises UserError.
+
+    >>> parse_indices("0,5-7", count=10, flag="--images")
+    [0, 5, 6, 7]
+    """
+    found: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        if match is None:
+            raise UserError(f"{flag} {text} is not a list of test images; type numbers such as 0,5,9 or 0-7.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if max(first, last) >= count:
+            raise UserError(f"{flag} {text}: there are {count} test images, numbered 0 to {count - 1}.")
+        found += range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    if exactly is not None and len(found) != exactly:
+        raise UserError(f"{flag} {text}: type exactly {exactly} test images, separated by commas.")
+    return found
+
+
+def write(stem: Path, rendered: Rendered) -> None:
+    """Write a picture (.png), its arrays (.npz) and its frames, if any, as an animation (.gif), and print their paths
+    and captions. Raises Failure if the folder cannot be written to."""
     import numpy as np
 
-    png, npz, gif = (stem.parent / f"{stem.name}{ending}" for ending in (".png", ".npz", ".gif"))
+    from vae_cli.core.files import replace_file
+    from vae_cli.core.images import save_gif, save_png
+
+    arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in rendered.arrays.items()}
+    png, npz, gif = (stem.parent / f"{stem.name}{suffix}" for suffix in (".png", ".npz", ".gif"))
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        save_png(png, picture)
+        save_png(png, rendered.picture)
         replace_file(npz, lambda file: np.savez_compressed(file, **arrays))
-        if frames is not None:
-            save_gif(gif, frames, 80)
+        if rendered.frames is not None:
+            save_gif(gif, rendered.frames, 80)
     except OSError as error:
         raise Failure(f"{stem.parent} cannot be written to: {error.strerror}. Type --out FOLDER.") from error
-    return [png, npz, *([gif] if frames is not None else [])]
+    for caption in rendered.captions:
+        print(caption)
+    for path in (png, npz, *([gif] if rendered.frames is not None else [])):
+        print(visible(str(path)))

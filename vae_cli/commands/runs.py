@@ -1,63 +1,30 @@
-"""`vae runs`: the runs below a folder as a table."""
+"""`vae runs`: the runs in a folder as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
-from rich.text import Text
+import typer
 
-from vae_cli.core.errors import Failure, UserError, visible
-from vae_cli.runs.find import find_runs
-from vae_cli.runs.folder import RunDir
+from vae_cli.core.errors import UserError
 
-COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
+EXAMPLES = """
+vae runs  list all runs in runs/
+vae runs runs/digits  list the runs on one dataset
+"""
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to search for runs, subfolders included.")]
 
 
-def main(folder: Path) -> None:
-    """Print name, status, epochs, test distortion, rate and ELBO in nats per image, and seconds. Raises UserError."""
+def runs(folder: Folder = Path("runs")) -> None:
+    """List runs with their status and test results."""
+    from vae_cli.runs.find import find_runs
+    from vae_cli.runs.table import print_runs
+
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Train a run first: vae train sigma=fixed")
-    runs = find_runs(folder)
-    if not runs:
-        raise UserError(f"There is no run below {folder}. Train one first: vae train sigma=fixed")
-    show(runs, folder)
-
-
-def show(runs: Sequence[Path], above: Path = Path()) -> None:
-    """Print these runs as a table, with names that begin below a folder. A long line is left to the terminal: what
-    lays out a table cell by cell takes seconds for a thousand runs."""
-    rows = [["run", "status", "epochs", "distortion", "rate", "elbo", "seconds"]]
-    for path in runs:
-        shown = path.relative_to(above) if path.is_relative_to(above) else path
-        rows.append(_row(RunDir(path), _line(shown.as_posix())))
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    table = Text()
-    for name, status, *figures in rows:
-        table.append(set_cell_size(name, widths[0]) + "  ").append(status.ljust(widths[1]), COLORS.get(status, ""))
-        cells = (figure.rjust(width) for figure, width in zip(figures, widths[2:], strict=True))
-        table.append("".join(f"  {cell}" for cell in cells) + "\n")
-    table.stylize("bold", 0, table.plain.index("\n"))
-    Console().print(table, soft_wrap=True, end="")
-
-
-def _row(run: RunDir, name: str) -> list[str]:
-    try:
-        summary = run.summary()
-        status = run.status(summary)
-    except (Failure, OSError):  # one folder that cannot be read does not hide the others
-        return [name, "damaged", *[""] * 5]
-    figures = summary.get("test", {})
-    records = run.metrics()
-    epoch = records[-1]["epoch"] if records else 0
-    numbers = [f"{figures[key]:.2f}" if key in figures else "" for key in ("distortion", "rate", "elbo")]
-    seconds = summary.get("seconds", records[-1]["seconds"] if records else None)
-    total = _line(str(summary.get("config", {}).get("epochs", "?")))
-    done = f"{epoch}" if status == "finished" else f"{epoch}/{total}"
-    return [name, status, done, *numbers, "" if seconds is None else f"{seconds:.1f}"]
-
-
-def _line(text: str) -> str:
-    return visible(text).replace("\n", "\\n")
+    found = find_runs(folder)
+    if not found:
+        raise UserError(f"There are no runs in {folder}. Train one first: vae train sigma=fixed")
+    print_runs(found, folder)

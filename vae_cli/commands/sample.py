@@ -2,107 +2,110 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
+import typer
 
-from vae_cli.commands.indices import parse_indices
-from vae_cli.commands.output import named, place, refuse_unused, write
-from vae_cli.core.compatibility import offers
-from vae_cli.core.errors import visible
-from vae_cli.core.images import grid
-from vae_cli.core.rng import evaluating
-from vae_cli.machine.memory import refuse_oversize
-from vae_cli.runs.codes import MIXTURE_COMPONENTS, decode, draw_codes
-from vae_cli.runs.find import find_run
-from vae_cli.runs.run import Run
+from vae_cli.commands.options import DataDir, Device, Out, Run, RunsDir, Seed, Trust, Weights
 
-COUNT, IMAGES, DRAWS = 64, "0-7", 8  # without an option that says otherwise
-SHOWN = 1024  # images in a picture; the arrays hold all
+if TYPE_CHECKING:
+    from vae_cli.runs.run import Run as TrainedRun
+
+EXAMPLES = """
+vae sample latest  draw images from the prior
+vae sample latest --count 16 --temperature 0.7  draw 16, closer to the mean of the prior
+vae sample runs/digits/default --from posterior --images 0,5,9 --draws 4  draw from the posteriors of test images
+vae sample latest --from mixture --components 20  draw from a mixture fitted to the training codes
+"""
+
+COUNT, IMAGES, DRAWS = 64, "0-7", 8
+COMPONENTS = 10  # equals runs.codes.MIXTURE_COMPONENTS, whose module imports torch
+
+Count = Annotated[int | None, typer.Option(metavar="N", help="Number of images.", min=1, show_default=str(COUNT))]
+Source = Annotated[
+    Literal["prior", "posterior", "aggregate", "mixture"] | None,
+    typer.Option(
+        "--from",
+        help="Distribution of the codes: the prior, the posteriors of test images, one Gaussian fitted to the training "
+        "codes (aggregate), or a mixture of Gaussians fitted to them.",
+        show_default="prior; mixture if the encoder adds no noise",
+    ),
+]
+Components = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="With --from mixture: Gaussians to fit.", min=1, show_default=str(COMPONENTS)),
+]
+Temperature = Annotated[
+    float, typer.Option(metavar="T", help="Factor on the spread of the codes.", min=0.0, max=1000.0)
+]
+Draw = Annotated[bool, typer.Option("--draw/--mean", help="Draw pixels from the likelihood, or show its mean.")]
+Images = Annotated[
+    str | None,
+    typer.Option(metavar="I,J,...", help="With --from posterior: test images, e.g. 0,5,9.", show_default=IMAGES),
+]
+Draws = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="With --from posterior: draws for each image.", min=1, max=1000, show_default=str(DRAWS)
+    ),
+]
 
 
-def main(
-    run: str,
-    *,
-    count: int | None,
-    source: str | None,
-    components: int | None,
-    temperature: float,
-    seed: int,
-    draw: bool,
-    images: str | None,
-    draws: int | None,
-    weights: Literal["best", "last"],
-    device: str,
-    out: Path | None,
-    runs_dir: Path,
-    data_dir: str | Path | None,
+def sample(
+    run: Run,
+    count: Count = None,
+    source: Source = None,
+    components: Components = None,
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    draw: Draw = False,
+    images: Images = None,
+    draws: Draws = None,
+    weights: Weights = "best",
+    device: Device = "auto",
+    out: Out = None,
+    runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
+    trust: Trust = None,
 ) -> None:
-    """Write a picture of samples, and their codes and images as arrays. Raises UserError or Failure."""
-    trained = Run(find_run(run, runs_dir), weights, device, data_dir)
-    if source is None:
-        source = "prior"
-        if not offers(trained.model.sigma, "noise"):
-            source = "mixture"
-            print(
-                f"sigma={trained.config['choices']['sigma']} adds no noise, so that nothing made its codes fit the "
-                f"prior: they are drawn from {components or MIXTURE_COMPONENTS} Gaussians fitted to the training codes "
-                "(--from prior draws from the prior all the same)."
-            )
-    asked: dict[str, object] = {
-        "temperature": temperature if temperature != 1 else None,
-        "draw": draw,
-        "seed": seed or None,
-        "weights": weights if weights != "best" else None,
-    }
+    """Draw images from a trained run."""
+    from vae_cli.commands.output import named, parse_indices, place, refuse_unused, write
+    from vae_cli.runs import pictures
+    from vae_cli.runs.find import find_run
+    from vae_cli.runs.run import Run as TrainedRun
+
+    trained = TrainedRun(find_run(run, runs_dir), weights, device, data_dir)
+    source = source or _usual_source(trained, components or COMPONENTS)
     if source == "posterior":
         refuse_unused("with --from posterior", count=count, components=components)
-        where = place(trained.path, "samples", named(source, images=images, draws=draws, **asked), out)
-        _posterior(trained, images or IMAGES, draws or DRAWS, temperature, seed, draw, where)
-        return
-    refuse_unused(f"with --from {source}", images=images, draws=draws)
-    if source != "mixture":
-        refuse_unused(f"with --from {source}", components=components)
-    where = place(trained.path, "samples", named(source, count=count, components=components, **asked), out)
-    count, components = count or COUNT, components or MIXTURE_COMPONENTS
-    refuse_oversize(12 * count * math.prod(trained.shape), f"--count {count}", "type a smaller number")
-    with evaluating(trained.model, seed, trained.device):  # one stream of random numbers for codes and pixels
-        z = draw_codes(trained, source, count, temperature, components, seed)
-        drawn = decode(trained, z, draw)
-    picture = grid(drawn[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
-    _say(write(where, picture, {"z": z.numpy(), "images": drawn.numpy()}))
-    if count > SHOWN:
-        print(f"The picture shows the first {SHOWN} of {count} images; the arrays hold all.")
-
-
-def _posterior(run: Run, images: str, draws: int, temperature: float, seed: int, draw: bool, where: Path) -> None:
-    test = run.splits.test
-    chosen = torch.tensor(parse_indices(images, len(test), "--images"))
-    with evaluating(run.model, seed, run.device):
-        inference = run.model(run.images(test.batch(chosen)), (draws,))
-        loc = inference.loc
-        z = torch.lerp(loc, inference.z, temperature).transpose(0, 1)  # (B, draws, D)
-        mean = decode(run, loc)
-        means = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        drawn = decode(run, z.flatten(0, 1), draw=True).unflatten(0, z.shape[:2]) if draw else means
-    x = inference.x.cpu()
-    rows = torch.cat([x[:, None], mean[:, None], drawn], 1)
-    labels = [f"test {number}" for number in chosen.tolist()]
-    picture = grid(rows.flatten(0, 1), draws + 2, row_labels=labels)
-    arrays = {"index": chosen, "inputs": x, "loc": loc.cpu(), "mean": mean, "z": z.cpu(), "images": drawn}
-    paths = write(where, picture, {k: v.numpy() for k, v in arrays.items()})
-    what = f"{draws} draws" if draws > 1 else "one draw"
-    print(f"From left to right: the test image, its reconstruction from the mean code, and {what} of the code.")
-    if inference.scale is None:
-        print("All draws of a code are the same: its posterior is a point mass.")
     else:
-        spread = (means - mean[:, None]).square().mean().sqrt()
-        print(f"Root mean squared difference that epsilon makes in the mean of a pixel: {float(spread):.4f}")
-    _say(paths)
+        refuse_unused(f"with --from {source}", images=images, draws=draws)
+    if source in ("prior", "aggregate"):
+        refuse_unused(f"with --from {source}", components=components)
+    name = named(
+        source, count=count, components=components, images=images, draws=draws,
+        temperature=temperature if temperature != 1 else None, draw=draw, seed=seed or None,
+        weights=weights if weights != "best" else None,
+    )  # fmt: skip
+    stem = place(trained.path, "samples", name, out)
+    if source == "posterior":
+        chosen = parse_indices(images or IMAGES, len(trained.splits.test), "--images")
+        rendered = pictures.posterior_samples(trained, chosen, draws or DRAWS, temperature, seed, draw)
+    else:
+        count, components = count or COUNT, components or COMPONENTS
+        rendered = pictures.samples(trained, source, count, components, temperature, seed, draw)
+    write(stem, rendered)
 
 
-def _say(paths: list[Path]) -> None:
-    for path in paths:
-        print(visible(str(path)))
+def _usual_source(run: TrainedRun, components: int) -> Literal["prior", "mixture"]:
+    from vae_cli.core.compatibility import offers
+
+    if offers(run.model.sigma, "noise"):
+        return "prior"
+    print(
+        f"sigma={run.config['choices']['sigma']} adds no noise, so nothing made the codes match the prior. They are "
+        f"drawn from a mixture of {components} Gaussians fitted to the training codes instead; type --from prior to "
+        "use the prior."
+    )
+    return "mixture"

@@ -1,6 +1,6 @@
 """The call into Hydra: run a task as its command line would, and raise one message for what it refuses.
 
-Private names of Hydra's: `JobReturn._return_value` (see `_silent_result`).
+Private names of Hydra's: `JobReturn._return_value` (see `silent_result`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(
     argv = [sys.argv[0], *(_defer_to_jobs(overrides) if multirun else overrides)]
     argv += [f"--{name}={value}" for name, value in flags.items() if value is not None]
     argv += [f"--{name}" for name, value in switches.items() if value]
-    with _hydra_raises(argv):
+    with hydra_raises(argv):
         try:
             if package is None:
                 task()
@@ -94,13 +94,13 @@ def _check_flags(flags: Mapping[str, str | None], switches: Mapping[str, bool]) 
 
 
 @contextmanager
-def _hydra_raises(argv: list[str]) -> Iterator[None]:
+def hydra_raises(argv: list[str]) -> Iterator[None]:
     """Let Hydra read this command line and raise its errors instead of printing them; restore everything afterwards."""
     before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with _silent_result():
+        with silent_result():
             yield
     finally:
         sys.argv = before_argv
@@ -111,7 +111,7 @@ def _hydra_raises(argv: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _silent_result() -> Iterator[None]:
+def silent_result() -> Iterator[None]:
     """Let the result of a failed job raise its error without printing anything.
 
     Hydra's property `JobReturn.return_value` prints "Error executing job with overrides" before it raises, also when

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vae_cli.core.files import locked
 
-_held = ExitStack()  # the locks of the GPUs that this process has taken, held until it ends
-_taken: dict[str, int] = {}
+held_locks = ExitStack()  # the locks of the GPUs that this process has taken, held until it ends
+taken_gpus: dict[str, int] = {}
 
 
 def cores() -> int:
@@ -48,19 +48,19 @@ def free_gpu(count: int) -> int:
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     names = visible if len(visible) == count else [str(number) for number in range(count)]
     key = ",".join(names)
-    if key not in _taken:
+    if key not in taken_gpus:
         folder = Path(tempfile.gettempdir()) / f"vae-gpus-{os.getuid() if hasattr(os, 'getuid') else 0}"
         folder.mkdir(mode=0o700, exist_ok=True)
         places = ((row, number) for row in range(64) for number in range(count))
-        _taken[key] = next((number for row, number in places if _hold(folder / f"{names[number]}-{row}")), 0)
-    return _taken[key]
+        taken_gpus[key] = next((number for row, number in places if _hold(folder / f"{names[number]}-{row}")), 0)
+    return taken_gpus[key]
 
 
 def _hold(file: Path) -> bool:
     """Lock a file until this process ends; return False if another process has locked it."""
     lock = ExitStack()
     if lock.enter_context(locked(file, wait=False)):
-        _held.push(lock)
+        held_locks.push(lock)
         return True
     lock.close()
     return False

@@ -59,7 +59,7 @@ def has_onednn() -> bool:
     """Return whether this torch has oneDNN's product, and it accepts our arguments."""
     try:
         one = torch.ones(1, 1, device="cpu")
-        return torch.backends.mkldnn.is_available() and torch.equal(_product(one, one), one)
+        return torch.backends.mkldnn.is_available() and torch.equal(onednn_product(one, one), one)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
@@ -91,14 +91,14 @@ class OneDNNLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
-        return _product(x, weight, bias)
+        return onednn_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        # With create_graph=True the gradient itself is differentiated, which _product is not.
-        product = torch.nn.functional.linear if torch.is_grad_enabled() else _product
+        # With create_graph=True the gradient itself is differentiated, which onednn_product is not.
+        product = torch.nn.functional.linear if torch.is_grad_enabled() else onednn_product
         to_x = product(gradient, weight.T) if ctx.needs_input_grad[0] else None
         to_weight = product(gradient.T, x.T) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None
@@ -113,7 +113,7 @@ class OneDNNLinear(torch.autograd.Function):
         return tangent if of_weight is None else tangent + x @ of_weight.T
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return a b^T + bias."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return product
@@ -185,7 +185,7 @@ def has_fused_adam() -> bool:
         return False
 
 
-_DISABLED = "__dynamo_disable"  # the attribute in which torch remembers a function's form that is not compiled
+DISABLE_ATTRIBUTE = "__dynamo_disable"  # the attribute in which torch remembers a function's form that is not compiled
 
 
 @contextmanager
@@ -197,11 +197,11 @@ def without_compiler() -> Iterator[None]:
     block this changes torch's state for the whole process; on leaving, the state is as before.
     """
     wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
-    unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, _DISABLED)]
+    unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, DISABLE_ATTRIBUTE)]
     for function in unmarked:
-        setattr(function, _DISABLED, function)
+        setattr(function, DISABLE_ATTRIBUTE, function)
     try:
         yield
     finally:
         for function in unmarked:
-            delattr(function, _DISABLED)
+            delattr(function, DISABLE_ATTRIBUTE)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.files import read_text, write_json
+from vae_cli.core.files import is_printable, read_text, write_json
 from vae_cli.runs.folder import RunDir
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep; its runs are beside those of other sweeps

@@ -1,3 +1,3 @@
 """Many runs: launchers, Slurm, studies, searches, and their progress."""
 
-__all__ = ["launcher", "progress", "runner", "search", "slurm", "space", "study", "trials"]
+__all__ = ["job", "launcher", "progress", "reporter", "runner", "search", "slurm", "space", "study", "trials"]

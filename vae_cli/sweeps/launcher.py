@@ -92,7 +92,7 @@ class CheckedLauncher(Launcher):
                 )
             job_overrides = self._with_arms(job_overrides)
             jobs = [Job(index, words) for index, words in enumerate(job_overrides, start=initial_job_idx)]
-            to_do = [job for job in jobs if self._passes(job)]
+            to_do = [job for job in jobs if self.is_to_run(job)]
             if not to_do:
                 self.forget_record()
             if self.reporter is not None:
@@ -126,7 +126,7 @@ class CheckedLauncher(Launcher):
             for place in (folder, folder.parent, folder.parent.parent):
                 place.rmdir()
 
-    def _passes(self, job: Job) -> bool:
+    def is_to_run(self, job: Job) -> bool:
         """Check one job; False if it is finished. Raises UserError, which names the job."""
         try:
             with composed(self.hydra_context, self.config, job.words, job.number) as config:

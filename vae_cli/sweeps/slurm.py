@@ -32,7 +32,7 @@ def watch_jobs() -> None:
     from submitit.slurm.slurm import SlurmJob
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
-    if not _answers("sacct", "--allocations", "--noheader"):
+    if not command_succeeds("sacct", "--allocations", "--noheader"):
         SlurmJob.watcher = queue_watcher()
 
 
@@ -77,7 +77,7 @@ def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
     return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 
-def _answers(*command: str) -> bool:
+def command_succeeds(*command: str) -> bool:
     """Return whether a command can be run and succeeds."""
     try:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0

@@ -10,6 +10,7 @@ __all__ = [
     "pictures",
     "progress",
     "provenance",
+    "repeat",
     "state",
     "summary",
     "tensorboard",

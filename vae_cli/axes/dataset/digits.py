@@ -33,7 +33,7 @@ class Digits(Dataset):
         return 1, 8, 8
 
     def load(self) -> Splits:
-        table = _read()
+        table = read_digits()
         levels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8)
         images = torch.from_numpy(levels.reshape(-1, *self.shape))
         labels = torch.from_numpy(table[:, 64].astype(np.int64))
@@ -41,7 +41,7 @@ class Digits(Dataset):
         return Splits(train, validation, test, tuple("0123456789"))
 
 
-def _read() -> NDArray[np.float64]:
+def read_digits() -> NDArray[np.float64]:
     """Return a table (1797, 65): for each image its 64 levels and its digit."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():

@@ -153,7 +153,7 @@ def write_pack(
         part = folder / f".partial-{token_hex(4)}"  # mkdtemp's folders are unreadable to other users
         part.mkdir()
         try:
-            _write(part, shape, chunks, classes)
+            write_images(part, shape, chunks, classes)
             flush_folder(part)
             shutil.rmtree(folder / fingerprint, ignore_errors=True)  # a damaged pack
             os.replace(part, folder / fingerprint)
@@ -179,7 +179,7 @@ def cannot_write(folder: Path, error: OSError) -> Failure:
     )
 
 
-def _write(
+def write_images(
     part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
 ) -> None:
     # Plain writes, not a memory map: a full disk makes a write raise an error, but kills a process that uses a map.

@@ -1,0 +1,193 @@
+"""Pictures of samples, interpolations and traversals of a run, with their codes and images as arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_cli.core.errors import UserError, nearest
+from vae_cli.core.images import grid, load_image
+from vae_cli.core.rng import evaluating
+from vae_cli.machine.memory import refuse_oversize
+from vae_cli.runs.codes import Path as PathKind
+from vae_cli.runs.codes import between, decode, draw_codes, inferences
+from vae_cli.runs.run import Run
+
+if TYPE_CHECKING:
+    from vae_cli.core.images import Picture
+
+SHOWN = 1024  # images in a picture of samples; the arrays hold all
+TRAVERSED = 32  # latent dimensions in a picture of traversals
+MEASURED = 2000  # test images from which the spread and the rate of each dimension are computed
+
+
+class Rendered(NamedTuple):
+    """A picture with the arrays it shows, its captions, and the frames of an animation, if one was asked for."""
+
+    picture: Picture
+    arrays: dict[str, Tensor]
+    captions: list[str]
+    frames: list[Picture] | None = None
+
+
+class Ends(NamedTuple):
+    """The images (P, 2, C, H, W) at both ends of P paths, and a name for each path."""
+
+    images: Tensor
+    names: list[str]
+
+
+def samples(run: Run, source: str, count: int, components: int, temperature: float, seed: int, draw: bool) -> Rendered:
+    """Decode codes drawn from the `prior`, the `aggregate` posterior or a `mixture` (see draw_codes).
+
+    Raises UserError if the images do not fit into memory.
+    """
+    refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "type a smaller number")
+    with evaluating(run.model, seed, run.device):  # one stream of random numbers for codes and pixels
+        z = draw_codes(run, source, count, temperature, components, seed)
+        images = decode(run, z, draw)
+    picture = grid(images[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
+    captions = [f"The picture shows the first {SHOWN} of {count} images; the arrays hold all."] if count > SHOWN else []
+    return Rendered(picture, {"z": z, "images": images}, captions)
+
+
+def posterior_samples(
+    run: Run, indices: Sequence[int], draws: int, temperature: float, seed: int, draw: bool
+) -> Rendered:
+    """Decode draws from the posteriors of test images, each row beside the image and the reconstruction from loc(x)."""
+    chosen = torch.tensor(indices)
+    with evaluating(run.model, seed, run.device):
+        inference = run.model(run.images(run.splits.test.batch(chosen)), (draws,))
+        loc = inference.loc
+        z = torch.lerp(loc, inference.z, temperature).transpose(0, 1)  # (B, draws, D)
+        mean = decode(run, loc)
+        means = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        images = decode(run, z.flatten(0, 1), draw=True).unflatten(0, z.shape[:2]) if draw else means
+    x = inference.x.cpu()
+    rows = torch.cat([x[:, None], mean[:, None], images], 1)
+    picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices])
+    arrays = {"index": chosen, "inputs": x, "loc": loc, "mean": mean, "z": z, "images": images}
+    drawn = f"{draws} draws" if draws > 1 else "one draw"
+    captions = [f"Each row: a test image, its reconstruction from the mean code, and {drawn} from its posterior."]
+    if inference.scale is None:
+        captions.append("All draws from a posterior are equal because it is a point mass.")
+    else:
+        difference = (means - mean[:, None]).square().mean().sqrt()
+        captions.append(f"Epsilon changes the mean of a pixel by {float(difference):.4f} (root mean square).")
+    return Rendered(picture, arrays, captions)
+
+
+def ends_in_files(run: Run, files: Sequence[Path]) -> Ends:
+    """Load image files, two for each path. Raises UserError if a file cannot be read."""
+    images = torch.stack([load_image(file, run.shape) for file in files]).unflatten(0, (-1, 2))
+    return Ends(images, [f"{a.stem} {b.stem}" for a, b in zip(files[::2], files[1::2], strict=True)])
+
+
+def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
+    """Take pairs of test images by their indices."""
+    images = run.splits.test.batch(torch.tensor(pairs).flatten()).unflatten(0, (-1, 2))
+    return Ends(images, [f"{a} to {b}" for a, b in pairs])
+
+
+def random_pairs(run: Run, count: int, seed: int) -> list[list[int]]:
+    """Draw disjoint pairs of test images: count of them, or all if there are fewer."""
+    size = len(run.splits.test)
+    count = min(count, size // 2)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 2 * count].reshape(-1, 2).tolist()
+
+
+def class_pairs(run: Run, names: Sequence[str], count: int, seed: int) -> list[list[int]]:
+    """Draw pairs of test images from the first class to the second: count of them, or all if there are fewer.
+
+    Raises UserError if the images have no labels, or a class does not exist or has no test image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    columns = [_of_class(run, name, generator) for name in names]
+    return torch.stack([column[: min(count, *map(len, columns))] for column in columns], 1).tolist()
+
+
+def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
+    """Return the indices of the test images in a class, in random order."""
+    test, names = run.splits.test, run.splits.classes
+    if test.labels is None:
+        raise UserError("--classes needs labels, which the images of this run do not have; type --pair 0,1")
+    labels = test.batch_labels(torch.arange(len(test)))
+    known = list(names) if names else [str(label) for label in labels.unique().tolist()]
+    if name not in known:
+        raise UserError(f"--classes: there is no class '{name}'.{nearest(name, known)} Classes: {', '.join(known)}.")
+    label = known.index(name) if names else int(name)
+    found = (labels == label).nonzero().squeeze(1)
+    if len(found) == 0:
+        raise UserError(f"--classes: class '{name}' has no test images.")
+    return found[torch.randperm(len(found), generator=generator)]
+
+
+def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
+    """Decode the codes on paths between the mean codes of pairs of images, a row for each pair."""
+    with evaluating(run.model, seed, run.device):
+        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
+        images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
+    picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names)
+    caption = f"Each row: one image, {steps} images decoded on the {path} path between the mean codes, the other image."
+    frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
+    return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
+
+
+def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
+    """Decode a square of codes whose corners are the mean codes of four test images, given row by row."""
+    ends = run.splits.test.batch(torch.tensor(indices))
+    with evaluating(run.model, seed, run.device):
+        a, b, c, d = run.encode(ends).mean
+        left, right = between(a, c, steps, path), between(b, d, steps, path)
+        z = between(left, right, steps, path).transpose(0, 1)  # (rows, columns, D)
+        images = decode(run, z.flatten(0, 1))
+    rows = images.unflatten(0, (steps, steps))
+    caption = f"Corners, row by row: test images {', '.join(map(str, indices))}."
+    frames = _animate([grid(row, steps) for row in rows]) if gif else None
+    return Rendered(grid(images, steps), {"ends": ends, "z": z, "images": rows}, [caption], frames)
+
+
+def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rendered:
+    """Vary each dimension of a random test image's mean code over span standard deviations of the aggregate posterior,
+    a row for each dimension, those with the highest rate first (or with the largest spread, if rates are undefined)."""
+    with evaluating(run.model, seed, run.device):
+        seen = inferences(run, run.splits.test, MEASURED)
+        loc = torch.cat([inference.loc for inference in seen])
+        # The variance of the aggregate posterior is the variance of the means plus the mean variance of the noise.
+        variances = [inference.scale.square() for inference in seen if inference.scale is not None]
+        noise = torch.cat(variances).mean(0) if variances else torch.zeros_like(loc[0])
+        mean, deviation = loc.mean(0), (loc.var(0) + noise).sqrt()
+        rates = [inference.rate_per_dimension for inference in seen if inference.rate is not None]
+        costs = torch.cat([r for r in rates if r is not None]).mean(0) if rates and rates[0] is not None else None
+        order = (deviation if costs is None else costs).argsort(descending=True)[:TRAVERSED]
+        base = int(torch.randint(len(run.splits.test), (), generator=torch.Generator().manual_seed(seed)))
+        code = run.encode(run.splits.test.batch(torch.tensor([base]))).mean[0]
+        z = code.repeat(len(order), steps, 1)
+        for row, dimension in enumerate(order.tolist()):
+            offsets = torch.linspace(-span, span, steps, device=z.device)
+            z[row, :, dimension] = mean[dimension] + offsets * deviation[dimension]
+        images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    what, unit = ("spread", "std") if costs is None else ("rate", "nats")
+    sizes = (deviation if costs is None else costs)[order].tolist()
+    labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
+    captions = [
+        f"The code of test image {base}. Each row varies one dimension from -{span:g} to +{span:g} standard deviations "
+        "around the mean of all codes.",
+        f"Rows are ordered by {what}, highest first"
+        + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
+    ]
+    arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
+    frames = _animate([grid(images[:, step], 8) for step in range(steps)]) if gif else None
+    return Rendered(grid(images.flatten(0, 1), steps, row_labels=labels), arrays, captions, frames)
+
+
+def _animate(frames: list[Picture]) -> list[Picture]:
+    """Play frames forwards and backwards, with a pause at both ends."""
+    return [frames[0]] * 4 + frames + [frames[-1]] * 4 + frames[::-1]

@@ -1,0 +1,99 @@
+"""What a person at the terminal reads about a sweep, from its check to its last run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omegaconf import DictConfig
+
+from vae_cli.config.compose import named_folder, to_plain
+from vae_cli.core.errors import UserError
+from vae_cli.core.wording import relative, time_left
+from vae_cli.runs.find import finished_runs, write_sweep
+from vae_cli.sweeps.runner import spell
+
+if TYPE_CHECKING:
+    from vae_cli.sweeps.progress import SweepProgress
+
+Plan = Literal["new", "resume", "finished", "elsewhere"]
+WORDS: dict[Plan, str] = {
+    "finished": "finished, skipped",
+    "elsewhere": "running in another process, skipped",
+    "resume": "to resume",
+    "new": "to run",
+}
+
+
+class ConsoleReporter:
+    """Checks the jobs of a sweep before the first one starts, and reports the sweep on the terminal."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Path, Plan] = {}
+        self._to_do: dict[int, tuple[Path, int]] = {}  # the folder and the epochs of each job, by its number
+        self._folder: Path | None = None  # the sweep's own
+        self._started_at = 0.0
+
+    def check(self, config: DictConfig) -> bool:
+        """Check one job, except for its data, and return whether there is anything to do. Raises UserError."""
+        from vae_cli.config.build import check_config
+        from vae_cli.runs.folder import RunDir
+        from vae_cli.runs.plan import InTraining, plan
+
+        path, plain = named_folder(config), to_plain(config)
+        check_config(plain)
+        if path in self._plans:
+            raise UserError(
+                f"two jobs of this sweep would be the same run, {path}: they differ only in settings that do not make "
+                "another run, such as epochs or device."
+            )
+        try:
+            self._plans[path] = plan(RunDir(path), plain)
+        except InTraining:  # for example, a worker that survived an earlier sweep
+            self._plans[path] = "elsewhere"
+        if self._plans[path] in ("finished", "elsewhere"):
+            return False
+        self._to_do[config.hydra.job.num] = (path, plain["epochs"])
+        self._folder = Path(config.hydra.sweep.dir)
+        return True
+
+    def begin(self) -> None:
+        """Print the number of jobs and what is to be done with them."""
+        count = Counter(self._plans.values())
+        parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
+        print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)
+        self._started_at = time.monotonic()
+        if self._folder is not None:
+            write_sweep(self._folder, self._plans)
+
+    def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
+        """Print that job `number` of `count` starts, how many have failed so far, and the time left if all jobs take
+        equally long."""
+        parts = [f"{number} of {count}", *([f"{failed} failed"] if failed else [])]
+        if number > 1:
+            parts.append(time_left((time.monotonic() - self._started_at) / (number - 1) * (count - number + 1)))
+        print(f"{', '.join(parts)}: {spell(words)}", flush=True)
+
+    def monitor(self) -> SweepProgress:
+        """Return the monitor of jobs that run in parallel in other processes."""
+        from rich.console import Console
+
+        from vae_cli.sweeps.progress import SweepProgress
+
+        return SweepProgress(self._to_do, Console(stderr=True), Console())
+
+    def end(self) -> None:
+        """Print the runs of the sweep as a table, and the commands to type next."""
+        from vae_cli.runs.table import print_runs
+
+        paths = [relative(path) for path in self._plans]
+        print_runs(paths)
+        if len(finished_runs(paths)) > 1:
+            print(f"next:\n  vae compare {shlex.quote(os.path.commonpath([path.parent for path in paths]))}")
+            if self._folder is not None:
+                print(f"  vae compare {shlex.quote(str(relative(self._folder)))}  # only the runs of this sweep")

@@ -1,0 +1,3 @@
+"""What every subcommand has in common at the terminal: help, completion and how errors are reported."""
+
+__all__ = ["completion", "errors", "help"]

@@ -1,0 +1,44 @@
+"""Shell completion of overrides and runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the overrides of `vae train` that begin with what was typed, each with a description."""
+    from vae_cli.config import catalog
+
+    *before, word = _words_in_bash() or [*(ctx.params.get("overrides") or []), incomplete]
+    config_dir = ctx.params.get("config_dir")
+    found = catalog.complete(before, word, *([Path(config_dir)] if config_dir else []))
+    start = len(word) - len(incomplete)  # the shell replaces only the part that it regards as the last word
+    return [(text[start:], description) for text, description in found if text.startswith(word)]
+
+
+def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the runs whose folder begins with what was typed, and `latest`."""
+    from vae_cli.runs.find import find_runs
+
+    folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
+    return [word for word in ["latest", *map(str, folders)] if word.startswith(incomplete)]
+
+
+def _words_in_bash() -> list[str]:
+    """Return the words typed in bash, rejoined, because bash splits words at '=', '@' and ':'; nothing in other
+    shells."""
+    if os.environ.get("_VAE_COMPLETE") != "complete_bash":
+        return []
+    words: list[str] = []
+    is_joined = False
+    for word in os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1]:
+        is_break = bool(word) and not word.strip("=@:")
+        if words and word and (is_joined or is_break):
+            words[-1] += word
+        else:
+            words.append(word)
+        is_joined = is_break
+    return words
