@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vae_cli.commands import compare, evaluate, interpolate, runs, sample, train
+from vae_cli.commands import compare, evaluate, explain, interpolate, runs, sample, train
 from vae_cli.machine.launch import refuse_several
 from vae_cli.terminal.errors import exit_code, leave_pipe
 from vae_cli.terminal.help import Command, Subcommands, TrainCommand
@@ -26,6 +26,7 @@ app.command(cls=Command, epilog=interpolate.EXAMPLES)(interpolate.interpolate)
 app.command(cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(cls=Command, epilog=runs.EXAMPLES)(runs.runs)
 app.command(cls=Command, epilog=compare.EXAMPLES)(compare.compare)
+app.command(cls=Command, epilog=explain.EXAMPLES)(explain.explain)
 
 
 def _show_version(is_given: bool) -> None:

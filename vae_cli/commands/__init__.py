@@ -8,4 +8,4 @@ registers it: `app.command(cls=Command, epilog=explain.EXAMPLES)(explain.explain
 rooms that do the work. `options.py` has the options that several subcommands share.
 """
 
-__all__ = ["compare", "evaluate", "interpolate", "options", "output", "runs", "sample", "train"]
+__all__ = ["compare", "evaluate", "explain", "interpolate", "options", "output", "runs", "sample", "train"]

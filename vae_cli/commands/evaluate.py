@@ -119,17 +119,15 @@ def _print(folder: RunDir, found: dict[str, Any]) -> None:
     from vae_cli.comparison.arms import Comparison
     from vae_cli.comparison.members import read_member
     from vae_cli.comparison.plots import draw_all, save_all
-    from vae_cli.metrics.base import CLAIMS
     from vae_cli.metrics.record import metrics_file
-    from vae_cli.metrics.table import print_claim
+    from vae_cli.metrics.table import print_evaluation
 
     figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
     pictures = save_all(figures, metrics_file(folder).parent)
     console = Console()
     if not console.is_terminal:
         console.width = 120
-    for claim, title in CLAIMS.items():
-        print_claim(console, title, found, claim)
+    print_evaluation(console, found)
     for path in (metrics_file(folder), *pictures):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     console.print(f"{found['seconds']:.1f} s (profile {found['profile']}, seed {found['seed']})", highlight=False)

@@ -6,6 +6,7 @@ __all__ = [
     "catalog",
     "claims",
     "compose",
+    "glossary",
     "hydra",
     "instantiate",
     "messages",

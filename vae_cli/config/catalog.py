@@ -1,7 +1,7 @@
-"""What can be set, read from the configuration files as plain text: for help, completion and messages.
+"""Everything that can be set, read from the configuration files as plain text: for help, completion and messages.
 
-Only what those files need is understood: keys, values, comments and indentation. It costs milliseconds, where the
-libraries that compose the configuration cost tenths of a second.
+The reader understands only what these files use: keys, values, comments and indentation. It takes milliseconds, whereas
+the libraries that compose the configuration take tenths of a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Setting:
-    """One key with its default value and the comment beside it, all as they are written."""
+    """A key with its default value and its comment, as they are in the file."""
 
     key: str
     default: str
@@ -22,31 +22,32 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """One file of a group: what it is in a phrase, the class it builds and the keys it has."""
+    """One choice of a group: its name, a phrase that describes it, the class it builds, its settings, and its file."""
 
     name: str
     description: str
     target: str
     settings: dict[str, Setting]
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """One axis of an experiment and its choices."""
+    """One axis of an experiment, with its choices."""
 
     name: str
     choices: dict[str, Choice]
 
 
 def configs_dir() -> Path:
-    """Return the folder of the bundled configurations: inside an installed package, else at the top of the clone."""
+    """Return the folder of the bundled configurations: inside an installed package, or at the top of a clone."""
     package = Path(__file__).resolve().parents[1]
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def groups(*extra_dirs: Path) -> dict[str, Group]:
-    """Return every group and its choices, those of `train.yaml` first and in its order; as in Hydra, a choice of the
-    user's own folders does not replace a bundled one of the same name."""
+    """Return every group with its choices, beginning with the groups of `train.yaml` in their order. As in Hydra, a
+    choice in the user's own folder does not replace a bundled one of the same name."""
     found: dict[str, dict[str, Choice]] = {name: {} for name in defaults()}
     for folder in (configs_dir(), *extra_dirs):
         for file in sorted(folder.glob("*/**/*.yaml")):
@@ -57,7 +58,7 @@ def groups(*extra_dirs: Path) -> dict[str, Group]:
 
 
 def launchers() -> Group:
-    """Return the ways to run the jobs of a sweep, the group hydra/launcher."""
+    """Return the group hydra/launcher: how the jobs of a sweep are run."""
     name = "hydra/launcher"
     basic = Choice("basic", "one run after the other, in this process", "", {})
     found = {file.stem: _read_choice(file) for file in sorted((configs_dir() / name).glob("*.yaml"))}
@@ -65,14 +66,14 @@ def launchers() -> Group:
 
 
 def defaults() -> dict[str, Setting]:
-    """Return the groups in the order of `train.yaml`, each with its default choice and what it is for."""
+    """Return the groups in the order of `train.yaml`, each with its default choice and its comment."""
     lines = [key for key in _read(configs_dir() / "train.yaml") if key.path[:1] == ("defaults",)]
     items = [Setting(key.path[1], key.value, key.comment) for key in lines if len(key.path) == 2]
     return {item.key: item for item in items if not item.key.startswith("override ")}
 
 
 def settings() -> dict[str, Setting]:
-    """Return the settings of a run that belong to no group, in the order of `train.yaml`."""
+    """Return the settings that belong to no group, in the order of `train.yaml`."""
     keys = _read(configs_dir() / "train.yaml")
     return {
         key.path[0]: Setting(key.path[0], key.value, key.comment)
@@ -82,7 +83,7 @@ def settings() -> dict[str, Setting]:
 
 
 def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[str, str]]:
-    """Return the overrides that a word may become, each with a phrase, given the overrides that stand before it."""
+    """Return the overrides that complete a word, each with a phrase, given the overrides typed before it."""
     known = groups(*extra_dirs)
     named = {name: setting.comment for name, setting in (defaults() | settings()).items()}
     if word.startswith("hydra"):
@@ -108,7 +109,7 @@ def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[
         fitting = {key: comment for key, comment in named.items() if key.startswith(word)}
         if len(fitting) != 1:
             return list(fitting.items())
-        # A shell puts a space behind the only candidate; with values beside it, it stops at the '='.
+        # A shell adds a space after a single candidate; with its values as further candidates it stops at the '='.
         word = next(iter(fitting))
     else:
         fitting = {}
@@ -147,6 +148,7 @@ def _read_choice(file: Path) -> Choice:
         description=_description(file),
         target=next((key.value for key in keys if key.path == ("_target_",)), ""),
         settings={".".join(key.path): Setting(".".join(key.path), key.value, key.comment) for key in named},
+        file=file,
     )
 
 
@@ -160,13 +162,13 @@ def _description(file: Path) -> str:
 
 
 def _read(file: Path) -> Iterator[_Key]:
-    """Yield the keys of a file from top to bottom, each after the keys it is nested in."""
+    """Yield the keys of a file from top to bottom, each after the keys that contain it."""
     above: list[tuple[int, str]] = []
     for line in _lines(file):
         text, comment = _split_comment(line)
         indent = len(text) - len(text.lstrip())
         item = text.lstrip()
-        if item.startswith("- "):  # the defaults list is the one list whose items are keys
+        if item.startswith("- "):  # the defaults list is the only list whose items are keys
             item = item[2:].lstrip()
             indent += 2
         key, colon, value = item.partition(": ") if ": " in item else (item[:-1], item[-1:], "")
@@ -184,7 +186,7 @@ def _split_comment(line: str) -> tuple[str, str]:
     for index, letter in enumerate(line):
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and (index == 0 or line[index - 1] in " [{,"):  # an apostrophe inside a word is none
+        elif letter in "'\"" and (index == 0 or line[index - 1] in " [{,"):  # not an apostrophe
             quote = letter
         elif letter == "#" and (index == 0 or line[index - 1].isspace()):
             return line[:index].rstrip(), line[index + 1 :].strip()
@@ -192,5 +194,5 @@ def _split_comment(line: str) -> tuple[str, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    # A file that cannot be read as text offers nothing here; whoever chooses it is told why when it is composed.
+    # A file that is not text offers nothing here; the user learns why when the file is composed.
     return file.read_text(encoding="utf-8", errors="replace").splitlines()

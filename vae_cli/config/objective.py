@@ -1,16 +1,16 @@
-"""The figure of a run that a search optimizes: its name, and where it stands in a summary."""
+"""The objective of a search: a figure in the summary of a run, such as validation/elbo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from vae_cli.config.claims import entry
 from vae_cli.core.errors import UserError, nearest
 
-TERMS = ("loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo")  # of a step, where defined
-MEASURED = (*TERMS, "rate_bits", "active_units")  # over a split
+TERMS = ("loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo")  # of a training step, if defined
+MEASURED = (*TERMS, "rate_bits", "active_units")  # averaged over a split
 POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
-BETTER = {"elbo": "maximize", "loss": "minimize", "distortion": "minimize"}  # where nobody can want the other
 
 NAMES = (
     *(f"validation/{name}" for name in MEASURED),
@@ -21,7 +21,7 @@ NAMES = (
 
 
 def check_objective(name: str) -> None:
-    """Raise UserError for a figure that no run has."""
+    """Raise UserError if no run has a figure of this name."""
     if name not in NAMES:
         last = name.rpartition("/")[2]
         near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
@@ -31,8 +31,18 @@ def check_objective(name: str) -> None:
         )
 
 
+def better_direction(name: str) -> Literal["maximize", "minimize"] | None:
+    """Return which way a search must optimize an objective; None if either way can make sense.
+
+    >>> better_direction("validation/elbo"), better_direction("test/rate")
+    ('maximize', None)
+    """
+    better = entry(name.rpartition("/")[2]).better
+    return None if better == "neither" else "maximize" if better == "higher" else "minimize"
+
+
 def figure(summary: Mapping[str, Any], name: str) -> float | None:
-    """A figure of a finished run by its name, such as `validation/elbo`; None where the run has none."""
+    """Return a figure of a finished run by its name, such as `validation/elbo`; None if the run does not have it."""
     split, _, term = name.partition("/")
     value = summary.get(split, {}).get(term)
     return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""What a metric is, what it gives, and what it may ask of the run it measures."""
+"""The interface of a metric: the figures it returns, and the measured run that it reads."""
 
 from __future__ import annotations
 
@@ -12,34 +12,27 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vae_cli.config.claims import ClaimName
 from vae_cli.core.compatibility import offers
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.model.inference import Inference
 from vae_cli.runs.run import Run
 
-Claim = Literal["bits", "neighbours", "shortcuts", "scale", "price"]
 SplitName = Literal["train", "validation", "test"]
 Value = float | list[float]
 
-BATCH = 500
-CLAIMS: dict[Claim, str] = {
-    "bits": "1. The noise limits the information that passes",
-    "neighbours": "2. The noise keeps neighbours alike",
-    "shortcuts": "3. Without noise, or a price on small sigma, the network takes a shortcut",
-    "scale": "4. The rate pulls sigma towards 1",
-    "price": "5. The price of a hard-coded sigma",
-}
+BATCH = 500  # images or codes
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, with what is needed to trust it.
+    """A measured figure, with what is needed to judge it.
 
-    value   a number, or a list of them where it is a curve; None where it is not defined, and `reason` says why
+    value   a number, or a list for a curve; None if it is not defined, and `reason` says why
     unit    nats, bits, images ...; empty for a ratio or a count
-    count   what it is a mean over, mostly images
-    error   the standard error of the value over these, where there is one
-    note    what a reader has to know, such as that it lies at its ceiling
+    count   sample size, usually the number of images
+    error   standard error of the value over the sample, if there is one
+    note    what a reader must know, for example that the value is at its ceiling
     """
 
     value: Value | None
@@ -51,28 +44,28 @@ class Figure:
 
 
 def mean_figure(values: Tensor, unit: str = "", note: str = "") -> Figure:
-    """The mean of values (N,), one for each image, with its standard error std / sqrt(N)."""
-    values = values.detach().cpu().double()  # Apple's GPUs know no doubles
+    """Return the mean of values (N,), one per image, with its standard error std / sqrt(N)."""
+    values = values.detach().cpu().double()  # Apple's GPUs have no double precision
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     return Figure(float(values.mean()), unit, len(values), error, note)
 
 
 def undefined(reason: str) -> Figure:
-    """A figure that mathematics does not define for this run, and why."""
+    """Return a figure that mathematics does not define for this run, with the reason."""
     return Figure(None, reason=reason)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work an evaluation may do.
+    """How much work an evaluation may do; all numbers are upper limits.
 
-    images        test images that are looked at, at most (a random subset, the same for every run of a dataset)
-    train_images  training images whose codes are used, at most
-    samples       K of the importance-weighted bound, and `iw_images` the test images it is a mean over
+    images        test images (a random subset, the same for every run on a dataset)
+    train_images  training images whose codes are used
+    samples       K of the importance-weighted bound, a mean over `iw_images` test images
     draws         codes drawn for the mutual information
     points        codes at which the decoder's Jacobian is taken
-    pairs         pairs of test images between which to interpolate
-    pictures      images for each sample quality figure
+    pairs         pairs of test images to interpolate between
+    pictures      images for each figure of sample quality
     """
 
     images: int
@@ -93,8 +86,8 @@ BUDGETS = {
 
 
 class Codes(NamedTuple):
-    """The codes of a split's images: their posteriors' loc (N, D) and scale (N, D), which is None for a point mass,
-    one draw z (N, D), and the labels (N,) where there are any; float32 on the run's device."""
+    """The codes of a split: posterior loc (N, D), posterior scale (N, D) or None for a point mass, one draw z (N, D),
+    and labels (N,) or None; float32 on the run's device."""
 
     loc: Tensor
     scale: Tensor | None
@@ -103,10 +96,10 @@ class Codes(NamedTuple):
 
 
 class MeasuredRun:
-    """A run under measurement: what several metrics need is computed once, over batches, and the same for all of them.
+    """A run as metrics see it: what several metrics need is computed once, in batches, and shared.
 
-    Images are looked at in an order that is random and fixed by `seed`, so that the first n of them are a fair choice.
-    What the likelihood observes of an image (a binarization that draws) is drawn once and stays.
+    Images come in a random order fixed by `seed`, so that the first n are a random sample. If the likelihood observes a
+    random binarization of an image, it is drawn once and kept.
     """
 
     def __init__(self, run: Run, budget: Budget, seed: int = 0) -> None:
@@ -119,15 +112,15 @@ class MeasuredRun:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the posterior is more than a point mass."""
+        """Whether the posterior has noise, that is, is not a point mass."""
         return offers(self.model.sigma, "noise")
 
     def stream(self, *names: object) -> int:
-        """A seed for one purpose."""
+        """Return a seed for one purpose."""
         return derive_seed(self.seed, "evaluate", *names)
 
     def positions(self, split: SplitName, most: int | None = None) -> Tensor:
-        """The images of a split that are looked at, in their order, (N,)."""
+        """Return the positions of the images of a split that are measured, in random order, (N,)."""
         images = getattr(self.splits, split)
         limit = self.budget.train_images if split == "train" else self.budget.images
         limit = limit if most is None else min(limit, most)
@@ -135,8 +128,7 @@ class MeasuredRun:
         return torch.randperm(len(images), generator=generator)[:limit]
 
     def batches(self, split: SplitName = "test", most: int | None = None) -> Iterator[tuple[Tensor, slice]]:
-        """Yield what the likelihood observes of the images of a split, x (B, C, H, W), and the rows of its codes that
-        belong to them."""
+        """Yield batches of a split: what the likelihood observes, x (B, C, H, W), and the rows of its codes."""
         images = getattr(self.splits, split)
         start = 0
         for positions in self.positions(split, most).split(BATCH):
@@ -147,7 +139,7 @@ class MeasuredRun:
             start += len(x)
 
     def codes(self, split: SplitName = "test") -> Codes:
-        """The codes of a split, in the order of its batches. They are kept: D numbers an image, and no pixels."""
+        """Return the codes of a split, in the order of its batches. They are cached: D numbers per image, no pixels."""
         if split not in self._codes:
             loc, scale, z = [], [], []
             for x, rows in self.batches(split):
@@ -170,8 +162,8 @@ class MeasuredRun:
 
     @cached_property
     def spread(self) -> Tensor:
-        """a (D,), the standard deviation of the aggregate posterior of the test images in each dimension:
-        a_j^2 = Var_x(loc_j) + E_x(scale_j^2)."""
+        """Standard deviation a (D,) of the aggregate posterior of the test images: a_j^2 = Var_x(loc_j) +
+        E_x(scale_j^2)."""
         codes = self.codes("test")
         variance = codes.loc.cpu().double().var(0, correction=0)
         if codes.scale is not None:
@@ -180,8 +172,8 @@ class MeasuredRun:
 
     @cached_property
     def active(self) -> Tensor:
-        """Which dimensions (D,) carry something: Var_x(loc_j) > 0.01 E_x(scale_j^2), as `active_units` counts them; for
-        a point mass those whose variance exceeds 1e-4 of the largest."""
+        """Whether each dimension (D,) is active: Var_x(loc_j) > 0.01 E_x(scale_j^2), as counted by `active_units`. For
+        a point mass, whether its variance exceeds 1e-4 of the largest."""
         codes = self.codes("test")
         variance = codes.loc.cpu().double().var(0, correction=0)
         noise = None if codes.scale is None else codes.scale.cpu().double().square().mean(0)
@@ -189,38 +181,38 @@ class MeasuredRun:
         return (variance > least).to(self.device)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean images (N, C, H, W) of codes (N, D), batch by batch, on the run's device."""
+        """Return the mean images (N, C, H, W) of codes (N, D), decoded in batches on the run's device."""
         return torch.cat([self.model.decode(part).mean for part in z.split(BATCH)])
 
     def distortion(self, x: Tensor, z: Tensor) -> Tensor:
-        """-log p(x|z) in nats, (B,), of images (B, C, H, W) at codes (B, D)."""
+        """Return -ln p(x|z) in nats, (B,), of images (B, C, H, W) at codes (B, D)."""
         return -self.model.decode(z).log_prob(x)
 
 
 class Metric(ABC):
-    """A figure of a run, or several: `update` is shown every batch of test images, `compute` gives the figures.
+    """One or several figures of a run: `update` receives every batch of test images, `compute` returns the figures.
 
-    Most look at nothing but the codes, and need no update. Both are called without gradients, in evaluation mode, and
-    with random numbers of the metric's own. What is not defined for a run is given as `undefined(reason)`.
+    Most metrics need only the codes and no `update`. Both methods run without gradients, in evaluation mode, and with
+    random numbers of the metric's own. A figure that is not defined for a run is returned as `undefined(reason)`.
     """
 
-    claim: ClassVar[Claim]
+    claim: ClassVar[ClaimName]
 
     def __init__(self, subject: MeasuredRun) -> None:
         self.subject = subject
 
-    def update(self, inference: Inference) -> None:  # noqa: B027 (most have nothing to see)
-        """See the next batch of test images."""
+    def update(self, inference: Inference) -> None:  # noqa: B027 (optional)
+        """Receive the next batch of test images."""
 
     @abstractmethod
     def compute(self) -> dict[str, Figure]:
-        """The figures by name, in letters, digits and underscores."""
+        """Return the figures by name (letters, digits, underscores); its words are in config/figures.toml."""
 
 
 def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict[str, dict[str, Figure]]:
-    """The figures of each metric by the metric's name.
+    """Return the figures of each metric, by the name of its class.
 
-    A metric draws from a stream of its own, so that its figures do not depend on what else is measured.
+    Each metric draws its own random numbers, so its figures do not depend on what else is measured.
     """
     found: dict[str, dict[str, Figure]] = {}
     for kind in kinds:
@@ -234,7 +226,7 @@ def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict
 
 
 def as_plain(figure: Figure) -> dict[str, Any]:
-    """A figure as JSON has it, without what is empty. Raises ValueError where a number is not finite."""
+    """Return a figure as JSON values, without empty fields. Raises ValueError if a number is not finite."""
     empty = {"unit": "", "count": 0, "error": None, "note": "", "reason": ""}
     plain = {key: value for key, value in vars(figure).items() if key == "value" or value != empty[key]}
     numbers = [

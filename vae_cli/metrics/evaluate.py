@@ -1,4 +1,4 @@
-"""Measure a finished run on images that it has not seen, and keep what was found beside it."""
+"""Evaluate a finished run on its test images, and store the figures in its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
 from vae_cli.training.tensorboard import add_scalars
 
-KEPT_IF_SAME = ("profile", "seed", "weights", "weights_digest", "images")
+REUSED_IF_EQUAL = ("profile", "seed", "weights", "weights_digest", "images")
 
 METRICS: tuple[type[Metric], ...] = tuple(
     getattr(import_module(f"vae_cli.metrics.{module}"), name) for module, names in MODULES.items() for name in names
@@ -31,12 +31,12 @@ METRICS: tuple[type[Metric], ...] = tuple(
 
 
 def word(kind: type[Metric]) -> str:
-    """A metric's name as it is typed: noise_probe."""
+    """Return a metric's name as it is typed, such as noise_probe."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
-    """The metrics of these names, or of these classes such as mine.Loudness, which have to be trusted. UserError."""
+    """Return the metrics of these names, or of trusted classes such as mine.Loudness. Raises UserError."""
     known = {word(kind): kind for kind in METRICS}
     found: list[type[Metric]] = []
     for name in words:
@@ -46,7 +46,7 @@ def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
             found.append(find_class(name, "--metrics", Metric))
         else:
             raise UserError(
-                f"--metrics {name}: there is no such metric.{nearest(name, known)} Metrics: {', '.join(known)}."
+                f"--metrics {name}: there is no metric of this name.{nearest(name, known)} Metrics: {', '.join(known)}."
             )
     return found
 
@@ -64,19 +64,21 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     say: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
-    """Measure a run, write evaluation/metrics.json and the scalars for TensorBoard, and return what was written.
+    """Evaluate a run, write evaluation/metrics.json and TensorBoard's scalars, and return what was written.
 
-    What was measured `before`, under the same settings, is kept beside it. `say` is told the name of each metric
-    before it is computed. Raises UserError or Failure.
+    Figures in `before`, an earlier evaluation, are kept if it used the same settings, weights and images. `say` is
+    called with the name of each metric before it is computed. Raises UserError or Failure.
     """
     status = folder.status()
     if status != "finished":
-        raise UserError(f"{folder.path} is {status}, and only a finished run is measured. Type its command again.")
+        raise UserError(
+            f"{folder.path} is {status}, and only a finished run can be evaluated. Type its command again to finish it."
+        )
     refuse_link(folder.path, "evaluation")
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
-    if samples is None and before is not None:  # the draws of what is kept, and so of what is added
+    if samples is None and before is not None:  # the same draws as the figures that are kept
         samples = before["budget"]["samples"]
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {
@@ -86,12 +88,12 @@ def evaluate_run(
         "budget": asdict(budget),
         "seed": seed,
         "weights": weights,
-        "weights_stamp": stamp(run.weights_file),  # before the digest: a file replaced in between is read again
+        "weights_stamp": stamp(run.weights_file),  # before the digest, so that a file replaced in between is noticed
         "weights_digest": digest(run.weights_file),
         "step": run.step,
         "images": fingerprint(run.splits),
     }
-    if before is not None and any(before.get(key) != about[key] for key in KEPT_IF_SAME):
+    if before is not None and any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
         before = None
     names = {kind.__name__ for kind in kinds}
     figures, left_out = (
@@ -117,8 +119,8 @@ def evaluate_run(
 def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
     try:
         plain = as_plain(figure)
-    except ValueError:  # of a model that has gone to extremes
-        plain = as_plain(undefined("it came out as no finite number"))
+    except ValueError:  # the model has diverged to extreme values
+        plain = as_plain(undefined("its value is not finite"))
     return {**plain, "metric": kind.__name__, "claim": kind.claim}
 
 

@@ -1,4 +1,4 @@
-"""What was measured of a run, as it lies beside it. It is read without torch, which takes seconds to import."""
+"""The stored evaluation of a run, read without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vae_cli.runs.folder import RunDir
 
 FORMAT = 1
 Profile = Literal["quick", "default", "full"]
-PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each looks at more than the one before
+PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each is more thorough than the one before
 
-# All metrics, by the module that has their classes. To add a metric: its class there, and its name here.
+# All metrics, by module. To add a metric, write its class there and its name here.
 MODULES = {
     "information": ("Rate", "SignalToNoise", "MutualInformation"),
     "tolerance": ("NoiseProbe", "Quantization"),
@@ -30,26 +30,27 @@ MODULES = {
 
 
 def rank(profile: str) -> int:
-    """How thorough a profile is; -1 for a word that is none."""
+    """Return how thorough a profile is: 0, 1 or 2; -1 if unknown."""
     return PROFILES.index(profile) if profile in PROFILES else -1
 
 
 def missing(found: Mapping[str, Any]) -> list[str]:
-    """The metrics, by name, that an evaluation does not hold yet."""
+    """Return the names of the metrics that an evaluation does not contain."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
     present = {entry.get("metric") for entry in entries}
     return [name for names in MODULES.values() for name in names if name not in present]
 
 
 def metrics_file(folder: RunDir) -> Path:
+    """Return the path of a run's stored evaluation."""
     return folder.path / "evaluation" / "metrics.json"
 
 
 def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """What was measured of the run's weights as they are now; None where nothing was. Raises Failure where the file is
+    """Return the stored evaluation of the run's present weights; None if there is none. Raises Failure if the file is
     damaged or was written by a newer version."""
     file = metrics_file(folder)
-    again = f"To measure anew type vae evaluate {folder.path} --overwrite"
+    again = f"To evaluate again type vae evaluate {folder.path} --overwrite"
     try:
         found = json.loads(read_text(file))
     except FileNotFoundError:
@@ -59,7 +60,9 @@ def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
     kinds = {"format": int, "profile": str, "seed": int, "weights": str, "weights_digest": str}
     kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
-        raise Failure(f"{file} has format {found['format']}, and this version of vae knows {FORMAT}. {again}")
+        raise Failure(
+            f"{file} has format {found['format']}, but this version of vae reads formats up to {FORMAT}. {again}"
+        )
     if (
         not isinstance(found, dict)
         or not all(isinstance(found.get(key), kind) for key, kind in kinds.items())
@@ -74,7 +77,7 @@ def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Whether what was measured has the form of it."""
+    """Return whether an evaluation has the expected structure."""
     if (
         found["profile"] not in PROFILES
         or not isinstance(found["budget"].get("samples"), int)
@@ -95,12 +98,12 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def stamp(file: Path) -> list[int]:
-    """Size and time of writing: a file that has kept both need not be read to know that it is the same."""
+    """Return size and modification time: if both are unchanged, the file need not be read again."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
 def digest(file: Path) -> str:
-    """What tells the bytes of a file from others."""
+    """Return a hash of a file's contents."""
     with file.open("rb") as weights:
         return hashlib.file_digest(weights, "blake2b").hexdigest()[:32]

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig
 
-from vae_cli.config.objective import BETTER
+from vae_cli.config.objective import better_direction
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.values import Count, Probability, describe, is_allowed
 from vae_cli.sweeps.runner import is_plugin
@@ -141,7 +141,7 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
             f"hydra.sweeper.direction={direction} is not allowed: a search has one objective, to maximize or minimize."
             f"{nearest(direction, words)}"
         )
-    better = BETTER.get(objective.rpartition("/")[2], direction)
+    better = better_direction(objective) or direction
     if better != direction:
         raise UserError(
             f"hydra.sweeper.direction={direction} would find the run with the worst {objective}: type "

@@ -11,20 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vae_cli.config.claims import entry
 from vae_cli.config.instantiate import trusted
 from vae_cli.runs.folder import RunDir
 
-ROWS = {
-    "distortion": "-log p(x|z)",
-    "rate": "KL(q(z|x) || p(z))",
-    "rate_loc": "part of it that loc costs",
-    "rate_scale": "part of it that sigma costs",
-    "rate_bits": "the rate in bits",
-    "elbo": "-(distortion + rate)",
-    "penalty": "what the regularizer adds",
-    "loss": "distortion + penalty, which was minimized",
-    "active_units": "latent dimensions that carry something",
-}
+ROWS = ("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", "loss", "active_units")
+WIDE = 120  # columns in which definitions have room beside the figures
 
 
 def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
@@ -35,15 +27,19 @@ def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> 
         title=f"{escape(str(folder.path))}, {kind} weights: epoch {summary['weights_of_epoch']} of {summary['epoch']}",
         title_justify="left",
     )
-    table.add_column("nats per image")
+    table.add_column("")
+    table.add_column("unit")
     for split in splits:
         table.add_column(split, justify="right")
-    table.add_column("", style="dim")
-    for name, meaning in ROWS.items():
+    has_room = console.width >= WIDE
+    if has_room:
+        table.add_column("", style="dim")
+    for name in ROWS:
         if any(name in summary[split] for split in splits):
             digits = 0 if name == "active_units" else 2
             cells = [f"{summary[s][name]:.{digits}f}" if name in summary[s] else "" for s in splits]
-            table.add_row(name, *cells, meaning)
+            about = entry(name)
+            table.add_row(about.title, about.unit, *cells, *([escape(about.definition)] if has_room else []))
     console.print(table)
     console.print(
         f"{summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s on {summary['device']}",

@@ -6,11 +6,12 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from vae_cli.config.claims import entry
 from vae_cli.core.errors import is_failure
 from vae_cli.core.files import replace_file, reporting_path, write_text
 from vae_cli.core.images import grid, save_png
@@ -54,6 +55,7 @@ class EventWriter:
         # starts with one. (Its data server needs no purge: it drops repeated steps.)
         is_new = not any(folder.glob("events.out.tfevents.*"))
         self._file: EventFile | None = EventFile(folder)
+        self._described: set[str] = set()  # tags of scalars that have a point already
         if is_new or purge_step is not None:
             self._file.purge(0 if is_new else purge_step or 0)
 
@@ -122,7 +124,8 @@ class EventWriter:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write one point for each tag, such as train/loss, at a step. Values need not be finite."""
-        self._write(_points(values), step)
+        self._write(_points(values, described=values.keys() - self._described), step)
+        self._described |= values.keys()
 
     def results(self, values: Mapping[str, float], step: int) -> None:
         """Write the final points of a run at a step. They replace the points of an earlier process that was killed
@@ -227,7 +230,9 @@ def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int)
         if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
         os.truncate(file, 0)  # not removed: a running TensorBoard stops reading the run if a file is missing
-    _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values), step)
+    _write_alone(
+        folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values, described=values.keys()), step
+    )
 
 
 class EventFile:
@@ -274,11 +279,30 @@ def _event(**fields: Any) -> bytes:
     return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
-def _points(values: Mapping[str, float]) -> Any:
-    """One summary for all points; SummaryWriter.add_scalar makes one for each."""
+def _points(values: Mapping[str, float], described: Collection[str]) -> Any:
+    """Return a single summary for all values. SummaryWriter.add_scalar would make one for each.
+
+    Tags in `described` carry title and definition of their figure; TensorBoard reads them at a tag's first point.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    return Summary(
+        value=[
+            Summary.Value(tag=tag, simple_value=value, metadata=_description(tag) if tag in described else None)
+            for tag, value in values.items()
+        ]
+    )
+
+
+def _description(tag: str) -> Any:
+    """Return what TensorBoard shows of a scalar beside its curve; None if the register does not hold the figure."""
+    from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
+
+    figure = entry(tag.rpartition("/")[2])
+    if not figure.definition:
+        return None
+    parts = [figure.definition, f"`{figure.formula}`" if figure.formula else "", figure.unit]
+    return SummaryMetadata(display_name=figure.title, summary_description="\n\n".join(filter(None, parts)))
 
 
 def _hparams(tag: str, content: Any) -> Any:
