@@ -327,8 +327,9 @@ def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     shutil.copytree(two_runs, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr("vae_cli.training.lifecycle.run_experiment", stop)
+    # `repeat` first: if it were imported only now, it would import the patched function and keep it for good.
     monkeypatch.setattr("vae_cli.training.repeat.run_experiment", stop)
+    monkeypatch.setattr("vae_cli.training.lifecycle.run_experiment", stop)
     monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "place"
 

@@ -92,7 +92,7 @@ def test_a_run_stored_under_old_names_is_resumed(
     run.checkpoint_file.touch()
     assert run.config() == fresh
     assert plan(run, fresh) == "resume"
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="is a run with other settings"):
         plan(run, {**fresh, "latent": 3})
 
 
