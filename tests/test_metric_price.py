@@ -424,7 +424,7 @@ def test_a_damaged_feature_net_is_trained_again(
         save_checkpoint(file, {"step": 0, "shape": [1, 8, 8], "model": {}})
     features.loaded_nets.clear()
     assert feature_net(subject) is not None
-    assert "trained anew" in caplog.text
+    assert "trained again" in caplog.text
     features.loaded_nets.clear()
     assert feature_net(subject) is not None
     assert len(trainings) == 2
