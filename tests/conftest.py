@@ -32,8 +32,8 @@ Get = Callable[..., Any]
 QUICK_FILES = frozenset(
     f"test_{name}.py"
     for name in [
-        *("aliases", "architecture", "catalog", "cli", "commands", "completion", "dataset", "doctests", "image"),
-        *("laws", "linear_vae", "messages", "metric_bits", "quarantine", "readme", "statistics"),
+        *("aliases", "architecture", "catalog", "claims", "cli", "commands", "completion", "dataset", "doctests"),
+        *("explain", "image", "laws", "linear_vae", "messages", "metric_bits", "quarantine", "readme", "statistics"),
     ]
 )
 

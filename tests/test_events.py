@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vae_cli.config.claims import entry
 from vae_cli.core.images import grid
 from vae_cli.training import tensorboard
 from vae_cli.training.tensorboard import EventWriter, Hparam
@@ -111,6 +112,9 @@ def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, te
     for run, hparams in RUNS.items():
         parts = ["train", "validation"] if run == "digits/sigma-shared" else ["train", "validation", "test"]
         assert set(tags[run]) == {f"{part}/{term}" for part in parts for term in terms(hparams)}
+        about = tags[run]["train/rate" if "train/rate" in tags[run] else "train/distortion"]
+        assert about["displayName"] in ("Rate", "Distortion")
+        assert entry(about["displayName"].lower()).definition.split(":")[0] in about["description"]
         for tag, every in {"train/loss": 1, "validation/loss": 5}.items():
             points = [(step, value) for _, step, value in get("plugin/scalars/scalars", run=run, tag=tag)]
             shift = 100 if run == RESUMED else 0

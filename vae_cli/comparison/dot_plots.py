@@ -40,7 +40,7 @@ class Panel(NamedTuple):
 
 def jacobians(comparison: Comparison) -> Figure | None:
     """Draw the size of the decoder's Jacobian at three kinds of codes."""
-    places = [("codes", "at codes"), ("halfway", "half-way between codes"), ("prior", "at draws of the prior")]
+    places = [("codes", "at codes"), ("halfway", "halfway between codes"), ("prior", "at draws of the prior")]
     unit = "pixel values per standard deviation"
     sizes = {"frobenius": "In any direction (Frobenius norm)", "norm": "In the direction of fastest change"}
     panels = [

@@ -77,7 +77,11 @@ def words(*extra_dirs: Path) -> dict[str, str]:
         known |= {f"{group.name}={choice.name}": choice.description for choice in group.choices.values()}
         for choice in group.choices.values():
             known |= {choice.name: choice.description}
-            known |= {f"{group.name}.{key}": setting.comment for key, setting in choice.settings.items()}
+            known |= {
+                f"{group.name}.{key}": setting.comment
+                for key, setting in choice.settings.items()
+                if group.name != "experiment" and not setting.default.startswith("${")
+            }
     return known
 
 
@@ -179,7 +183,7 @@ def _settings(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:
 
 
 def _setting_rows(settings: list[tuple[str, Setting]]) -> Rows:
-    return [(f"{key}={setting.default}", setting.comment) for key, setting in settings if setting.default != ""]
+    return [(f"{key}={setting.default}" if setting.default else key, setting.comment) for key, setting in settings]
 
 
 def _body(file: Path) -> list[str]:
@@ -214,7 +218,7 @@ def documentation(target: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return inspect.cleandoc(ast.get_docstring(node) or "")
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
             return documentation(f"{node.module}.{name}")
     return ""
 

@@ -1,0 +1,126 @@
+"""`vae explain`: every word that it offers has an answer, which takes no heavy import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vae_cli.config import catalog, glossary
+from vae_cli.config.claims import CLAIMS, FIGURES
+from vae_cli.core.errors import UserError
+
+GROUPS = catalog.groups()
+CHOICES = [f"{group.name}={choice}" for group in GROUPS.values() for choice in group.choices]
+OWN = [
+    (group.name, choice)
+    for group in GROUPS.values()
+    for choice in group.choices.values()
+    if choice.target.startswith("vae_cli.")
+]
+
+
+@pytest.mark.parametrize("word", [*CHOICES, *GROUPS, *CLAIMS, *catalog.settings(), "hydra/launcher=joblib"])
+def test_a_choice_a_group_a_claim_and_a_setting_are_explained(word: str) -> None:
+    for meaning in glossary.explain_word(word):
+        assert meaning.name
+        assert meaning.text or meaning.tables
+
+
+def test_every_word_that_is_offered_is_explained() -> None:
+    offered = glossary.words()
+    assert {"rate", "bits", "sigma", "sigma=fixed", "fixed", "sigma.value", "batch_size"} <= set(offered)
+    for word in offered:
+        assert glossary.explain_word(word)
+
+
+@pytest.mark.parametrize(("group", "choice"), OWN, ids=lambda value: getattr(value, "name", value))
+def test_a_choice_is_explained_by_the_docstring_of_its_class(group: str, choice: catalog.Choice) -> None:
+    (meaning,) = glossary.explain_word(f"{group}={choice.name}")
+    assert glossary.documentation(choice.target)
+    assert glossary.documentation(choice.target) in meaning.text
+    shown = dict(row for _, rows in meaning.tables for row in rows)
+    for key, setting in choice.settings.items():
+        typed = f"{group}.{key}={setting.default}" if setting.default else f"{group}.{key}"
+        assert shown.get(typed) == setting.comment
+
+
+@pytest.mark.parametrize("word", ["rate", "Rate", "train/rate", "validation/rate", "evaluation/rate", " rate "])
+def test_a_figure_is_found_by_its_identifier_title_and_tags(word: str) -> None:
+    facts = dict(glossary.explain_word(word)[0].facts)
+    assert facts["identifier"] == "rate"
+    assert facts["formula"].startswith("KL(q(z|x) || p(z))")
+    assert facts["unit"] == "nats"
+
+
+def test_a_bound_is_explained_for_its_own_number_of_draws() -> None:
+    (meaning,) = glossary.explain_word("iw_bound_k64")
+    assert meaning.name == "Importance-weighted bound, K = 64"
+    assert "64 draws" in meaning.text
+
+
+def test_a_word_with_several_meanings_shows_all_of_them() -> None:
+    kinds = [(meaning.kind, meaning.name) for meaning in glossary.explain_word("linear")]
+    assert kinds == [("choice", "network=linear"), ("choice", "schedule=linear")]
+    assert {meaning.kind for meaning in glossary.explain_word("beta")} == {"figure", "setting"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sigma=fixd", "'fixd' is not a choice of sigma. Did you mean 'fixed'?"),
+        ("sigam", "Did you mean 'sigma'?"),
+        ("free_bit", "Did you mean 'free_bits'?"),
+        ("", "Type vae explain to list"),
+        ("../../x", "is not a figure, a claim, a choice or a setting"),
+    ],
+)
+def test_an_unknown_word_gets_one_message_with_the_nearest(word: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        glossary.explain_word(word)
+    assert said in str(caught.value)
+
+
+def test_the_command_prints_an_entry_and_an_overview(ask: Callable[..., Any]) -> None:
+    found = ask("explain", "sigma=fixed")
+    assert found.code == 0, found.err
+    assert "sigma.value=1.0" in found.out
+    assert "\x1b" not in found.out
+    overview = ask("explain").out
+    for claim in CLAIMS.values():
+        assert claim.title in overview
+    for figure in FIGURES:
+        assert figure.title in overview
+    for group in GROUPS.values():
+        for choice in group.choices:
+            assert choice in overview
+    wrong = ask("explain", "sigam")
+    assert wrong.code == 2
+    assert "Did you mean 'sigma'?" in wrong.err
+
+
+def test_the_users_own_choices_are_explained(ask: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "sigma").mkdir()
+    (tmp_path / "sigma" / "loud.yaml").write_text("# noise that grows\n_target_: mine.Loud\nfactor: 0.5 # of loc\n")
+    found = ask("explain", "loud", "--config-dir", str(tmp_path))
+    assert found.code == 0, found.err
+    assert "noise that grows." in found.out
+    assert "mine.Loud" in found.out
+    assert "sigma.factor=0.5" in found.out
+    assert ask("explain", "loud").code == 2
+    assert "does not exist" in ask("explain", "--config-dir", str(tmp_path / "no")).err
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom vae_cli.cli import run\nsys.argv = ['vae', 'explain', 'rate']\nassert run() == 0\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'matplotlib', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "KL divergence" in ended.stdout
