@@ -171,3 +171,17 @@ def test_tests_use_public_names_only(test: Path) -> None:
 )
 def test_private_names_are_found(code: str) -> None:
     assert list(private_names_used(ast.parse(code.replace("PACKAGE", "vae_cli")), frozenset(["_example"])))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_are_short_and_public_names_are_documented(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert len(text.splitlines()) <= 400
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 50, f"{module}.{node.name} is too long"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{module}.{node.name} has no docstring"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -81,25 +81,9 @@ def evaluate_run(
     if samples is None and before is not None:  # the same draws as the figures that are kept
         samples = before["budget"]["samples"]
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
-    about = {
-        "format": FORMAT,
-        "run": folder.path.name,
-        "profile": profile,
-        "budget": asdict(budget),
-        "seed": seed,
-        "weights": weights,
-        "weights_stamp": stamp(run.weights_file),  # before the digest, so that a file replaced in between is noticed
-        "weights_digest": digest(run.weights_file),
-        "step": run.step,
-        "images": fingerprint(run.splits),
-    }
-    if before is not None and any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
-        before = None
-    names = {kind.__name__ for kind in kinds}
-    figures, left_out = (
-        {name: entry for name, entry in (before or {}).get(part, {}).items() if entry["metric"] not in names}
-        for part in ("figures", "left_out")
-    )
+    about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}
+    about |= {"weights": weights, **_identity(run)}
+    figures, left_out = _reusable(before, about, {kind.__name__ for kind in kinds})
     subject = MeasuredRun(run, budget, seed)
     for kind in kinds:
         say(word(kind))
@@ -114,6 +98,27 @@ def evaluate_run(
     scalars = {f"evaluation/{name}": entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
     add_scalars(folder.path, "evaluation", scalars, run.step)
     return found
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Return what identifies the weights and images of a run."""
+    return {
+        "weights_stamp": stamp(run.weights_file),  # before the digest, so that a file replaced in between is noticed
+        "weights_digest": digest(run.weights_file),
+        "step": run.step,
+        "images": fingerprint(run.splits),
+    }
+
+
+def _reusable(before: Mapping[str, Any] | None, about: Mapping[str, Any], computed: Set[str]) -> list[dict[str, Any]]:
+    """Return the figures, and those that are not defined, of an earlier evaluation under the same conditions, without
+    those of the metrics that are computed now."""
+    if before is None or any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
+        return [{}, {}]
+    return [
+        {name: entry for name, entry in before[part].items() if entry["metric"] not in computed}
+        for part in ("figures", "left_out")
+    ]
 
 
 def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:

@@ -182,6 +182,7 @@ def cannot_write(folder: Path, error: OSError) -> Failure:
 def write_images(
     part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
 ) -> None:
+    """Write the images and labels of a pack, chunk by chunk, and its class names. Raises OSError."""
     # Plain writes, not a memory map: a full disk makes a write raise an error, but kills a process that uses a map.
     count, labels = 0, list[int]()
     # Closed, because an error's traceback keeps the generator alive, and its progress bar would overwrite the message.
