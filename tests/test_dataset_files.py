@@ -73,7 +73,7 @@ def test_blocks_hold_every_image_once_in_an_order_of_the_seed(beyond: tuple[Spli
     assert [len(batch) for batch in drawn(split, 0)] == [8] * 11 + [2]
     for one, other in zip(drawn(split, 0)[7:], drawn(split, 0, skip=7), strict=True):
         assert torch.equal(one, other)
-    # A batch has images of more than one block, and neighbours in the file part.
+    # A batch has images of more than one block, and neighbors in the file part.
     places = split.index[order].diff().abs()
     assert (places == 1).float().mean() < 0.3
 
@@ -132,7 +132,7 @@ def test_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_levels(mode: str, channels: int) -> None:
-    if mode in ("I", "I;16"):  # 16-bit grey
+    if mode in ("I", "I;16"):  # 16-bit gray
         image = Image.fromarray(np.full((9, 7), 200 * 257, np.uint16 if mode == "I;16" else np.int32))
         assert image.mode == mode
         expected = 200

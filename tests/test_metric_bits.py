@@ -241,7 +241,7 @@ def test_densities_at_small_scales(size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     draw = {"generator": generator, "dtype": torch.float64}
     loc, scale = 3 + torch.randn(50, 5, **draw), size * (0.1 + torch.rand(50, 5, **draw))
-    loc[25:] = loc[:25] + scale[:25] * torch.randn(25, 5, **draw)  # each has a neighbour at hand
+    loc[25:] = loc[:25] + scale[:25] * torch.randn(25, 5, **draw)  # each has a neighbor at hand
     rows = torch.arange(120) % 50
     z = loc[rows] + scale[rows] * torch.randn(120, 5, **draw)
     all_ = Independent(torch.distributions.Normal(loc, scale), 1).log_prob(z[:, None])

@@ -1,4 +1,4 @@
-"""What is measured of neighbours and of shortcuts, against models of which it is known."""
+"""Metrics of neighbors and shortcuts, against models with known answers."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Likelihood(nn.Module):
 class Bernoulli(Likelihood):
     """A Bernoulli per pixel: log p(x|z) = sum (x ln p + (1 - x) ln(1 - p)) with p = sigmoid(raw).
 
-    Grey values are used as they are, which makes this a cross-entropy, unless they are binarized: `dynamic` draws a new
+    Gray values are used as they are, which makes this a cross-entropy, unless they are binarized: `dynamic` draws a new
     binary image each time an image is used, in evaluation too (Burda et al., Importance Weighted Autoencoders, ICLR
     2016); `threshold` sets pixels above 1/2 to 1 and all others to 0.
     """
@@ -89,7 +89,7 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """p(x|z) = prod C(p) p^x (1 - p)^(1 - x) with p = sigmoid(raw): a proper density of grey values in [0, 1].
+    """p(x|z) = prod C(p) p^x (1 - p)^(1 - x) with p = sigmoid(raw): a proper density of gray values in [0, 1].
 
     C(p) normalizes what the Bernoulli leaves unnormalized. Loaiza-Ganem and Cunningham, The continuous Bernoulli,
     NeurIPS 2019.

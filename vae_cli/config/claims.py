@@ -34,7 +34,7 @@ CLAIMS: dict[ClaimName, Claim] = {
     "bits": Claim(
         1, "The noise limits the information that passes", "Does the noise limit the information that passes?"
     ),
-    "neighbours": Claim(2, "The noise keeps neighbouring codes alike", "Does the noise keep neighbouring codes alike?"),
+    "neighbours": Claim(2, "The noise keeps neighboring codes alike", "Does the noise keep neighboring codes alike?"),
     "shortcuts": Claim(
         3,
         "Without noise, or without a price on small sigma, the network takes a shortcut",

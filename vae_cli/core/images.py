@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # numpy, Pillow and torch are imported by the functions that 
     Picture: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
 
 BACKGROUND = 255
-SEPARATOR = 214  # a grey that is visible between white images and between black ones
+SEPARATOR = 214  # a gray that is visible between white images and between black ones
 INK = 70
 # What Pillow raises for a file that it cannot read, in addition to DecompressionBombError.
 UNREADABLE = (
@@ -127,7 +127,7 @@ def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
     """Write one or more pictures (H, W, 3) as an endlessly looping GIF; each is shown for `milliseconds`."""
     from PIL import Image
 
-    # In mode L, grey pictures keep all 256 shades; a color palette would have fewer.
+    # In mode L, gray pictures keep all 256 shades; a color palette would have fewer.
     grey = all((frame == frame[..., :1]).all() for frame in frames)
     images = [Image.fromarray(frame).convert("L" if grey else "RGB") for frame in frames]
     options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
@@ -196,7 +196,7 @@ def to_pixels(
     if crop is None:
         image.draft(None, (2 * width, 2 * height))
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit grey, which convert would clip at 255
+    if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit gray, which convert would clip at 255
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
         # A floating-point image does not say its range: if no value exceeds 1 it is taken as 0 to 1, else as 0 to 255.
         top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1 else 255.0

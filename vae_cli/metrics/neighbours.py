@@ -299,7 +299,7 @@ def share(hits: Tensor) -> Tensor:
 
 
 class NeighbourLabels(Metric):
-    """Whether neighbouring codes belong to the same class.
+    """Whether neighboring codes belong to the same class.
 
     neighbour_label_agreement  share of the 10 nearest other test images (by Euclidean distance of loc in units of the
                                aggregate standard deviation) that have the image's label, averaged over test images

@@ -20,7 +20,7 @@ TEST = 297
 class Digits(Dataset):
     """1,797 handwritten digits of 8x8 pixels, 297 of them test images. Alpaydin and Kaynak, UCI repository, 1998.
 
-    Their 17 grey levels, 0 to 16, are scaled to 0 to 255. Raises UserError if validation is 1,500 or more.
+    Their 17 gray levels, 0 to 16, are scaled to 0 to 255. Raises UserError if validation is 1,500 or more.
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
