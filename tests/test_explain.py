@@ -43,6 +43,7 @@ def test_a_choice_is_explained_by_the_docstring_of_its_class(group: str, choice:
     (meaning,) = glossary.explain_word(f"{group}={choice.name}")
     assert glossary.documentation(choice.target)
     assert glossary.documentation(choice.target) in meaning.text
+    assert ">>>" not in meaning.text  # doctests would be wrapped like prose
     shown = dict(row for _, rows in meaning.tables for row in rows)
     for key, setting in choice.settings.items():
         typed = f"{group}.{key}={setting.default}" if setting.default else f"{group}.{key}"
@@ -101,6 +102,13 @@ def test_the_command_prints_an_entry_and_an_overview(ask: Callable[..., Any]) ->
     wrong = ask("explain", "sigam")
     assert wrong.code == 2
     assert "Did you mean 'sigma'?" in wrong.err
+
+
+@pytest.mark.parametrize("word", ["bits", "sigma", "sigma=fixed", "cv_vae", "network.width", "schedule=linear"])
+def test_no_line_is_padded_and_one_blank_line_separates_the_parts(ask: Callable[..., Any], word: str) -> None:
+    printed = ask("explain", word).out
+    assert "\n\n\n" not in printed
+    assert all(line == line.rstrip() for line in printed.splitlines())
 
 
 def test_the_users_own_choices_are_explained(ask: Callable[..., Any], tmp_path: Path) -> None:

@@ -72,13 +72,15 @@ def _print(meaning: Meaning, width: int) -> None:
         lines = paragraph.splitlines() if is_laid_out else textwrap.wrap(paragraph, width - 2)
         typer.echo("".join(f"  {line}\n" for line in lines))
     _print_rows(meaning.facts, width, "cyan")
+    needs_blank = bool(meaning.facts)  # a paragraph has ended with a blank line
     for title, rows in meaning.tables:
         if rows:
-            if meaning.facts or title:
+            if needs_blank:
                 typer.echo()
             if title:
                 typer.echo(f"  {typer.style(title, bold=True)}")
             _print_rows(rows, width, "green")
+            needs_blank = True
 
 
 def _print_rows(rows: list[tuple[str, str]], width: int, color: str) -> None:
@@ -90,8 +92,8 @@ def _print_rows(rows: list[tuple[str, str]], width: int, color: str) -> None:
         lines = textwrap.wrap(right, max(20, width - column - 6)) or [""]
         if len(left) > column:
             typer.echo(f"  {typer.style(left, fg=color)}")
-            left = ""
+            lines = lines if right else []
         else:
             lines, first = lines[1:], lines[0]
-            typer.echo(f"  {typer.style(left.ljust(column), fg=color)}  {first}".rstrip())
+            typer.echo(f"  {typer.style(left, fg=color)}{' ' * (column - len(left) + 2)}{first}".rstrip())
         typer.echo("".join(f"  {' ' * column}  {line}\n" for line in lines), nl=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -205,6 +205,8 @@ def _sentence(phrase: str) -> str:
 def documentation(target: str) -> str:
     """Return the docstring of a class of this package, read from its source without importing it; empty for others.
 
+    Doctests and sentences about errors are left out: they are for who calls the class.
+
     >>> documentation("vae_cli.axes.sigma.Deterministic").partition(":")[0]
     'A point mass at loc(x)'
     >>> documentation("torch.optim.Adam")
@@ -217,9 +219,13 @@ def documentation(target: str) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return inspect.cleandoc(ast.get_docstring(node) or "")
-        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
-            return documentation(f"{node.module}.{name}")
+            paragraphs = (ast.get_docstring(node) or "").split("\n\n")
+            text = "\n\n".join(paragraph for paragraph in paragraphs if not paragraph.startswith(">>>"))
+            return re.sub(r"\s*\bRaises [A-Z][^.]*\.(?=\s|$)", "", text).strip()
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return documentation(f"{node.module}.{alias.name}")
     return ""
 
 

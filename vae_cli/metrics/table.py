@@ -33,11 +33,12 @@ def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
         if scalars:
             _print_table(console, title, scalars)
         for reason, left_out in _reasons(evaluation["left_out"], claim).items():
-            console.print(f"Not defined: {', '.join(left_out)}. Reason: {reason}.", style="dim", highlight=False,
+            console.print(f"Not defined: {'; '.join(left_out)}. Reason: {reason}.", style="dim", highlight=False,
                           markup=False)  # fmt: skip
     console.print(
         f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better; \N{PLUS-MINUS SIGN} standard error "
-        "over N. For definitions and formulas type vae explain FIGURE, for example: vae explain rate",
+        "over N. For definitions and formulas type vae explain FIGURE, for example: vae explain rate. The identifiers "
+        "for scripts are in metrics.json.",
         highlight=False, markup=False,
     )  # fmt: skip
 
