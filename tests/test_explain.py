@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,7 +92,7 @@ def test_the_command_prints_an_entry_and_an_overview(ask: Callable[..., Any]) ->
     assert found.code == 0, found.err
     assert "sigma.value=1.0" in found.out
     assert "\x1b" not in found.out
-    overview = ask("explain").out
+    overview = " ".join(ask("explain").out.split())  # long titles are wrapped
     for claim in CLAIMS.values():
         assert claim.title in overview
     for figure in FIGURES:
@@ -132,3 +133,14 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert "KL divergence" in ended.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("word", ["", "rate", "bits", "free_bits", "dataset=mnist", "experiment=cv_vae"])
+def test_the_output_fits_the_terminal(word: str, columns: int) -> None:
+    environment = {**os.environ, "COLUMNS": str(columns), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vae_cli", "explain", *([word] if word else [])]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "\n\n\n" not in printed
+    assert not [line for line in printed.splitlines() if line != line.rstrip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -33,10 +34,10 @@ def _complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]
     return [(word, phrase) for word, phrase in found.items() if word.startswith(incomplete)]
 
 
-Word = Annotated[
-    str | None,
+Words = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="[WORD]",
+        metavar="[WORD]...",
         help="A figure, a claim, a choice, a group or a setting; without it, all of them.",
         autocompletion=_complete_word,
     ),
@@ -46,7 +47,7 @@ ConfigDir = Annotated[
 ]
 
 
-def explain(word: Word = None, config_dir: ConfigDir = None) -> None:
+def explain(words: Words = None, config_dir: ConfigDir = None) -> None:
     """Explain a figure, a choice or a setting: definition, formula, unit, paper."""
     from vae_cli.config.glossary import explain_word, overview
     from vae_cli.core.errors import UserError
@@ -55,45 +56,63 @@ def explain(word: Word = None, config_dir: ConfigDir = None) -> None:
         raise UserError(f"--config-dir {config_dir}: this folder does not exist.")
     folders = [config_dir] if config_dir is not None else []
     width = min(WIDEST, shutil.get_terminal_size().columns)
-    meanings = overview(*folders) if word is None else explain_word(word, *folders)
+    meanings = explain_word(" ".join(words), *folders) if words else overview(*folders)
     for number, meaning in enumerate(meanings):
         if number:
             typer.echo()
         _print(meaning, width)
-    if word is None:
+    if not words:
         typer.echo("\nType vae explain WORD for any of these words, for example: vae explain rate")
 
 
 def _print(meaning: Meaning, width: int) -> None:
     """Print one meaning as paragraphs, facts and tables, with colors on a terminal."""
-    typer.echo(f"{typer.style(meaning.name, bold=True)}  {typer.style(meaning.kind, dim=True)}")
+    heading = textwrap.fill(f"{meaning.name}  {meaning.kind}", width, subsequent_indent="  ")
+    if heading.startswith(f"{meaning.name}  "):
+        kind = heading.removeprefix(meaning.name)
+        typer.echo(typer.style(meaning.name, bold=True) + typer.style(kind, dim=True))
+    else:  # a name longer than a line
+        typer.echo(typer.style(heading, bold=True))
     for paragraph in filter(None, meaning.text.split("\n\n")):
-        is_laid_out = any(line.startswith(" ") for line in paragraph.splitlines()) or "\n    " in paragraph
-        lines = paragraph.splitlines() if is_laid_out else textwrap.wrap(paragraph, width - 2)
-        typer.echo("".join(f"  {line}\n" for line in lines))
+        is_laid_out = any(line.startswith(" ") or "   " in line for line in paragraph.splitlines())
+        for line in paragraph.splitlines() if is_laid_out else [paragraph]:
+            hanging = " " * _second_column(line)
+            for part in textwrap.wrap(line, width - 2, subsequent_indent=hanging, replace_whitespace=not is_laid_out):
+                typer.echo(f"  {part}")
+        typer.echo()
     _print_rows(meaning.facts, width, "cyan")
-    needs_blank = bool(meaning.facts)  # a paragraph has ended with a blank line
+    is_after_blank = bool(meaning.text) and not meaning.facts
     for title, rows in meaning.tables:
-        if rows:
-            if needs_blank:
+        if not rows:
+            continue
+        if title:
+            if not is_after_blank:
                 typer.echo()
-            if title:
-                typer.echo(f"  {typer.style(title, bold=True)}")
-            _print_rows(rows, width, "green")
-            needs_blank = True
+            typer.echo(f"  {typer.style(title, bold=True)}")
+        _print_rows(rows, width, "green")
+        is_after_blank = False
+
+
+def _second_column(line: str) -> int:
+    """Return where the text of a line begins after its indentation, or after a name and two spaces or more.
+
+    >>> _second_column("crop         side of the square"), _second_column("  indented"), _second_column("plain text")
+    (13, 2, 0)
+    """
+    match = re.match(r" *(?:\S+(?: \S+)*  +)?", line)
+    return min(match.end(), 40) if match else 0
 
 
 def _print_rows(rows: list[tuple[str, str]], width: int, color: str) -> None:
     """Print two columns; a long left cell has a line of its own."""
     if not rows:
         return
-    column = min(max(len(left) for left, _ in rows), width // 3)
+    column = min(max(len(left) for left, _ in rows), 2 * width // 5)
     for left, right in rows:
-        lines = textwrap.wrap(right, max(20, width - column - 6)) or [""]
-        if len(left) > column:
-            typer.echo(f"  {typer.style(left, fg=color)}")
-            lines = lines if right else []
+        lines = textwrap.wrap(right, max(20, width - column - 6))
+        if len(left) <= column and lines:
+            typer.echo(f"  {typer.style(left.ljust(column), fg=color)}  {lines.pop(0)}")
         else:
-            lines, first = lines[1:], lines[0]
-            typer.echo(f"  {typer.style(left, fg=color)}{' ' * (column - len(left) + 2)}{first}".rstrip())
-        typer.echo("".join(f"  {' ' * column}  {line}\n" for line in lines), nl=False)
+            typer.echo(f"  {typer.style(left, fg=color)}".rstrip())
+        for line in lines:
+            typer.echo(f"  {' ' * column}  {line}")
