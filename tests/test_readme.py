@@ -104,6 +104,8 @@ def test_examples_of_own_classes_run(ask: Callable[..., Any], tmp_path: Path, mo
     """A sigma mode and a metric of one's own, as the README shows them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setitem(sys.modules, "mine", None)  # so that it is restored, whichever test imported one before
+    monkeypatch.delitem(sys.modules, "mine")
     monkeypatch.setenv("VAE_TRUST", "")  # --trust sets it; this restores it
     Path("mine.py").write_text("\n\n".join(code for code in code_blocks("python") if "class " in code))
     Path("own/sigma").mkdir(parents=True)
