@@ -162,7 +162,7 @@ def test_a_file_that_is_not_an_image_is_named(content: bytes | str, tmp_path: Pa
         path.write_bytes(path.read_bytes()[:1000])
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"picture\.png' is not an image"):
+    with pytest.raises(UserError, match=r"picture\.png' cannot be read as an image"):
         load_image(path, (3, 8, 8))
 
 

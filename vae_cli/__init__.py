@@ -1,4 +1,4 @@
-"""Train and compare variational auto-encoders that differ in the encoder's noise.
+"""Train and compare variational autoencoders that differ in the encoder's noise.
 
 Runs are trained with the command `vae train` and loaded in Python with `load_run`. A run has five members to begin
 with: `encode`, `decode`, `sample`, `splits` (the dataset) and `images` (converts images of your own).

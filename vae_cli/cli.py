@@ -44,7 +44,7 @@ def _vae(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train variational auto-encoders and ask what the encoder's noise is for."""
+    """Train variational autoencoders and measure what the encoder's noise does."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
     elif ctx.invoked_subcommand != "train":

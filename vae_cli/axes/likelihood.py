@@ -54,7 +54,7 @@ class Likelihood(nn.Module):
         return mean
 
     def fit(self, x: Tensor, raw: Tensor) -> None:
-        """Update on a training batch what has a closed form and is not learned by gradient; most choices have nothing.
+        """Update, from a training batch, parameters that have a closed form and no gradient; most have none.
 
         x (B, C, H, W) is observed, raw (*S, B, raw_size * C, H, W) the decoder's output for it.
         """
@@ -183,7 +183,7 @@ class OptimalScale(Number):
     """One scale for all pixels: the one that fits the last several hundred training images best.
 
     It is a running mean over batches of the best scale (power 1) or of its square (power 2), each batch weighted by its
-    number of images. At the best scale the loss has no slope in the scale, so no gradient passes through it.
+    number of images. At the best scale the loss has zero gradient with respect to the scale, so none is propagated.
     Training, evaluation and sampling use the same number: a batch of test images never sets its own.
 
     images  the running mean covers about this many

@@ -45,8 +45,8 @@ class StandardNormal(Prior):
 class ScaledNormal(Prior):
     """p(z) = N(loc, diag(scale^2)) with loc (D,) and scale (D,) learned; it starts as N(0, I).
 
-    Under this prior sigma=fixed is equivalent to sigma=shared under N(0, I): one learned sigma per dimension, the same
-    for all images, up to the location and scale of z.
+    Up to the location and scale of z, sigma=fixed under this prior is equivalent to sigma=shared under N(0, I): one
+    learned sigma per dimension, the same for all images.
     """
 
     provides = frozenset({"dimensions"})

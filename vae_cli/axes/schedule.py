@@ -74,7 +74,7 @@ class Constant(Schedule):
 
 
 class _Ramp(Schedule):
-    """A number that moves from start to stop."""
+    """A schedule that goes from start to stop."""
 
     def __init__(self, start: float, stop: float) -> None:
         super().__init__()

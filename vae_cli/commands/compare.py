@@ -27,8 +27,8 @@ Runs = Annotated[
 Profile = Annotated[
     Literal["quick", "default", "full"] | None,
     typer.Option(
-        help="Evaluate runs that have no evaluation this thorough.",
-        show_default="the profile of most evaluations; quick if there are none",
+        help="First evaluate the runs that have no evaluation at least this thorough.",
+        show_default="the most common profile among the runs' evaluations; quick if there are none",
     ),
 ]
 Jobs = Annotated[
@@ -47,7 +47,7 @@ TensorBoard = Annotated[
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FOLDER", help="Folder to write to.", show_default="compare/ beside the runs"),
+    typer.Option("--out", metavar="FOLDER", help="Folder to write to.", show_default="compare/ next to the runs"),
 ]
 
 
@@ -63,7 +63,9 @@ def compare(
     data_dir: DataDir = None,
     trust: Trust = None,
 ) -> None:
-    """Compare finished runs, arm by arm, and write a report."""
+    """Compare finished runs and write a report.
+
+    Runs that differ only in their seed form an arm."""
     from vae_cli.comparison import compare as comparison
 
     comparison.compare(

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 EXAMPLES = """
 vae explain  list all figures by claim, and all choices by group
 vae explain rate  a figure: definition, formula, unit, direction, source
-vae explain iw_bound_k64  a figure as vae evaluate names it
+vae explain iw_bound_k64  a figure, under the name that vae evaluate prints
 vae explain sigma=fixed  a choice: what it does, its formula, its settings, its paper
 vae explain free_bits  a choice without its group
 vae explain network.width  a setting
-vae explain bits  a claim, and the figures that speak to it
+vae explain bits  a claim, and the figures that test it
 """
 
 WIDEST = 100  # columns of text; longer lines are hard to read
@@ -48,7 +48,9 @@ ConfigDir = Annotated[
 
 
 def explain(words: Words = None, config_dir: ConfigDir = None) -> None:
-    """Explain a figure, a choice or a setting: definition, formula, unit, paper."""
+    """Explain a figure, a claim, a choice or a setting.
+
+    Prints its definition, formula, unit and paper."""
     from vae_cli.config.glossary import explain_word, overview
     from vae_cli.core.errors import UserError
 

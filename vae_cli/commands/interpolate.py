@@ -25,9 +25,11 @@ vae interpolate latest --traverse --span 2  vary one latent dimension at a time
 
 COUNT, STEPS, SPAN = 8, 11, 3.0
 
-Pairs = Annotated[list[str] | None, typer.Option("--pair", metavar="I,J", help="Two test images. Repeatable.")]
+Pairs = Annotated[
+    list[str] | None, typer.Option("--pair", metavar="I,J", help="Two test images, by number. Repeatable.")
+]
 Classes = Annotated[
-    str | None, typer.Option(metavar="A,B", help="Random pairs that lead from one class of the test set to another.")
+    str | None, typer.Option(metavar="A,B", help="Random pairs of test images, from class A to class B.")
 ]
 Files = Annotated[
     list[Path] | None, typer.Option("--file", metavar="FILE", help="An image file; type --file twice for each pair.")

@@ -37,7 +37,13 @@ Components = Annotated[
     typer.Option(metavar="N", help="With --from mixture: Gaussians to fit.", min=1, show_default=str(COMPONENTS)),
 ]
 Temperature = Annotated[
-    float, typer.Option(metavar="T", help="Factor on the spread of the codes.", min=0.0, max=1000.0)
+    float,
+    typer.Option(
+        metavar="T",
+        help="Multiplies the standard deviation of every Gaussian that codes are drawn from.",
+        min=0.0,
+        max=1000.0,
+    ),
 ]
 Draw = Annotated[bool, typer.Option("--draw/--mean", help="Draw pixels from the likelihood, or show its mean.")]
 Images = Annotated[

@@ -12,11 +12,11 @@ from vae_cli.terminal.completion import complete_override, complete_run
 
 EXAMPLES = """
 vae train  train with the defaults
-vae train sigma=fixed  hard-code sigma to 1: one word changes the mode
+vae train sigma=fixed  fix sigma at 1 instead of learning it
 vae train sigma=fixed sigma.value=0.5 latent=8  change settings, too
 vae train -m sigma=learned,fixed,deterministic latent=2,8,32  sweep over nine runs
 vae train -m sigma=learned,fixed hydra/launcher=joblib  train the runs in parallel
-vae train +schedule@regularizer.beta=linear  replace a number by a schedule
+vae train +schedule@regularizer.beta=linear  replace a number with a schedule
 vae train experiment=cv_vae  train a published model
 vae train sigma=fixed --cfg job  show the configuration without training
 vae train sigma=fixed --cfg job -p sigma  show the settings of one component
@@ -39,7 +39,7 @@ Package = Annotated[
     str | None, typer.Option("--package", "-p", metavar="PART", help="With --cfg: show only this part, e.g. sigma.")
 ]
 Resolve = Annotated[
-    bool, typer.Option("--resolve", help="With --cfg: replace references such as ${latent} by their values.")
+    bool, typer.Option("--resolve", help="With --cfg: replace references such as ${latent} with their values.")
 ]
 Info = Annotated[
     Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"] | None,
@@ -57,7 +57,7 @@ Repeat = Annotated[
     str | None,
     typer.Option(
         metavar="RUN",
-        help="Train a finished run again, in a folder beside it, and report what differs.",
+        help="Train a finished run again, in a folder next to it, and report what differs.",
         autocompletion=complete_run,
     ),
 ]
@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train one run, or sweep over many.
 
-    The same command again resumes interrupted runs and skips finished ones.
+    Running the same command again resumes interrupted runs and skips finished ones.
     """
     overrides = overrides or []
     flags = {

@@ -36,8 +36,8 @@ class CachedReport:
 
 
 def stamp(runs: Sequence[Path], request: Mapping[str, Any]) -> str:
-    """Return a digest that changes whenever the request, the program or a file of a run changes, the files by size,
-    time and inode."""
+    """Return a digest that changes whenever the request, the program or a file of a run changes. Files are compared by
+    size, modification time and inode."""
     of_runs = [file for run in runs for file in _files(RunDir(run))]
     package = Path(__file__).parents[1]
     program = sorted(file for pattern in PROGRAM for file in package.rglob(pattern))

@@ -73,7 +73,7 @@ class Gallery:
         return self._rows(rows)
 
     def interpolations(self, pair: int) -> bytes | None:
-        """Return the straight path between the mean codes of two test images, with the images at its ends."""
+        """Return the decoded linear interpolation between the mean codes of two test images, with both at its ends."""
         if self.pairs is None or pair >= len(self.pairs):
             return None
         ends = self.test.batch(self.pairs[pair])

@@ -31,7 +31,7 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the settings that labels must mention. A setting that another one implies is left out, except those of
-    sigma and the weight, which comparisons are about."""
+    sigma and the regularizer's weight, which are what comparisons study."""
     keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
     for key in reversed(list(keys)):
         rest = [other for other in keys if other != key]

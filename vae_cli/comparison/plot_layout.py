@@ -73,7 +73,7 @@ def fit_to_points(axes: Any, points: Sequence[tuple[Statistic, Statistic]]) -> N
 
 
 def fit_to_curves(axes: Any, curves: Sequence[Sequence[float]]) -> None:
-    """Fit the height of axes to curves."""
+    """Set the y-limits of axes so that the curves fill them."""
     if curves:
         low, high = min(min(curve) for curve in curves), max(max(curve) for curve in curves)
         margin = 0.06 * (high - low) or 0.5

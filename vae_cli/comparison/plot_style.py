@@ -108,7 +108,7 @@ def hex_color(look: Look) -> str:
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Give a figure in this style, and lay it out at the end: once, however many files show it."""
+    """Yield a figure in this style, and compute its layout once, at the end, for all files that it is saved to."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)

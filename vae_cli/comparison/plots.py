@@ -92,7 +92,7 @@ def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks
 
 
 def noise_and_bits(comparison: Comparison) -> Figure | None:
-    """Draw what noise on a code costs, relative to another image's code, and what it costs to quantize a code."""
+    """Plot the cost of noise on a code, relative to decoding another image's code, and the cost of quantization."""
     panels = [(draw, curves) for draw, curves in ((_noise, _noise_curves(comparison)), (_bits, _bit_curves(comparison)))
               if curves]  # fmt: skip
     if not panels:

@@ -50,7 +50,7 @@ class Experiment:
 
 
 def build_experiment(config: Config) -> Experiment:
-    """Check a whole configuration and build what it names. Raises UserError, or Failure if the data are missing."""
+    """Check a whole configuration and build its experiment. Raises UserError, or Failure if the data are missing."""
     check_settings(config)
     flush_denormals()
     device = find_device(config["device"])

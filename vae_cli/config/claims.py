@@ -32,22 +32,28 @@ class Claim:
 
 CLAIMS: dict[ClaimName, Claim] = {
     "bits": Claim(
-        1, "The noise limits the information that passes", "Does the noise limit the information that passes?"
+        1,
+        "The noise limits the information that a code carries",
+        "Does the noise limit the information that a code carries?",
     ),
-    "neighbours": Claim(2, "The noise keeps neighboring codes alike", "Does the noise keep neighboring codes alike?"),
+    "neighbours": Claim(
+        2,
+        "The noise makes neighboring codes decode alike",
+        "Does the noise make neighboring codes decode alike?",
+    ),
     "shortcuts": Claim(
         3,
-        "Without noise, or without a price on small sigma, the network takes a shortcut",
-        "Without noise, or without a price on small sigma, does the network take a shortcut?",
+        "Without noise, or without a penalty on small sigma, the network takes a shortcut",
+        "Without noise, or without a penalty on small sigma, does the network take a shortcut?",
     ),
     "scale": Claim(4, "The KL term pulls sigma towards 1", "Does the KL term pull sigma towards 1?"),
-    "price": Claim(5, "Hard-coding sigma has a price", "What does it cost to hard-code sigma?"),
+    "price": Claim(5, "Hard-coding sigma has a cost", "What does it cost to hard-code sigma?"),
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a figure, whichever run it comes from.
+    """The description of a figure, independent of any run.
 
     name        the identifier in files and tags; {k} stands for a number, as in iw_bound_k{k}
     title       the figure as a person says it, at the start of a table's row: "Rate"
@@ -105,7 +111,7 @@ _PATTERNS = {
 
 
 def entry(name: str) -> Entry:
-    """Return the entry of a figure; for one that the register does not hold, its name in plain words.
+    """Return the entry of a figure; if it has none, an entry whose title is its name in plain words.
 
     >>> entry("rate").title
     'Rate'

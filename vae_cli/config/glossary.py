@@ -91,7 +91,7 @@ def overview(*extra_dirs: Path) -> list[Meaning]:
         Meaning(f"{claim.number}. {claim.title}", f"claim: {name}", "", tables=[("", _titles(name))])
         for name, claim in CLAIMS.items()
     ]
-    meanings.append(Meaning("Terms that only training reports", "figures", "", tables=[("", _titles(None))]))
+    meanings.append(Meaning("Figures reported only in training", "figures", "", tables=[("", _titles(None))]))
     comments = catalog.defaults()
     for name, group in catalog.groups(*extra_dirs).items():
         about = comments[name].comment if name in comments else ""
@@ -164,7 +164,7 @@ def _explain_choice(group: Group, choice: Choice) -> Meaning:
         tables = [("Settings", _setting_rows([(f"{group.name}.{key}", one) for key, one in choice.settings.items()]))]
     multirun = "-m " if group.name.startswith("hydra") else ""
     place = f"+{group.name}@regularizer.beta={choice.name}" if group.name == "schedule" else typed
-    return Meaning(typed, "choice", text, [("to use it", f"vae train {multirun}{place}")], tables)
+    return Meaning(typed, "choice", text, [("usage", f"vae train {multirun}{place}")], tables)
 
 
 def _settings(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:
@@ -179,7 +179,7 @@ def _settings(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:
             if found == (key if dot else word) and not setting.default.startswith("${")
         ]
         if having:
-            yield Meaning(f"{name}.{key if dot else word}", "setting", "", tables=[("Choices that have it", having)])
+            yield Meaning(f"{name}.{key if dot else word}", "setting", "", tables=[("Available in", having)])
 
 
 def _setting_rows(settings: list[tuple[str, Setting]]) -> Rows:

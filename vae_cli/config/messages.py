@@ -279,7 +279,7 @@ def _unknown_key(refusal: Refusal) -> str | None:
 
 
 def _unknown_setting(full_key: str, group: catalog.Group, choice: catalog.Choice, overrides: Sequence[str]) -> str:
-    """Say which settings a choice has, or which other choice of its group has the one that was typed."""
+    """Say which settings a choice has, or which other choice of its group has the setting that was typed."""
     key = full_key.rpartition(".")[2]
     others = [f"{group.name}={other.name}" for other in group.choices.values() if key in other.settings]
     own = [name for name, setting in choice.settings.items() if not setting.default.startswith("${")]

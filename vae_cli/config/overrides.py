@@ -46,7 +46,7 @@ def _form_fault(override: str, groups: Groups) -> str | None:
 
 
 def _choice_fault(override: str, groups: Groups) -> str | None:
-    """Say why an override cannot choose what it names, or cannot remove it."""
+    """Return why an override cannot select a choice or remove a group; None if it can."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     axes = catalog.defaults()

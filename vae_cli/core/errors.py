@@ -47,7 +47,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def visible(text: str) -> str:
-    r"""Return a text with its control characters escaped, so that a name from elsewhere cannot steer the terminal.
+    r"""Return a text with its control characters escaped, so that an untrusted name cannot control the terminal.
 
     Newlines and tabs are kept.
 

@@ -150,12 +150,12 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
-        raise UserError(f"'{path}' is not an image that can be read.") from None
+        raise UserError(f"'{path}' cannot be read as an image.") from None
     except Image.DecompressionBombError:
         many = "it has too many pixels to be safe to open; make it smaller"
-        raise UserError(f"'{path}' is not an image that can be read: {many}.") from None
+        raise UserError(f"'{path}' cannot be read as an image: {many}.") from None
     except UNREADABLE as error:
-        raise UserError(f"'{path}' is not an image that can be read: {error}") from error
+        raise UserError(f"'{path}' cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
 
 

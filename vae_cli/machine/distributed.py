@@ -119,7 +119,7 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes."""
+    """Return whether this is rank 0, the process that writes files."""
     return rank() == 0
 
 

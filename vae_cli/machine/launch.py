@@ -43,7 +43,7 @@ def launched() -> Launch:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that prints; never raises, whatever the environment contains."""
+    """Return whether this is rank 0, the process that prints; never raises, whatever the environment contains."""
     try:
         return launched().rank == 0
     except UserError:

@@ -37,7 +37,7 @@ def memory_of(device: torch.device) -> int | None:
 
 
 def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
-    """Return the bytes that a training step needs for a number of images of a shape (C, H, W).
+    """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs.
 
     These are the parameters with their gradients and moments, and the activations that the backward pass needs, which
     are measured with a few images. On torch's `meta` device nothing is computed or stored for that; elsewhere the

@@ -61,7 +61,7 @@ class Budget:
 
     images        test images (a random subset, the same for every run on a dataset)
     train_images  training images whose codes are used
-    samples       K of the importance-weighted bound, a mean over `iw_images` test images
+    samples       K, the draws of the importance-weighted bound, which is averaged over `iw_images` test images
     draws         codes drawn for the mutual information
     points        codes at which the decoder's Jacobian is taken
     pairs         pairs of test images to interpolate between

@@ -113,7 +113,7 @@ class Jacobian(Metric):
 
     jacobian_frobenius_*  mean of |J|_F, the root of the sum of squared derivatives: exact up to 256 dimensions,
                           estimated beyond (see frobenius_norm)
-    jacobian_norm_*       mean of the largest singular value, to a relative accuracy of about 1e-3 from below (see
+    jacobian_norm_*       mean of the largest singular value, a lower bound, accurate to about 0.1 % (see
                           largest_singular_value)
 
     Both are in pixel values per unit of z' (root of the sum over pixels), with the standard error over places.

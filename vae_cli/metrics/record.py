@@ -47,7 +47,7 @@ def metrics_file(folder: RunDir) -> Path:
 
 
 def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """Return the stored evaluation of the run's present weights; None if there is none. Raises Failure if the file is
+    """Return the stored evaluation of the run's current weights; None if there is none. Raises Failure if the file is
     damaged or was written by a newer version."""
     file = metrics_file(folder)
     again = f"To evaluate again type vae evaluate {folder.path} --overwrite"

@@ -161,7 +161,7 @@ class Probes(Metric):
             return {name: undefined(NO_LABELS) for name in self._names()}
         labels, truth = train.labels[:PROBE_CODES].cpu().numpy(), test.labels.cpu()
         if len(set(labels.tolist())) < 2:
-            return {name: undefined("the training images have only one label") for name in self._names()}
+            return {name: undefined("all training images have the same label") for name in self._names()}
         figures: dict[str, Figure] = {}
         for code, fitted, asked in (("loc", train.loc, test.loc), ("z", train.z, test.z)):
             if code == "z" and train.scale is None:

@@ -68,7 +68,10 @@ class NoiseProbe(Metric):
 
     @staticmethod
     def tolerance_at_crossing(values: Tensor, other_code: Tensor) -> Figure:
-        """Return the tolerance, given distortions (N, 1 + levels) by noise level and (N,) at another image's code."""
+        """Return the tolerance.
+
+        values (N, 1 + levels) holds the distortions by noise level, other_code (N,) those with another image's code.
+        """
         difference = mean_figure(other_code - values[:, 0])
         assert isinstance(difference.value, float)
         assert isinstance(difference.error, float)  # there are at least two images

@@ -111,7 +111,7 @@ def over_samples(values: Tensor) -> Tensor:
 
 
 def _factor(distribution: Distribution) -> Normal | None:
-    """Return the normals that a distribution is a product of, or None if it is not such a product."""
+    """Return the Normal whose dimensions are the factors of a distribution; None if it is not a product of normals."""
     if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
         return distribution.base_dist
     return None

@@ -56,7 +56,7 @@ def onednn_is_faster() -> bool:
 
 
 def has_onednn() -> bool:
-    """Return whether this torch has oneDNN's product, and it accepts our arguments."""
+    """Return whether this build of torch has oneDNN's matrix product and the product accepts our arguments."""
     try:
         one = torch.ones(1, 1, device="cpu")
         return torch.backends.mkldnn.is_available() and torch.equal(onednn_product(one, one), one)

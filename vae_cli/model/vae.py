@@ -1,4 +1,4 @@
-"""The variational auto-encoder, put together from parts whose classes it does not know."""
+"""The variational autoencoder, put together from parts whose classes it does not know."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_cli.model.inference import Inference
 
 
 class VAE(nn.Module):
-    """A variational auto-encoder. Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
+    """A variational autoencoder. Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
 
         features   = encoder(x)                 (B, C, H, W) -> (B, raw_size * D)
         posterior  = sigma(features)            q(z|x)

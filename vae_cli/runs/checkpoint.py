@@ -86,7 +86,7 @@ def _refuse_code(path: Path, pickled: bytes) -> None:
         is_ours = named in PLAIN or (named.startswith("torch.") and named.endswith("Storage"))
         if operation.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") or (named and not is_ours):
             raise Failure(
-                f"{path} is not loaded: it would run {named or 'code'}, and checkpoints of vae run no code. {RETRAIN}"
+                f"{path} was not loaded: it would run {named or 'code'}, but vae checkpoints contain no code. {RETRAIN}"
             )
 
 

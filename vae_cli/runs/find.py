@@ -41,7 +41,7 @@ def _runs_of_sweep(folder: Path) -> list[Path]:
         runs = [Path(os.path.normpath(folder / name)) for name in listed if is_printable(name) and "\0" not in name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
-            f"{folder / SWEEP_FILE} is damaged. Type the runs themselves, or the folder that contains them."
+            f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder that contains them."
         ) from error
     # Left out: runs that were moved or removed, and anything outside the folder that contains runs and sweeps.
     above = folder.absolute().parent.parent

@@ -50,7 +50,7 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
-            raise UserError(f"{path} is not empty and not a run (it contains {foreign[0]}); type another run_name=...")
+            raise UserError(f"{path} exists, but is not a run (it contains {foreign[0]}); type another run_name=...")
         return "new"
     if not is_ours and is_locked(folder.lock_file):
         raise InTraining(in_training_message(folder))

@@ -46,7 +46,7 @@ def load_run(
               validation, `best` means `last`
     device    `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`
     runs_dir  the folder in which names are looked up
-    data_dir  the folder of the dataset, if it is not where the run was trained
+    data_dir  the folder of the datasets, if it is not the one used in training
     trust     your own modules that define the run's classes, such as ["mine"]; like --trust on the command line, but
               for this run only
 
@@ -104,7 +104,7 @@ class Run:
             self.model.load_state_dict(state["model"])
         except (RuntimeError, ValueError) as error:
             raise Failure(
-                f"{self.weights_file} does not fit {self.folder.config_file}: {first_line(error)}. {RETRAIN}"
+                f"{self.weights_file} does not match {self.folder.config_file}: {first_line(error)}. {RETRAIN}"
             ) from error
         self.model.to(self.device).eval()
 

@@ -49,8 +49,8 @@ class ConsoleReporter:
         check_config(plain)
         if path in self._plans:
             raise UserError(
-                f"two jobs of this sweep would be the same run, {path}: they differ only in settings that do not make "
-                "another run, such as epochs or device."
+                f"two jobs of this sweep would train the same run, {path}: they differ only in settings that do "
+                "not define a run, such as epochs or device."
             )
         try:
             self._plans[path] = plan(RunDir(path), plain)

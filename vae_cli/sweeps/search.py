@@ -96,7 +96,7 @@ class Search:
             seen[path] = corner
 
     def _check_defined(self, config: DictConfig, plain: dict[str, Any]) -> None:
-        """Check one configuration, and that its runs have the objective. Raises UserError."""
+        """Check one configuration, and that the objective is defined for it. Raises UserError."""
         from vae_cli.axes.dataset import Dataset
         from vae_cli.config.build import check_config
         from vae_cli.config.instantiate import build

@@ -111,7 +111,7 @@ def is_optuna(config: DictConfig) -> bool:
 
 
 def set_optuna_defaults() -> None:
-    """Let Optuna maximize, propose one run at a time and the same runs each time, and continue after a failed run.
+    """Make Optuna maximize, propose one run at a time, reproducibly, and continue after a failed run.
 
     The defaults are changed in Hydra's ConfigStore, because Hydra refuses a bundled hydra/sweeper/optuna.yaml next to
     the plugin's own.
@@ -148,4 +148,4 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
             f"hydra.sweeper.direction={better}."
         )
     if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
-        raise UserError("A grid does not learn from its results: leave hydra/sweeper=optuna out, and sweep with -m.")
+        raise UserError("Grid search does not use earlier results: leave out hydra/sweeper=optuna, and sweep with -m.")

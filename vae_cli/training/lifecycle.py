@@ -105,7 +105,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
 
 
 def prepare_folder(folder: RunDir, config: Config) -> bool:
-    """Leave in a run's folder only what the training starts from, and return whether the run is new.
+    """Remove partial files, and the files of a run that starts over; return whether the run is new.
 
     Raises Finished if the run is finished, Failure if a checkpoint that is needed is missing or damaged.
     """
@@ -118,7 +118,7 @@ def prepare_folder(folder: RunDir, config: Config) -> bool:
     # Damaged checkpoints are found now, before anything is written, and not at the end of the training.
     elif load_checkpoint(folder.checkpoint_file).get("best"):
         if not folder.best_file.exists():
-            raise Failure(f"{folder.best_file} is missing, and it has the best weights. {RETRAIN}")
+            raise Failure(f"{folder.best_file} is missing; it holds the best weights. {RETRAIN}")
         load_checkpoint(folder.best_file)
     return todo == "new"
 

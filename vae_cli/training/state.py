@@ -126,7 +126,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
         state.restarts = saved.get("restarts", 0)  # the first runs of format 1 do not have it
         experiment.optimizer.slow_down(SLOWER**state.restarts)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise Failure(f"{run.checkpoint_file} does not fit {run.config_file}: {first_line(error)}") from error
+        raise Failure(f"{run.checkpoint_file} does not match {run.config_file}: {first_line(error)}") from error
     return state
 
 
@@ -149,11 +149,11 @@ class Clock:
         return self._training + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def start(self) -> None:
-        """Start to count training seconds."""
+        """Start counting training seconds."""
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop to count training seconds, for validation and pictures."""
+        """Stop counting training seconds, during validation and pictures."""
         self._training = self.training_seconds()
         self._since = None
 

@@ -69,7 +69,7 @@ def print_summary_line(console: Console, folder: RunDir, summary: dict[str, Any]
 
 
 def summary_line(path: Path, summary: Mapping[str, Any]) -> str:
-    """Return the test figures of a finished run on a line, in nats per image."""
+    """Return the test figures of a finished run on one line, in nats per image."""
     names = [name for name in ("distortion", "rate", "elbo", "loss") if name in summary["test"]]
     shown = "  ".join(f"{name} {summary['test'][name]:.2f}" for name in names)
     return f"{shown}  in {summary['seconds']:.1f} s: {path}"

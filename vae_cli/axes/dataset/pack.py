@@ -144,8 +144,8 @@ def write_pack(
 ) -> Pack:
     """Write the images to `<folder>/<fingerprint>/`, remove older packs from the folder and return the pack.
 
-    The pack's folder is renamed into place when it is complete: a process that is killed leaves no pack, and the next
-    call removes what it left. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written.
+    The pack's folder is renamed into place when it is complete: a process that is killed leaves only partial files,
+    which the next call removes. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written.
     """
     try:
         for remains in folder.glob(".partial-*"):

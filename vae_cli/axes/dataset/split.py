@@ -173,7 +173,7 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
 
 
 def fingerprint(splits: Splits) -> str:
-    """Return a fingerprint of the splits, 32 hexadecimal digits: of their sizes, rows and the pixels of some images."""
+    """Return a fingerprint (32 hex digits) of the splits' sizes and rows, and of the pixels of some images."""
     digest = hashlib.blake2b(digest_size=16)
     for split in (splits.train, splits.validation, splits.test):
         digest.update(split.index.cpu().numpy().tobytes())
