@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from vae_cli.config import catalog
-from vae_cli.config.aliases import MOVED, current_target, with_current_targets
+from vae_cli.config.aliases import MOVED, MOVED_FOR_IMPORT, current_target, with_current_targets
 from vae_cli.config.build import check_config
 from vae_cli.config.instantiate import find_class
 from vae_cli.core.errors import UserError
@@ -106,3 +108,21 @@ def test_an_old_name_in_a_file_of_the_users(compose: Callable[..., dict[str, Any
     assert "type sigma=deterministic" in refused.err
     config = with_current_targets({**compose(), "sigma": {"_target_": "vae_cli.sigma.Fixed", "value": 0.7}})
     assert type(check_config(config).sigma).__name__ == "Fixed"
+
+
+def test_a_message_names_the_new_place_of_a_module(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("VAE_TRUST", "written_earlier")
+    (tmp_path / "written_earlier.py").write_text("from vae_cli.scale import diagonal_normal\n")
+    found = ask("train", "sigma._target_=written_earlier.Loud")
+    assert found.code == 2
+    assert "importing written_earlier fails" in found.err
+    assert "vae_cli.scale is now vae_cli.model.scales" in found.err
+
+
+@pytest.mark.parametrize("module", MOVED_FOR_IMPORT.values())
+def test_the_new_place_of_a_module_exists(module: str) -> None:
+    assert import_module(module)

@@ -47,7 +47,8 @@ def test_a_choice_is_explained_by_the_docstring_of_its_class(group: str, choice:
     assert ">>>" not in meaning.text  # doctests would be wrapped like prose
     shown = dict(row for _, rows in meaning.tables for row in rows)
     for key, setting in choice.settings.items():
-        typed = f"{group}.{key}={setting.default}" if setting.default else f"{group}.{key}"
+        default = "VALUE" if setting.default == "???" else setting.default
+        typed = f"{group}.{key}={default}" if default else f"{group}.{key}"
         assert shown.get(typed) == setting.comment
 
 
@@ -57,6 +58,19 @@ def test_a_figure_is_found_by_its_identifier_title_and_tags(word: str) -> None:
     assert facts["identifier"] == "rate"
     assert facts["formula"].startswith("KL(q(z|x) || p(z))")
     assert facts["unit"] == "nats"
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("sigma=", "sigma"),
+        ("+schedule@regularizer.beta=linear", "schedule=linear"),
+        ("hydra.launcher.n_jobs", "hydra.launcher.n_jobs"),
+        ("sigma.value=0.5", "sigma.value"),
+    ],
+)
+def test_a_word_may_be_an_override(word: str, name: str) -> None:
+    assert glossary.explain_word(word)[0].name == name
 
 
 def test_a_bound_is_explained_for_its_own_number_of_draws() -> None:
@@ -79,6 +93,7 @@ def test_a_word_with_several_meanings_shows_all_of_them() -> None:
         ("free_bit", "Did you mean 'free_bits'?"),
         ("", "Type vae explain to list"),
         ("../../x", "is not a figure, a claim, a choice or a setting"),
+        ("iw_bound_k0", "is not a figure"),
     ],
 )
 def test_an_unknown_word_gets_one_message_with_the_nearest(word: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -61,6 +62,9 @@ def main() -> None:
 
     Exit codes: 0 success, 1 failure, 2 a mistake in what was typed, 130 Ctrl-C, 141 the reader of a pipe has gone.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows ? for a letter that it lacks
+            stream.reconfigure(errors="replace")
     try:
         code = run()
     except BrokenPipeError:

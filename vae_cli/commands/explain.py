@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vae_cli.terminal.completion import complete_word
+
 if TYPE_CHECKING:
     from vae_cli.config.glossary import Meaning
 
@@ -26,20 +28,12 @@ vae explain bits  a claim, and the figures that test it
 WIDEST = 100  # columns of text; longer lines are hard to read
 
 
-def _complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    from vae_cli.config.glossary import words
-
-    folder = ctx.params.get("config_dir")
-    found = words(*([Path(folder)] if folder else []))
-    return [(word, phrase) for word, phrase in found.items() if word.startswith(incomplete)]
-
-
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[WORD]...",
         help="A figure, a claim, a choice, a group or a setting; without it, all of them.",
-        autocompletion=_complete_word,
+        autocompletion=complete_word,
     ),
 ]
 ConfigDir = Annotated[

@@ -9,6 +9,18 @@ from vae_cli.config.naming import AXES
 
 # Earlier name of a module: its name today. Entries are never removed, so that stored runs stay readable.
 MOVED = {f"vae_cli.{axis}": f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")}
+# The same for modules that users' own classes import: messages name the new place.
+MOVED_FOR_IMPORT = MOVED | {
+    "vae_cli.check": "vae_cli.core.values",
+    "vae_cli.delta": "vae_cli.model.distributions",
+    "vae_cli.errors": "vae_cli.core.errors",
+    "vae_cli.inference": "vae_cli.model.inference",
+    "vae_cli.metric": "vae_cli.metrics",
+    "vae_cli.metric.base": "vae_cli.metrics.base",
+    "vae_cli.part": "vae_cli.core.compatibility",
+    "vae_cli.run": "vae_cli.runs.run",
+    "vae_cli.scale": "vae_cli.model.scales",
+}
 
 
 def current_target(target: str) -> str:

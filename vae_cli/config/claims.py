@@ -106,7 +106,9 @@ FIGURES: tuple[Entry, ...] = tuple(_read_figures(Path(__file__).with_name("figur
 
 _BY_NAME = {entry.name: entry for entry in FIGURES}
 _PATTERNS = {
-    re.compile(re.escape(entry.name).replace(r"\{k\}", r"(\d+)")): entry for entry in FIGURES if "{k}" in entry.name
+    re.compile(re.escape(entry.name).replace(r"\{k\}", r"([1-9]\d*)")): entry
+    for entry in FIGURES
+    if "{k}" in entry.name
 }
 
 

@@ -47,9 +47,10 @@ def explain_word(word: str, *extra_dirs: Path) -> list[Meaning]:
     nothing.
     """
     groups = catalog.groups(*extra_dirs) | {catalog.launchers().name: catalog.launchers()}
-    word = word.strip()
+    # As in an override: +schedule@regularizer.beta=linear is a choice of the group schedule.
+    word = re.sub(r"@[^=]*", "", word.strip().lstrip("+")).replace("hydra.launcher", "hydra/launcher")
     name, equals, choice = word.partition("=")
-    if equals and name in groups:
+    if equals and name in groups and choice:
         if choice not in groups[name].choices:
             known = groups[name].choices
             raise UserError(
@@ -58,11 +59,11 @@ def explain_word(word: str, *extra_dirs: Path) -> list[Meaning]:
         return [_explain_choice(groups[name], groups[name].choices[choice])]
     found = [*_figures(word), *_claims(word), *_groups(word, groups), *_choices(word, groups), *_settings(word, groups)]
     if not found and equals:
-        found = list(_settings(name, groups))
+        found = [*_groups(name, groups), *_settings(name, groups)]
     if not found:
         raise UserError(
-            f"'{word}' is not a figure, a claim, a choice or a setting.{nearest(word, words(*extra_dirs))} Type vae "
-            "explain to list the figures and choices."
+            f"'{word[:60]}' is not a figure, a claim, a choice or a setting.{nearest(word, words(*extra_dirs))} "
+            "Type vae explain to list the figures and choices."
         )
     return found
 
@@ -161,29 +162,48 @@ def _explain_choice(group: Group, choice: Choice) -> Meaning:
     if group.name == "experiment" and choice.file is not None:
         tables = [("What it sets", [(line, "") for line in _body(choice.file)])]
     else:
-        tables = [("Settings", _setting_rows([(f"{group.name}.{key}", one) for key, one in choice.settings.items()]))]
+        tables = [
+            ("Settings", _setting_rows([(_dotted(group.name, key), one) for key, one in choice.settings.items()]))
+        ]
     multirun = "-m " if group.name.startswith("hydra") else ""
+    is_own = choice.file is not None and not choice.file.is_relative_to(catalog.configs_dir())
+    own = f" --config-dir {choice.file.parents[1]}" if is_own and choice.file is not None else ""
     place = f"+{group.name}@regularizer.beta={choice.name}" if group.name == "schedule" else typed
-    return Meaning(typed, "choice", text, [("usage", f"vae train {multirun}{place}")], tables)
+    return Meaning(typed, "choice", text, [("usage", f"vae train {multirun}{place}{own}")], tables)
 
 
 def _settings(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:
     if own := catalog.settings().get(word):
         yield Meaning(word, "setting", _sentence(own.comment), [("default", f"{word}={own.default}")])
     group, dot, key = word.partition(".")
+    axes = catalog.defaults()  # a value such as ${latent} repeats a setting of the run
     for name in [group] if dot else groups:
         having = [
-            (f"{name}={choice.name} {name}.{found}={setting.default}", setting.comment)
+            (f"{name}={choice.name} {_typed(_dotted(name, found), setting)}", setting.comment)
             for choice in (groups[name].choices.values() if name in groups and name != "experiment" else ())
             for found, setting in choice.settings.items()
-            if found == (key if dot else word) and not setting.default.startswith("${")
+            if found == (key if dot else word) and not (name in axes and setting.default.startswith("${"))
         ]
         if having:
-            yield Meaning(f"{name}.{key if dot else word}", "setting", "", tables=[("Available in", having)])
+            yield Meaning(_dotted(name, key if dot else word), "setting", "", tables=[("Available in", having)])
 
 
 def _setting_rows(settings: list[tuple[str, Setting]]) -> Rows:
-    return [(f"{key}={setting.default}" if setting.default else key, setting.comment) for key, setting in settings]
+    return [(_typed(key, setting), setting.comment) for key, setting in settings]
+
+
+def _dotted(group: str, key: str) -> str:
+    """Return the full name of a setting of a group.
+
+    >>> _dotted("sigma", "value"), _dotted("hydra/launcher", "n_jobs")
+    ('sigma.value', 'hydra.launcher.n_jobs')
+    """
+    return f"{group.replace('/', '.')}.{key}"
+
+
+def _typed(key: str, setting: Setting) -> str:
+    """Return a setting as it is typed; ??? is Hydra's mark for a value that the user must give."""
+    return f"{key}=VALUE" if setting.default == "???" else f"{key}={setting.default}" if setting.default else key
 
 
 def _body(file: Path) -> list[str]:

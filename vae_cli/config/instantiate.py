@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
 from vae_cli.config import catalog
+from vae_cli.config.aliases import MOVED_FOR_IMPORT
 from vae_cli.config.naming import AXES, typed
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.values import Interval, describe, is_allowed
@@ -105,8 +106,8 @@ def find_class(target: str, path: str, kind: type) -> Any:
         sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{path}._target_={target} does not exist: there is no module '{error.name}'.") from error
+    except ImportError as error:
+        raise UserError(_import_message(f"{path}._target_={target}", module_name, error)) from error
     found = getattr(module, name, None)
     if found is None:
         raise UserError(f"{path}._target_={target} does not exist.{nearest(name, vars(module))}")
@@ -115,6 +116,15 @@ def find_class(target: str, path: str, kind: type) -> Any:
     if found is kind or inspect.isabstract(found):
         raise UserError(f"{path}._target_={target} is the base class of all choices of {path}; name one of them.")
     return found
+
+
+def _import_message(given: str, module: str, error: ImportError) -> str:
+    """Return why the module of a class cannot be imported: it does not exist, or it imports something that does not."""
+    missing = str(error.name)
+    if isinstance(error, ModuleNotFoundError) and _is_within(module, [missing]):
+        return f"{given} does not exist: there is no module '{missing}'."
+    hint = f" {missing} is now {MOVED_FOR_IMPORT[missing]}." if missing in MOVED_FOR_IMPORT else ""
+    return f"{given} cannot be used, because importing {module} fails: {error}.{hint}"
 
 
 def trusted() -> tuple[str, ...]:

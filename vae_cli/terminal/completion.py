@@ -1,4 +1,4 @@
-"""Shell completion of overrides and runs."""
+"""Shell completion of overrides, runs, and words to explain."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, st
     found = catalog.complete(before, word, *([Path(config_dir)] if config_dir else []))
     start = len(word) - len(incomplete)  # the shell replaces only the part that it regards as the last word
     return [(text[start:], description) for text, description in found if text.startswith(word)]
+
+
+def complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the words that `vae explain` knows and that begin with what was typed, each with a description."""
+    from vae_cli.config.glossary import words
+
+    word = (_words_in_bash() or [incomplete])[-1]
+    config_dir = ctx.params.get("config_dir")
+    known = words(*([Path(config_dir)] if config_dir else []))
+    start = len(word) - len(incomplete)
+    return [(text[start:], description) for text, description in known.items() if text.startswith(word)]
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
