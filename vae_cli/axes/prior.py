@@ -16,7 +16,7 @@ from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
 class Prior(nn.Module):
     """A prior: forward() returns p(z).
 
-    provides  "dimensions" if p(z) is a product over latent dimensions, so that the rate is a sum over them;
+    provides  "dimensions" if p(z) is a diagonal normal, so that Inference.rate_per_dimension is defined;
               "given" if nothing in it is learned
     """
 
