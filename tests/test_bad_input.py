@@ -57,15 +57,15 @@ train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
-train run_name=.. | not empty and not a run .* type another run_name
+train run_name=.. | exists, but is not a run .* type another run_name
 train run_name=. | run_name='\.' is not a name
 train "run_name=''" | run_name='' is not a name
 train "runs_dir=''" | runs_dir='' is not a name
-train run_name=/ | not empty and not a run
+train run_name=/ | exists, but is not a run
 train run_name=/etc/passwd | is a file, not a folder; type another run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; type another
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
-train run_name=digits | not empty and not a run
+train run_name=digits | exists, but is not a run
 train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
 train arms=3 | several runs: add -m
 train -m arms=3 | arms must be a list of sweeps
@@ -268,8 +268,8 @@ interpolate a --classes 3 | --classes 3: type exactly two classes
 interpolate a --classes 3,eleven | there is no class 'eleven'
 interpolate a --file one.png | type two images for each pair
 interpolate a --file one.png --file nowhere.png | There is no file 'nowhere.png'
-interpolate a --file one.png --file text.png | 'text.png' is not an image
-interpolate a --file one.png --file empty | 'empty' is not an image
+interpolate a --file one.png --file text.png | 'text.png' cannot be read as an image
+interpolate a --file one.png --file empty | 'empty' cannot be read as an image: Is a directory\.$
 interpolate a --grid 0,1 | --grid 0,1: type exactly 4 test images
 interpolate a --steps 1 | --steps 1
 interpolate a --steps 100000 | --steps 100000

@@ -160,7 +160,7 @@ def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[s
     assert vae("evaluate", "deterministic", "--quick", "--metrics", "rate,noise_probe") == 0
     printed = capsys.readouterr().out
     assert printed.index(CLAIMS["bits"].title) < printed.index("Noise tolerance of a code")
-    assert "Not defined: Rate; Rate in bits" in printed
+    assert "Not defined: Rate; Rate (bits)" in printed
     assert "noise_probe" not in printed  # titles, not identifiers
     assert "nan" not in printed
     assert "inf " not in printed

@@ -460,7 +460,7 @@ def test_probes_find_labels_only_if_codes_carry_them() -> None:
     found = figures(subject(loc, None, Fixed(0.1)), Probes)
     assert all("labels" in figure.reason for figure in found.values())
     found = figures(subject(loc, labels, Fixed(0.1), train=(loc, torch.zeros(1200).long())), Probes)
-    assert all("one label" in figure.reason for figure in found.values())
+    assert all("the same label" in figure.reason for figure in found.values())
 
 
 def test_posterior_of_another_family() -> None:

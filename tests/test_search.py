@@ -138,7 +138,7 @@ def test_the_preset_says_how_to_install_what_it_needs(here: Path) -> None:
         (["latent=2,4", "objective=test/loss"], "type hydra.sweeper.direction=minimize"),
         (["latent=2,4", "run_name=a"], "in one and the same run, runs/a"),
         (["latent=2,4", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is not allowed"),
-        (["latent=2,4", "hydra/sweeper/sampler=grid"], "A grid does not learn"),
+        (["latent=2,4", "hydra/sweeper/sampler=grid"], "Grid search does not use earlier results"),
         (["latent=2,4", 'arms=["sigma=fixed"]'], "arms= lists sweeps"),
         (["latent=interval(2,4)"], "For whole numbers type int(interval(2, 64))"),
         (["latent=2,-4"], "latent=-4 is not allowed"),

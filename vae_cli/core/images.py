@@ -155,7 +155,7 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         many = "it has too many pixels to be safe to open; make it smaller"
         raise UserError(f"'{path}' cannot be read as an image: {many}.") from None
     except UNREADABLE as error:
-        raise UserError(f"'{path}' cannot be read as an image: {error}") from error
+        raise UserError(f"'{path}' cannot be read as an image: {getattr(error, 'strerror', None) or error}.") from error
     return torch.from_numpy(pixels).contiguous().to(torch.float32) / 255
 
 

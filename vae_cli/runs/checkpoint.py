@@ -72,7 +72,7 @@ def check_parts(path: Path) -> None:
             sizes = sum(part.file_size for part in listed)
             if sizes > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in listed):
                 raise Failure(
-                    f"{path} is not loaded: it would unpack to {sizes:,} bytes, and checkpoints of vae are not "
+                    f"{path} was not loaded: it would unpack to {sizes:,} bytes, and vae checkpoints are not "
                     f"compressed. {RETRAIN}"
                 )
             for part in listed:
