@@ -283,8 +283,8 @@ interpolate a --pair 0,1 --device tpu | type device=auto
 evaluate | Missing argument
 evaluate nowhere | There is no run 'nowhere'
 evaluate a --quick --full | cannot be combined
-evaluate a --metrics nowhere | there is no metric of this name\. .*Metrics: rate
-evaluate a --metrics '' | there is no metric of this name
+evaluate a --metrics nowhere | there is no metric with this name\. .*Metrics: rate
+evaluate a --metrics '' | there is no metric with this name
 evaluate a --metrics os.system | add --trust os
 evaluate a --samples 0 | --samples 0
 evaluate a --samples 99999999 | --samples 99999999

@@ -204,7 +204,7 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
     [
         (["latest", "--quick", "--full"], 2, "--quick and --full cannot be combined"),
         (["latest", "--metrics", "noise_prob"], 2, "Did you mean 'noise_probe'?"),
-        (["latest", "--metrics", ""], 2, "there is no metric of this name"),
+        (["latest", "--metrics", ""], 2, "there is no metric with this name"),
         (["latest", "--samples", "0"], 2, "--samples"),
         (["nowhere"], 2, "There is no run 'nowhere'"),
         (["fixed", "--device", "tpu"], 2, "device=tpu"),

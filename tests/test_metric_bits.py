@@ -154,7 +154,7 @@ def test_the_channel_bound_says_when_scales_vary(compose: Compose) -> None:
     assert codes.scale is not None
     gap = math.log2(float(codes.scale.double().square().mean())) / 2
     assert gap == pytest.approx(0.5 / math.log(2), rel=0.15)
-    assert f"{gap:.3g} bits higher" in channel["channel_bound_bits"].note
+    assert f"{gap:.3g} bits higher than this" in channel["channel_bound_bits"].note
     # The jackknife: the ratio without each image in turn.
     y, square = codes.loc.double().flatten(), codes.scale.double().square().flatten()
     n = len(y)
@@ -169,7 +169,7 @@ def test_information_of_disjoint_and_of_identical_codes(compose: Compose) -> Non
     ones = torch.ones(4)
     apart = figures(linear.set(ones, 1e4 * ones, ones), MutualInformation)
     assert apart["mutual_information"].value == pytest.approx(math.log(1000), abs=1e-6)  # the rest is held out
-    assert apart["mutual_information_bits"].note == "saturated at its ceiling log2 N = 9.97 bits"
+    assert apart["mutual_information_bits"].note == "saturated at its upper limit log2 N = 9.97 bits"
     assert "upper bound" in apart["marginal_kl"].note
     same = figures(linear.set(ones, 0 * ones, 0.3 * ones), MutualInformation)
     assert same["mutual_information"].value == pytest.approx(0, abs=1e-9)
@@ -232,7 +232,7 @@ def test_information_of_a_channel_that_is_not_normal(compose: Compose) -> None:
     rate = figures(subject, Rate)
     assert rate["rate"].value is not None
     assert rate["rate_loc"].value is None
-    assert "normals" in rate["rate_per_dimension"].reason
+    assert "is not normal with independent dimensions" in rate["rate_per_dimension"].reason
     near(mutual["marginal_kl"], rate["rate"].value - true, 0.05)
 
 
@@ -363,7 +363,9 @@ def test_quantization_with_no_bits_and_with_too_few(compose: Compose) -> None:
     )
     dear = figures(precise, Quantization)["quantization_bits_within_1_nat"]
     assert dear.value is None
-    assert dear.reason == "12 bits for each of the 16 active dimensions still cost more than 1 nat"
+    assert dear.reason == (
+        "with 12 bits for each of the 16 active dimensions, quantization still raises the distortion by more than 1 nat"
+    )
 
 
 def test_distribution_of_scales(compose: Compose) -> None:

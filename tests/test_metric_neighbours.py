@@ -310,7 +310,9 @@ def test_class_change_is_the_probability_of_crossing_the_border() -> None:
     assert found["class_change_by_step"].value == pytest.approx(math.erfc(2 / math.sqrt(2)) / 2, abs=0.005)
     assert found["class_change_by_noise"].value == 0
     assert found["class_change_from_label"].value == 0.25
-    assert found["class_change_from_label"].note.startswith("25.0% without noise; the feature net's accuracy is 50.0%")
+    assert found["class_change_from_label"].note.startswith(
+        "25.0% for codes without noise; the feature net's accuracy is 50.0%"
+    )
 
 
 @pytest.mark.usefixtures("fake_net")

@@ -1,4 +1,4 @@
-"""The interface of a metric: the figures it returns, and the measured run that it reads."""
+"""The interface of metrics: the measured run that they read, and the figures that they return."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from vae_cli.runs.run import Run
 SplitName = Literal["train", "validation", "test"]
 Value = float | list[float]
 
-BATCH = 500  # images or codes
+BATCH = 500  # images or codes that are processed together
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure, with what is needed to judge it.
+    """A measured quantity, with its unit, sample size and standard error.
 
-    value   a number, or a list for a curve; None if it is not defined, and `reason` says why
-    unit    nats, bits, images ...; empty for a ratio or a count
-    count   sample size, usually the number of images
-    error   standard error of the value over the sample, if there is one
-    note    what a reader must know, for example that the value is at its ceiling
+    value   a number, or a list for a curve; None if the quantity is not defined for the run
+    unit    nats, bits, draws ...; empty for a ratio or a count
+    count   sample size, usually the number of images; 0 if there is no sample
+    error   standard error of the value over the sample; None if unknown
+    note    a caveat for the reader, for example that the value is at its upper limit
+    reason  why the value is None
     """
 
     value: Value | None
@@ -51,21 +52,22 @@ def mean_figure(values: Tensor, unit: str = "", note: str = "") -> Figure:
 
 
 def undefined(reason: str) -> Figure:
-    """Return a figure that mathematics does not define for this run, with the reason."""
+    """Return a figure without a value, for a quantity that is not defined for this run, with the reason."""
     return Figure(None, reason=reason)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work an evaluation may do; all numbers are upper limits.
+    """How many images and draws an evaluation uses. Numbers of images are upper limits: a dataset may have fewer.
 
-    images        test images (a random subset, the same for every run on a dataset)
+    images        test images (a random subset, the same for all runs on a dataset)
     train_images  training images whose codes are used
-    samples       K, the draws of the importance-weighted bound, which is averaged over `iw_images` test images
-    draws         codes drawn for the mutual information
-    points        codes at which the decoder's Jacobian is taken
+    samples       K, the number of draws for the importance-weighted bound, which is averaged over `iw_images` images
+    iw_images     test images for the importance-weighted bound
+    draws         codes drawn for the mutual information and for reidentification
+    points        codes of each kind at which the decoder's Jacobian is computed
     pairs         pairs of test images to interpolate between
-    pictures      images for each figure of sample quality
+    pictures      images generated from each source of codes, to measure sample quality
     """
 
     images: int
@@ -87,7 +89,7 @@ BUDGETS = {
 
 class Codes(NamedTuple):
     """The codes of a split: posterior loc (N, D), posterior scale (N, D) or None for a point mass, one draw z (N, D),
-    and labels (N,) or None; float32 on the run's device."""
+    and labels (N,) or None. Codes are float32; all tensors are on the run's device."""
 
     loc: Tensor
     scale: Tensor | None
@@ -96,10 +98,10 @@ class Codes(NamedTuple):
 
 
 class MeasuredRun:
-    """A run as metrics see it: what several metrics need is computed once, in batches, and shared.
+    """A run, with the quantities that several metrics need, such as codes: each is computed once, in batches.
 
     Images come in a random order fixed by `seed`, so that the first n are a random sample. If the likelihood observes a
-    random binarization of an image, it is drawn once and kept.
+    random binarization of an image, `seed` fixes that, too.
     """
 
     def __init__(self, run: Run, budget: Budget, seed: int = 0) -> None:
@@ -112,15 +114,15 @@ class MeasuredRun:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the posterior has noise, that is, is not a point mass."""
+        """Whether the posterior has noise; False for a point mass."""
         return offers(self.model.sigma, "noise")
 
     def stream(self, *names: object) -> int:
-        """Return a seed for one purpose."""
+        """Return a seed for the purpose that the names describe, derived from the evaluation's seed."""
         return derive_seed(self.seed, "evaluate", *names)
 
     def positions(self, split: SplitName, most: int | None = None) -> Tensor:
-        """Return the positions of the images of a split that are measured, in random order, (N,)."""
+        """Return the positions in a split of at most `most` images to measure, in random order, (N,)."""
         images = getattr(self.splits, split)
         limit = self.budget.train_images if split == "train" else self.budget.images
         limit = limit if most is None else min(limit, most)
@@ -128,7 +130,7 @@ class MeasuredRun:
         return torch.randperm(len(images), generator=generator)[:limit]
 
     def batches(self, split: SplitName = "test", most: int | None = None) -> Iterator[tuple[Tensor, slice]]:
-        """Yield batches of a split: what the likelihood observes, x (B, C, H, W), and the rows of its codes."""
+        """Yield batches of a split: images x (B, C, H, W) as the likelihood observes them, and their rows in Codes."""
         images = getattr(self.splits, split)
         start = 0
         for positions in self.positions(split, most).split(BATCH):
@@ -139,7 +141,7 @@ class MeasuredRun:
             start += len(x)
 
     def codes(self, split: SplitName = "test") -> Codes:
-        """Return the codes of a split, in the order of its batches. They are cached: D numbers per image, no pixels."""
+        """Return the codes of a split, in the order of its batches. They are cached, since they need little memory."""
         if split not in self._codes:
             loc, scale, z = [], [], []
             for x, rows in self.batches(split):
@@ -173,7 +175,7 @@ class MeasuredRun:
     @cached_property
     def active(self) -> Tensor:
         """Whether each dimension (D,) is active: Var_x(loc_j) > 0.01 E_x(scale_j^2), as counted by `active_units`. For
-        a point mass, whether its variance exceeds 1e-4 of the largest."""
+        a point mass, whether Var_x(loc_j) exceeds 1e-4 of the largest such variance."""
         codes = self.codes("test")
         variance = codes.loc.cpu().double().var(0, correction=0)
         noise = None if codes.scale is None else codes.scale.cpu().double().square().mean(0)
@@ -185,15 +187,16 @@ class MeasuredRun:
         return torch.cat([self.model.decode(part).mean for part in z.split(BATCH)])
 
     def distortion(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return -ln p(x|z) in nats, (B,), of images (B, C, H, W) at codes (B, D)."""
+        """Return -ln p(x|z) in nats, (B,), for images x (B, C, H, W) and their codes z (B, D)."""
         return -self.model.decode(z).log_prob(x)
 
 
 class Metric(ABC):
-    """One or several figures of a run: `update` receives every batch of test images, `compute` returns the figures.
+    """A measurement of a run: `update` receives every batch of test images, `compute` returns one or more figures.
 
-    Most metrics need only the codes and no `update`. Both methods run without gradients, in evaluation mode, and with
-    random numbers of the metric's own. A figure that is not defined for a run is returned as `undefined(reason)`.
+    Most metrics need only the codes and do not override `update`. Both methods run without gradients, in evaluation
+    mode, and with a random seed for each metric. A figure that is not defined for a run is returned as
+    `undefined(reason)`.
     """
 
     claim: ClassVar[ClaimName]
@@ -202,17 +205,17 @@ class Metric(ABC):
         self.subject = subject
 
     def update(self, inference: Inference) -> None:  # noqa: B027 (optional)
-        """Receive the next batch of test images."""
+        """Receive the model's results for the next batch of test images."""
 
     @abstractmethod
     def compute(self) -> dict[str, Figure]:
-        """Return the figures by name (letters, digits, underscores); its words are in config/figures.toml."""
+        """Return the figures by name (letters, digits, underscores). Titles and definitions: config/figures.toml."""
 
 
 def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict[str, dict[str, Figure]]:
     """Return the figures of each metric, by the name of its class.
 
-    Each metric draws its own random numbers, so its figures do not depend on what else is measured.
+    Each metric has its own random seed, so its figures do not depend on which other metrics are computed.
     """
     found: dict[str, dict[str, Figure]] = {}
     for kind in kinds:
@@ -226,7 +229,7 @@ def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict
 
 
 def as_plain(figure: Figure) -> dict[str, Any]:
-    """Return a figure as JSON values, without empty fields. Raises ValueError if a number is not finite."""
+    """Return a figure as a dictionary for JSON, without empty fields. Raises ValueError if a number is not finite."""
     empty = {"unit": "", "count": 0, "error": None, "note": "", "reason": ""}
     plain = {key: value for key, value in vars(figure).items() if key == "value" or value != empty[key]}
     numbers = [
@@ -238,11 +241,11 @@ def as_plain(figure: Figure) -> dict[str, Any]:
 
 
 def standard_error(values: Tensor) -> list[float] | None:
-    """The standard error over images of the mean of values (N, K), of each of the K; None for a single image."""
+    """Return the standard errors of the K column means of values (N, K) over N images; None for a single image."""
     return (values.std(0) / math.sqrt(len(values))).tolist() if len(values) > 1 else None
 
 
 def curve_figure(values: Tensor, unit: str) -> Figure:
-    """The means over images of values (N, K), a curve of K points, with their standard errors."""
+    """Return a curve of K points: the means over images of values (N, K), with their standard errors."""
     values = values.double()
     return Figure(values.mean(0).tolist(), unit, len(values), standard_error(values))

@@ -31,12 +31,15 @@ METRICS: tuple[type[Metric], ...] = tuple(
 
 
 def word(kind: type[Metric]) -> str:
-    """Return a metric's name as it is typed, such as noise_probe."""
+    """Return the name of a metric on the command line, such as noise_probe for NoiseProbe."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
-    """Return the metrics of these names, or of trusted classes such as mine.Loudness. Raises UserError."""
+    """Return the metrics with these names; a name with a dot is a trusted class, such as mine.Loudness.
+
+    Raises UserError if there is no such metric or class.
+    """
     known = {word(kind): kind for kind in METRICS}
     found: list[type[Metric]] = []
     for name in words:
@@ -46,7 +49,8 @@ def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
             found.append(find_class(name, "--metrics", Metric))
         else:
             raise UserError(
-                f"--metrics {name}: there is no metric of this name.{nearest(name, known)} Metrics: {', '.join(known)}."
+                f"--metrics {name}: there is no metric with this name.{nearest(name, known)} Metrics: "
+                f"{', '.join(known)}."
             )
     return found
 
@@ -64,21 +68,23 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     say: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
-    """Evaluate a run, write evaluation/metrics.json and TensorBoard's scalars, and return what was written.
+    """Evaluate a run, write evaluation/metrics.json and TensorBoard's scalars, and return what metrics.json contains.
 
-    Figures in `before`, an earlier evaluation, are kept if it used the same settings, weights and images. `say` is
-    called with the name of each metric before it is computed. Raises UserError or Failure.
+    Figures in `before`, an earlier evaluation, are kept if it used the same profile, seed, weights and images, unless
+    they are computed again. `say` is called with the name of each metric before it is computed. Raises UserError or
+    Failure.
     """
     status = folder.status()
     if status != "finished":
         raise UserError(
-            f"{folder.path} is {status}, and only a finished run can be evaluated. Type its command again to finish it."
+            f"{folder.path} is {status}, and only a finished run can be evaluated. Type its vae train command again to "
+            "finish it."
         )
     refuse_link(folder.path, "evaluation")
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
-    if samples is None and before is not None:  # the same draws as the figures that are kept
+    if samples is None and before is not None:  # as many draws as for the figures that are kept
         samples = before["budget"]["samples"]
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}
@@ -101,7 +107,7 @@ def evaluate_run(
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Return what identifies the weights and images of a run."""
+    """Return the fields that identify the weights and images of a run."""
     return {
         "weights_stamp": stamp(run.weights_file),  # before the digest, so that a file replaced in between is noticed
         "weights_digest": digest(run.weights_file),
@@ -111,8 +117,10 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _reusable(before: Mapping[str, Any] | None, about: Mapping[str, Any], computed: Set[str]) -> list[dict[str, Any]]:
-    """Return the figures, and those that are not defined, of an earlier evaluation under the same conditions, without
-    those of the metrics that are computed now."""
+    """Return the `figures` and `left_out` entries of an earlier evaluation, except those of the metrics in `computed`.
+
+    Both are empty if its profile, seed, weights or images differ.
+    """
     if before is None or any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
         return [{}, {}]
     return [
@@ -125,7 +133,7 @@ def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
     try:
         plain = as_plain(figure)
     except ValueError:  # the model has diverged to extreme values
-        plain = as_plain(undefined("its value is not finite"))
+        plain = as_plain(undefined("the computed value is not finite"))
     return {**plain, "metric": kind.__name__, "claim": kind.claim}
 
 

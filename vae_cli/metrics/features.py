@@ -21,11 +21,11 @@ from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the net and its training; increase it to have all nets trained again
+FORMAT = 1  # version of the net and its training; if it is increased, all nets are trained again
 FEATURES = 64
-IMAGES_SHOWN = 160_000  # during training; an image of a small dataset at most 15 times
+IMAGES_SHOWN = 160_000  # during training, over all epochs; small datasets are limited to 15 epochs
 TRAINING_BATCH = 64
-SEED = 0  # of the net's weights and order of images, independent of the run's seed
+SEED = 0  # of the net's initial weights and the order of images; independent of the run's seed
 
 Shape = tuple[int, int, int]
 
@@ -33,9 +33,9 @@ Shape = tuple[int, int, int]
 class FeatureNet(nn.Module):
     """A convolutional classifier of images (N, C, H, W); values are clamped to [0, 1].
 
-    The side is halved until it is 4 to 7 pixels while the channels double from 16 to at most 64, followed by F = 64
-    features and one output per class. `accuracy` is its accuracy on the test images. Once trained, the net is in
-    evaluation mode and draws no random numbers.
+    Convolutions halve the image until its longer side has at most 7 pixels, and double the channels from 16 to at most
+    64. Then follow a layer of F = 64 features and one output per class. `accuracy` is the accuracy on the test images.
+    Once trained, the net is in evaluation mode and draws no random numbers.
     """
 
     accuracy: float
@@ -45,7 +45,7 @@ class FeatureNet(nn.Module):
         channels, height, width = shape
         layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
         outputs = 16
-        # Most of the work is in the first layer, so it halves all but the smallest images.
+        # Most of the computation is in the first layer, so that layer already halves all but the smallest images.
         stride = 1 if max(height, width) < 16 else 2
         while True:
             layers += [nn.Conv2d(channels, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -70,16 +70,17 @@ class FeatureNet(nn.Module):
 
     @torch.no_grad()
     def classes(self, x: Tensor) -> Tensor:
-        """Return the most probable class of images (N, C, H, W), int64 (N,), on the net's device."""
+        """Return the most probable class of each image (N, C, H, W), int64 (N,), on the net's device."""
         return self.head(self.features(x)).argmax(-1)
 
 
 def feature_net(subject: MeasuredRun) -> FeatureNet | None:
-    """Return the feature net of a run's dataset on the run's device; None unless the images have at least two labels.
+    """Return the feature net of a run's dataset, on the run's device.
 
-    The net is trained on first use, on the training images alone, and stored in the folder `features` of the data
-    folder. If that is read-only, it is stored in the cache folder, or failing that in this process's memory. Processes
-    that start together train it once.
+    None if the training images have no labels or only one. The net is trained on first use, on the training images
+    alone, and stored in the folder `features` of the run's data folder. If that is read-only, it is stored in the
+    default data folder; if that is read-only too, only in this process's memory. If several processes need the net at
+    the same time, one trains it and the others wait.
     """
     splits, device = subject.splits, subject.device
     if splits.train.labels is None or len(splits.train.labels[splits.train.index].unique()) < 2:
@@ -113,14 +114,14 @@ def _empty(splits: Splits) -> FeatureNet:
 
 
 def _load(file: Path, splits: Splits, device: torch.device) -> FeatureNet | None:
-    """Return the net stored in a file; None if it is missing or damaged."""
+    """Return the net that is stored in a file; None if the file is missing or damaged."""
     net = _empty(splits)
     try:
         saved = load_checkpoint(file, device)
         net.load_state_dict(saved["model"])
         net.accuracy = float(saved["accuracy"])
     except (Failure, RuntimeError, KeyError) as error:
-        log.warning("the feature net is trained again: %s", error)
+        log.warning("the stored feature net cannot be used and is trained again: %s", error)
         return None
     except UserError:  # not trained yet; Failure, a subclass of UserError, is handled above
         return None
@@ -163,7 +164,7 @@ def train_net(net: FeatureNet, split: Split) -> FeatureNet:
 
 
 def accuracy(net: FeatureNet, split: Split) -> float:
-    """Return the net's accuracy on a split."""
+    """Return the net's classification accuracy on a split, 0 to 1."""
     found = 0
     for positions in torch.arange(len(split)).split(BATCH):
         found += int((net.classes(split.batch(positions)).cpu() == split.batch_labels(positions).cpu()).sum())

@@ -1,4 +1,4 @@
-"""Claim 1, bits: how much information the noise lets through, as far as it is defined."""
+"""Claim 1, bits: how much information a noisy code carries about its image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean
 from vae_cli.model.inference import Inference
 from vae_cli.model.scales import diagonal_normal
 
-TENSOR_NUMBERS = 1 << 22  # in one intermediate tensor
+TENSOR_NUMBERS = 1 << 22  # numbers in one intermediate tensor
 
 NO_RATE = "the KL divergence of a point mass from the prior is infinite"
-NO_PARTS = "this posterior and this prior are not normals of independent dimensions"
+NO_PARTS = "the posterior or the prior is not normal with independent dimensions"
 NO_NOISE = "a point mass has no noise to compare the signal with"
 NO_BOUND = "without noise, the information in a code is unbounded"
 
@@ -25,14 +25,14 @@ class Rate(Metric):
     """The rate KL(q(z|x) || p(z)) of the test images, and its parts.
 
     rate                nats per image; rate_bits = rate / ln 2
-    rate_loc            cost of the locations: sum_j ((m_j - a_j) / t_j)^2 / 2 for q = N(m, s^2), p = N(a, t^2), nats
-    rate_scale          cost of the scales: sum_j (r_j - 1 - ln r_j) / 2 with r_j = s_j^2 / t_j^2, nats
-    rate_per_dimension  one value per latent dimension, in order, nats; they sum to the rate
+    rate_loc            part due to locations: sum_j ((m_j - a_j) / t_j)^2 / 2 for q = N(m, s^2), p = N(a, t^2), nats
+    rate_scale          part due to scales: sum_j (r_j - 1 - ln r_j) / 2 with r_j = s_j^2 / t_j^2, nats
+    rate_per_dimension  rate of each latent dimension, in index order, nats; the values sum to the rate
     active_units        number of dimensions in which Var_x(loc_j) > 0.01 E_x(scale_j^2)
 
-    Means over images are unbiased, and each comes with its standard error std / sqrt(N). None of these figures is
-    defined for a point mass; the parts need a posterior and a prior that are normal with independent dimensions. The
-    rate is an upper bound on I(x; z): Alemi et al., Fixing a Broken ELBO, ICML 2018. Active units: Burda et al.,
+    Means over images are unbiased, and each has a standard error, std / sqrt(N). None of these figures is defined for a
+    point mass; the parts also need a posterior and a prior that are normal with independent dimensions. The rate is an
+    upper bound on I(x; z): Alemi et al., Fixing a Broken ELBO, ICML 2018. Active units: Burda et al.,
     Importance Weighted Autoencoders, ICLR 2016.
     """
 
@@ -77,13 +77,13 @@ class SignalToNoise(Metric):
     snr_per_dimension   SNR_j = Var_x(loc_j) / E_x(scale_j^2), over the test images
     channel_bound_bits  sum_j 1/2 log2(1 + SNR_j)
 
-    Why it is a bound: z_j has variance Var(loc_j) + E(scale_j^2), and of all distributions with that variance the
-    normal one has the largest entropy. For normal noise, therefore, I(x; z) = h(z) - h(z|x) <=
+    Why this is a bound on I(x; z): z_j has variance Var(loc_j) + E(scale_j^2), and of all distributions with that
+    variance the normal one has the largest entropy. For normal noise, therefore, I(x; z) = h(z) - h(z|x) <=
     sum_j 1/2 ln(E(scale_j^2) (1 + SNR_j)) - E sum_j 1/2 ln scale_j^2. If the scales do not vary with x, this is the
     channel bound, whatever the distribution of loc and the dependence between its dimensions; it is tight if loc is
     normal with independent dimensions. If the scales vary with x, the bound is larger by
-    sum_j 1/2 (ln E scale_j^2 - E ln scale_j^2) >= 0. Without that term the figure describes the channel but bounds
-    nothing; the note then gives the term.
+    sum_j 1/2 (ln E scale_j^2 - E ln scale_j^2) >= 0. channel_bound_bits leaves that term out, so it is then the
+    capacity of the channel but not a bound on I(x; z); the note gives the term.
 
     Plug-in estimates from N images: SNR has a relative bias of -1/N, and standard errors come from each image's
     influence on the ratio. Neither figure is defined for a point mass, which has no noise. Cover and Thomas, Elements
@@ -105,7 +105,11 @@ class SignalToNoise(Metric):
         bound = float((1 + snr).log2().sum() / 2)
         bound_error = standard_error((influence / (1 + snr)).sum(1, keepdim=True) / (2 * math.log(2)))
         gap = float((noise.log() - square.log().mean(0)).sum() / (2 * math.log(2)))
-        note = f"the scales vary with the image, so the bound on I(x; z) is {gap:.3g} bits higher" if gap > 1e-3 else ""
+        note = (
+            f"the scales vary with the image, so the bound on I(x; z) is {gap:.3g} bits higher than this"
+            if gap > 1e-3
+            else ""
+        )
         return {
             "snr_per_dimension": Figure(snr.tolist(), count=len(loc), error=error),
             "channel_bound_bits": Figure(bound, "bits", len(loc), bound_error[0] if bound_error else None, note),
@@ -122,18 +126,20 @@ class MutualInformation(Metric):
     marginal_kl                      KL(q(z) || p(z)) = rate - I, over the same draws and images, nats
 
     Draws cycle through the images in their random order. For the empirical distribution of these N images, all figures
-    are unbiased, with standard error std / sqrt(draws). For the distribution that the images were sampled from, I is
-    biased low, since it is at most ln N, and marginal_kl is biased high by the same amount: an upper bound in
-    expectation. Averaging over the other N - 1 images instead of all N biases the estimate the other way, so the truth
-    lies between the two; if they differ by more than the error, the note gives the other end.
+    are unbiased, with standard error std / sqrt(draws). For the distribution that the images were sampled from,
+    mutual_information is biased low, since it is at most ln N, and marginal_kl is biased high by the same amount: an
+    upper bound in expectation. If q(z) is averaged over the other N - 1 images instead of all N, the biases have the
+    opposite sign, so the true value lies between the two estimates. If they differ by more than two standard errors
+    (and by at least 0.01 nats), the note gives the second estimate.
 
     Let r = q(z|x_n) / (N q(z)) be the probability that z came from its own image. If the mean of r exceeds 1/2, a code
-    mostly identifies its image, and the note marks the figures as saturated: more images would raise them. This is the
-    case whenever I is within 5 % of ln N, for any N up to 2^20, since mean(r) >= exp(mean(ln r)) = exp(I - ln N).
+    mostly identifies its image, and the note marks the figures as saturated: with more images,
+    mutual_information would rise and marginal_kl would fall. This is the case whenever mutual_information is within 5 %
+    of ln N, for any N up to 2^20, since mean(r) >= exp(mean(ln r)) = exp(mutual_information - ln N).
 
-    For independent normals, densities come from a matrix product in double precision; other posteriors compute their
-    own. Not defined for a point mass. Hoffman and Johnson, ELBO surgery, 2016; for the two ends: Poole et al., On
-    Variational Bounds of Mutual Information, ICML 2019.
+    For posteriors that are normal with independent dimensions, densities are computed by a matrix product in double
+    precision; for other posteriors, by their own log_prob. Not defined for a point mass. Hoffman and Johnson, ELBO
+    surgery, 2016; for the two estimates: Poole et al., On Variational Bounds of Mutual Information, ICML 2019.
     """
 
     claim = "bits"
@@ -154,7 +160,7 @@ class MutualInformation(Metric):
             "marginal_kl": mean_figure(rate - information, "nats"),
         }
         if float((information - math.log(count)).exp().mean()) > 0.5:
-            note = f"saturated at its ceiling log2 N = {ceiling:.2f} bits"
+            note = f"saturated at its upper limit log2 N = {ceiling:.2f} bits"
             kl_note = "I(x; z) is saturated, so this is an upper bound on the true marginal KL"
             notes = dict(zip(figures, (note, note, "", kl_note), strict=True))
         else:
@@ -166,7 +172,7 @@ class MutualInformation(Metric):
             notes = {
                 name: ""
                 if end is None
-                else f"for the distribution behind the images, the value lies between this and {end:.2f}"
+                else f"for the distribution that the images are sampled from, the value lies between this and {end:.2f}"
                 for name, end in zip(figures, ends, strict=True)
             }
         return {name: replace(figure, note=notes[name]) for name, figure in figures.items()}
@@ -188,7 +194,10 @@ class MutualInformation(Metric):
         return own, others, rate.to(device)[rows]
 
     def _any(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same for any posterior, using its own log_prob: one pass draws, a second sums the densities."""
+        """Return the same as `_normal`, for any posterior, with its own log_prob.
+
+        A first pass over the images draws the codes, a second sums the densities of each code.
+        """
         subject, prior = self.subject, self.subject.model.prior()
         count, draws = len(subject.codes("train").loc), subject.budget.draws
         turns = math.ceil(draws / count)
@@ -218,8 +227,8 @@ def log_others(z: Tensor, rows: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
     z is (M, D), loc and scale are (N, D), all in double precision. Squares are expanded into a matrix product,
     (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. If scales are small, these terms are much larger than their
-    sum: when rounding could cost more than a hundredth of a nat, the squared differences are summed dimension by
-    dimension instead, which is slower. Memory: a few tensors of TENSOR_NUMBERS, or of N, doubles.
+    sum: if rounding could cost more than a hundredth of a nat, the squared differences are summed dimension by
+    dimension instead, which is slower. Memory: a few tensors of TENSOR_NUMBERS doubles, or of N if that is more.
     """
     center = loc.mean(0)
     z, loc = z - center, loc - center

@@ -1,4 +1,4 @@
-"""Claim 2, neighbours: how fast decoded images change with the code, and into what."""
+"""Claim 2, neighbours: how fast decoded images change with the code, and what they change into."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.func import jvp, vjp
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.runs.codes import between
 
-MAX_DIRECTIONS = 256  # in which the decoder is differentiated for the Frobenius norm
+MAX_DIRECTIONS = 256  # directions in which the decoder is differentiated for the Frobenius norm
 POWER_TOLERANCE = 1e-5  # relative change of a singular value at which the power iteration ends
 POWER_ITERATIONS = 200
 PATH_STEPS = 16
 CODE_DRAWS = 5  # per image
 CODE_STEP = 0.5  # in units of the aggregate standard deviation
 NEIGHBOURS = 10
-PIXELS_DIFFERENTIATED = 1 << 17  # in one batch: a graph holds many numbers for each
-PIXELS_KEPT = 1 << 24  # in one batch of paths: 64 MiB
+PIXELS_DIFFERENTIATED = 1 << 17  # pixels in one batch: the autograd graph stores many numbers for each
+PIXELS_KEPT = 1 << 24  # pixels in one batch of interpolation paths: 64 MiB
 
 NO_LABELS = "the images have no labels"
 ONE_IMAGE = "there is only one test image"
@@ -31,8 +31,8 @@ PIXEL_UNIT = "pixel values"  # between 0 and 1
 
 
 def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
-    """Return random pairs of different test images as two tensors of rows, each (count,); the same for every run on a
-    dataset. None if there are fewer than two images."""
+    """Return the rows of random pairs of different test images, as two tensors (count,): the first and the second image
+    of each pair. They are the same for all runs on a dataset. None if there are fewer than two images."""
     images = len(subject.codes().loc)
     if images < 2:
         return None
@@ -43,25 +43,26 @@ def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
 
 
 def in_spread(subject: MeasuredRun, codes: Tensor) -> Tensor:
-    """Return codes (N, D) in units of the aggregate standard deviation. A dimension that varies only by rounding has no
-    such unit and is set to 0."""
+    """Return codes (N, D), each dimension divided by its aggregate standard deviation. A dimension that varies only by
+    rounding is set to 0."""
     moves = subject.spread > 1e-6 * subject.codes().loc.abs().amax(0)
     return torch.where(moves, codes / torch.where(moves, subject.spread, 1.0), 0.0)
 
 
 def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
     """Return the likelihood's means (B, C, H, W) at codes (B, D), in float32 whatever the network's precision: rounding
-    to bfloat16 would drown the differences between similar images that are measured here."""
+    to bfloat16 would hide the small differences between images that are measured here."""
     likelihood = subject.model.likelihood(subject.model.decoder(z))
     return likelihood.mean
 
 
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
-    """|J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
+    """Return |J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
 
     Exact for up to R = MAX_DIRECTIONS dimensions: one forward derivative for each column of J. Beyond that, the root of
     the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990). That mean is unbiased with a relative standard
-    deviation of at most sqrt(2 / R), so the norm's is at most 1 / sqrt(2 R), 4.4 %, and its bias is -0.1 %.
+    deviation of at most sqrt(2 / R). The relative standard deviation of the norm is therefore at most 1 / sqrt(2 R), or
+    4.4 %, and its bias at most 0.1 %, downward.
     """
     dimensions = z.shape[1]
     exact = dimensions <= MAX_DIRECTIONS
@@ -83,7 +84,8 @@ def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit
 
     Power iteration v <- J^T J v / |J^T J v| from a random start, with one forward and one reverse derivative per
     iteration, until the relative change of |J v| is below POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v|
-    approaches from below: if the second singular value is nearly as large, the result lies between the two.
+    approaches the largest singular value from below. If the second largest is close to it, the result lies between the
+    two.
     """
     value = torch.zeros(len(z), device=z.device)
     left = torch.arange(len(z), device=z.device)  # codes that have not converged
@@ -104,19 +106,19 @@ def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit
 
 
 class Jacobian(Metric):
-    """How fast the mean image changes with the code, at three kinds of places, budget.points each: codes (loc) of test
-    images, midpoints between the codes of random pairs, and draws from the prior.
+    """How fast the mean image changes with the code, at three kinds of codes, budget.points each: locs of test images,
+    midpoints between the locs of random pairs, and draws from the prior.
 
-    J = d E[x|z'] / d z' with z' = z / a, where a_j is the aggregate standard deviation (`MeasuredRun.spread`), so that
-    modes whose codes differ in scale can be compared (Arvanitidis et al., Latent Space Oddity, ICLR 2018, measure
-    curves by J^T J).
+    J = d E[x|z'] / d z' with z' = z / a and a_j the aggregate standard deviation (`MeasuredRun.spread`), so that sigma
+    modes whose codes differ in scale can be compared. (Arvanitidis et al., Latent Space Oddity, ICLR 2018, use J^T J as
+    a metric for the length of curves.)
 
     jacobian_frobenius_*  mean of |J|_F, the root of the sum of squared derivatives: exact up to 256 dimensions,
                           estimated beyond (see frobenius_norm)
     jacobian_norm_*       mean of the largest singular value, a lower bound, accurate to about 0.1 % (see
                           largest_singular_value)
 
-    Both are in pixel values per unit of z' (root of the sum over pixels), with the standard error over places.
+    Both are in pixel values per unit of z' (root of the sum of squares over pixels), with standard errors over codes.
     """
 
     claim = "neighbours"
@@ -144,9 +146,9 @@ class Jacobian(Metric):
         return {"codes": loc[:count], "halfway": halfway, "prior": subject.model.prior().sample((count,))}
 
     def _reason(self) -> str:
-        """Return why there is no Jacobian; empty if there is one."""
+        """Return the reason why the Jacobian is not defined; an empty string if it is."""
         if not (self.subject.spread > 0).any():
-            return "the codes of all images are equal, so there is no unit to measure them in"
+            return "the codes of all images are equal, so the aggregate standard deviation is 0"
         with torch.enable_grad():
             mean = mean_images(self.subject, self.subject.codes().loc[:1].clone().requires_grad_())
         return "" if mean.requires_grad else "the likelihood's mean has no gradient"
@@ -164,26 +166,26 @@ class Jacobian(Metric):
             converged.append(done)
         estimated = f"estimated in {MAX_DIRECTIONS} random directions" if z.shape[1] > MAX_DIRECTIONS else ""
         left = int((~torch.cat(converged)).sum())
-        late = f"not converged at {left} of {len(z)} places" if left else ""
+        late = f"the power iteration did not converge at {left} of {len(z)} codes" if left else ""
         return mean_figure(torch.cat(frobenius), PIXEL_UNIT, estimated), mean_figure(
             torch.cat(largest), PIXEL_UNIT, late
         )
 
 
 class Interpolation(Metric):
-    """What the decoder makes of the straight line between two codes: mean images x_0 ... x_16 at 17 points between the
-    locs of budget.pairs random pairs of test images.
+    """How the mean image changes along the straight line between two codes: images x_0 ... x_16 at 17 points from one
+    loc to the other, for budget.pairs random pairs of test images.
 
     path_length_over_chord               sum_i |x_i - x_(i-1)| / |x_16 - x_0|: at least 1, and 1 for a straight path
     largest_step_over_mean               max_i |x_i - x_(i-1)| / mean_i |x_i - x_(i-1)|: 1 if all steps are equal, 16
                                          if there is a single jump
     midpoint_distance_to_training        root mean squared difference, over pixels, between x_8 and the nearest
                                          training image
-    reconstruction_distance_to_training  the same for x_0 and x_16: the floor, reached at reconstructions
+    reconstruction_distance_to_training  the same for x_0 and x_16, the reconstructions: the baseline for the midpoints
 
     All are means over pairs (the last over both ends) with standard errors. Pairs whose ends decode to the same image,
-    up to rounding, have no chord and are excluded from the first two. The training images are the dataset's own, before
-    a likelihood binarizes them, and at most budget.train_images: with fewer images the distances are larger.
+    up to rounding, have no chord and are excluded from the first two. Training images are compared before any
+    binarization, and at most budget.train_images are used: with fewer, the distances are larger.
     """
 
     claim = "neighbours"
@@ -236,8 +238,8 @@ class Interpolation(Metric):
 
 
 def step_ratios(path: Tensor) -> Tensor:
-    """Return, for paths (T, P, pixels), length over chord and largest step over mean step, float64 (2, P); NaN if the
-    ends differ only by rounding."""
+    """Return length over chord, and largest step over mean step, of paths (T, P, pixels), float64 (2, P); NaN if the
+    ends of a path differ only by rounding."""
     steps = torch.stack([(b - a).double().norm(dim=1) for a, b in pairwise(path)])
     chord = (path[-1] - path[0]).double().norm(dim=1)
     # float32 has a relative rounding error of 6e-8.
@@ -249,12 +251,12 @@ def step_ratios(path: Tensor) -> Tensor:
 class ClassChange(Metric):
     """How often a code near an image's own decodes to another class, according to the feature net (`features.py`).
 
-    class_change_by_noise    share of draws z ~ q(z|x) whose mean image is of another class than the mean image of loc
-    class_change_from_label  share of these draws whose class differs from the image's label; the note gives its floor:
-                             the same share for reconstructions from loc, which includes the net's own mistakes
+    class_change_by_noise    share of draws z ~ q(z|x) whose mean image has another class than the mean image of loc
+    class_change_from_label  share of these draws whose class differs from the image's label; the note gives the
+                             baseline, the same share for reconstructions from loc, which includes the net's mistakes
     class_change_by_step     share of codes z = loc + a epsilon / 2 whose class differs from that of loc, with
-                             epsilon ~ N(0, I) and a the aggregate standard deviation: the same step for every mode,
-                             including a point mass
+                             epsilon ~ N(0, I) and a the aggregate standard deviation: the same step for every sigma
+                             mode, including a point mass
 
     Shares over 5 draws for each of budget.pictures / 5 test images; unbiased, with the standard error over images. The
     first two are not defined for a point mass, and none of them without labels.
@@ -284,11 +286,11 @@ class ClassChange(Metric):
                 found["class_change_by_noise"].append(share(torch.stack(drawn) != reconstructed))
                 found["class_change_from_label"].append(share(torch.stack(drawn) != own))
         floor = float(torch.cat(found.pop("floor")).mean())
-        note = f"{floor:.1%} without noise; the feature net's accuracy is {net.accuracy:.1%}"
+        note = f"{floor:.1%} for codes without noise; the feature net's accuracy is {net.accuracy:.1%}"
         return {
             name: mean_figure(torch.cat(values), note=note if name == "class_change_from_label" else "")
             if values
-            else undefined("all draws from a point mass are the same")
+            else undefined("all draws for an image are the same, since there is no noise")
             for name, values in found.items()
         }
 
@@ -305,7 +307,7 @@ class NeighbourLabels(Metric):
                                aggregate standard deviation) that have the image's label, averaged over test images
     neighbour_label_chance     the same for random other images, sum_c n_c (n_c - 1) / (N (N - 1)), exact
 
-    Not defined without labels. The standard error over images is slightly too small, since images share neighbours.
+    Not defined without labels. The standard error over images is slightly too small, since images share neighbors.
     """
 
     claim = "neighbours"
@@ -321,7 +323,7 @@ class NeighbourLabels(Metric):
             return {name: undefined(reason) for name in names}
         labels = codes.labels.cpu()
         loc = in_spread(self.subject, codes.loc).cpu().numpy()
-        # Without an argument, kneighbors excludes each code from its own neighbours.
+        # Without an argument, kneighbors excludes each code from its own neighbors.
         found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, images - 1)).fit(loc).kneighbors(return_distance=False)
         agreement = (labels[torch.from_numpy(found)] == labels[:, None]).double().mean(1)
         same = labels.unique(return_counts=True)[1].double()

@@ -12,7 +12,7 @@ from vae_cli.metrics.base import Codes, Figure, MeasuredRun, Metric, mean_figure
 from vae_cli.model.inference import Inference
 from vae_cli.runs.codes import FITTED, MIXTURE_COMPONENTS, Mixture, fit_mixture
 
-CODES_PER_IMAGE = 8  # draws of z, unless their number is part of the figure
+CODES_PER_IMAGE = 8  # draws of z for each image, except for the importance-weighted bound
 DECODED_PIXELS = 1 << 21  # in one batch of decoded images
 HELD_WEIGHTS = 1 << 22  # importance weights in memory at a time
 
@@ -32,8 +32,8 @@ class Bound(Metric):
 
     Errors are standard errors over images, and include the spread over draws. The bound lies below log p(x) by about
     (K / effective_sample_size - 1) / (2 K), and by much more if the effective sample size is near 1. Memory is bounded
-    by constants of this module for any K and any number of images. What needs a density of q is not defined for a point
-    mass. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
+    by constants of this module for any K and any number of images. For a point mass, only the distortion is defined,
+    since the others need a density of q. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
     """
 
     claim = "price"
@@ -46,7 +46,7 @@ class Bound(Metric):
     def update(self, inference: Inference) -> None:
         distortion = inference.distortion
         if inference.rate is not None:
-            for _ in range(CODES_PER_IMAGE - 1):  # one at a time: a batch takes much memory in a conv network
+            for _ in range(CODES_PER_IMAGE - 1):  # one draw at a time: more would need much memory in a conv network
                 distortion = distortion + self.subject.distortion(inference.x, inference.posterior.rsample())
             distortion = distortion / CODES_PER_IMAGE
             self.elbo.append(-(distortion + inference.rate))
@@ -76,7 +76,7 @@ class Bound(Metric):
         }
 
     def _importance(self, count: int, ladder: list[int]) -> tuple[Tensor, Tensor]:
-        """Return each image's bound at each k of the ladder, (N, len(ladder)), and effective sample size (N,)."""
+        """Return the bound of each image at each k of the ladder, (N, len(ladder)), and effective sample sizes (N,)."""
         curve, size = [], []
         most = self.subject.budget.iw_images
         for x, _ in self.subject.batches("test", most):
@@ -87,7 +87,7 @@ class Bound(Metric):
         return torch.cat(curve), torch.cat(size)
 
     def _log_weight(self, x: Tensor, count: int) -> Tensor:
-        """Return log p(x, z_k) - log q(z_k|x) for K = count draws, float64 (K, B), and images x (B, C, H, W)."""
+        """Return log p(x, z_k) - log q(z_k|x) of K = count draws for each image x (B, C, H, W), float64 (K, B)."""
         model = self.subject.model
         posterior, prior = model.encode(x), model.prior()
         log_weight = torch.empty(count, len(x), dtype=torch.float64)
@@ -120,7 +120,7 @@ def curve_steps(count: int) -> list[int]:
 
 
 def group_bound(log_weight: Tensor, k: int) -> Tensor:
-    """Return log 1/k sum_k w_k, (B,), averaged over the K // k disjoint groups of k draws of log_weight (K, B)."""
+    """Return the log of the mean of k weights, (B,), averaged over the K // k disjoint groups in log_weight (K, B)."""
     groups = len(log_weight) // k
     return (log_weight[: groups * k].unflatten(0, (groups, k)).logsumexp(1) - math.log(k)).mean(0)
 
@@ -132,14 +132,14 @@ class AggregateFit(Metric):
 
     aggregate_mean_norm     |m|
     aggregate_variance      the diagonal of C, one value per dimension
-    aggregate_spectrum      the eigenvalues of C in descending order, which do not depend on the axes of the code
+    aggregate_spectrum      the eigenvalues of C in descending order; they do not change if the code is rotated
     aggregate_kl_gaussian   KL(N(m, C) || p(z)) in nats, for a prior that is normal with independent dimensions: a lower
-                            bound on KL(q(z) || p(z)), since N(m, C) has the largest entropy for its moments; infinite,
-                            and left out, if the codes of a point mass do not span the latent space
+                            bound on KL(q(z) || p(z)), since no distribution with these moments has a larger entropy;
+                            not defined (infinite) if the codes of a point mass do not span the latent space
 
-    Moments estimated from N images have a relative spread of about sqrt(2 / N), and the KL is too large by about
-    D (D + 3) / (4 N). The largest eigenvalues are too large, and the smallest too small, by a relative sqrt(D / N) or
-    so.
+    Variances estimated from N images have a relative standard error of about sqrt(2 / N), and the KL is too large by
+    about D (D + 3) / (4 N). The largest eigenvalues are too large, and the smallest too small, by a relative error of
+    about sqrt(D / N).
     """
 
     claim = "price"
@@ -160,7 +160,7 @@ class AggregateFit(Metric):
         prior = self.subject.model.prior()
         if not isinstance(prior, Independent) or not isinstance(prior.base_dist, Normal):
             return undefined("the prior is not normal with independent dimensions")
-        # Smaller eigenvalues, relative to the largest, are rounding errors of codes in single precision.
+        # Eigenvalues below this share of the largest are rounding errors of codes in single precision.
         if not spectrum[-1] > 1e-12 * spectrum[0]:
             return undefined("the codes do not span the latent space, so the KL divergence is infinite")
         loc, scale = prior.base_dist.loc.cpu().double(), prior.base_dist.scale.cpu().double()
@@ -173,15 +173,15 @@ class RefittedPrior(Metric):
     of the cost that comes from the prior rather than from the noise.
 
     elbo_gaussian_prior   under N(m, C), with the moments of the aggregate posterior of the training images
-    elbo_mixture_prior    under 10 Gaussians of full covariance, fitted to one noisy code of each training image (at
-                          most 10,000)
+    elbo_mixture_prior    under a mixture of 10 Gaussians with full covariances, fitted to one noisy code of each
+                          training image (at most 10,000)
     ..._gain              E_q[log p_refitted(z) - log p(z)], the gain over the ELBO under the run's own prior
 
     The distortion uses one draw of z; the log densities are averaged over 8 other draws, the same for both priors. The
     error of a gain is the standard error over images of the paired difference. If the refitted prior equals the
-    aggregate posterior, the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, and gains less on
-    the test images or even loses. Not defined for a point mass. Ghosh et al., From Variational to Deterministic
-    Autoencoders, ICLR 2020, fit the same two priors.
+    aggregate posterior, the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, so its gain on
+    the test images is small or even negative. Not defined for a point mass. Ghosh et al., From Variational to
+    Deterministic Autoencoders, ICLR 2020, fit the same two priors.
     """
 
     claim = "price"
@@ -212,7 +212,11 @@ class RefittedPrior(Metric):
 
     def compute(self) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
-        reason = f"a mixture of {MIXTURE_COMPONENTS} needs more training codes than that" if self.priors else POINT_MASS
+        reason = (
+            f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
+            if self.priors
+            else POINT_MASS
+        )
         for name in ("elbo_gaussian_prior", "elbo_mixture_prior"):
             if name in self.elbo:
                 figures[name] = mean_figure(torch.cat(self.elbo[name]), "nats")
@@ -232,9 +236,9 @@ def moments(codes: Codes) -> tuple[Tensor, Tensor]:
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Distribution:
-    """Return N(mean, covariance), factorized in units of each dimension's own spread so that any units work.
+    """Return N(mean, covariance). Dimensions are scaled to unit variance for the factorization, so any scales work.
 
-    In those units the variances are 1 + 1e-12, so that codes that hardly vary in some direction still have a density.
+    After scaling, 1e-12 is added to each variance, so that codes that hardly vary in some direction have a density.
     """
     spread = covariance.diagonal().sqrt()
     correlation = covariance / spread / spread[:, None] + 1e-12 * torch.eye(len(mean), dtype=covariance.dtype)

@@ -15,7 +15,7 @@ SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 KINDS = ("frechet", "precision", "recall", "density", "coverage")
 MANIFOLD = 3  # nearest neighbors for precision and recall
 DENSITY_NEIGHBORS = 5  # for density and coverage
-DISTANCE_ROWS = 256  # of a distance matrix, computed together
+DISTANCE_ROWS = 256  # rows of a distance matrix that are computed together
 
 
 class Quality(Metric):
@@ -23,24 +23,26 @@ class Quality(Metric):
 
     Codes come from five sources: the `prior`; one Gaussian fitted to the training codes (`aggregate`); a `mixture` of
     10 fitted to them; the locations of the test images (`reconstructions`); and the midpoints between the locations of
-    random pairs of test images (`midpoints`). Codes are decoded to their mean images. For each source, and for
-    N = budget.pictures images or all there are:
+    random pairs of test images (`midpoints`). Codes are decoded to their mean images. For each source, with
+    N = budget.pictures images (all test images if there are fewer):
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
                 Update Rule, NeurIPS 2017. Biased upwards for small N: frechet_floor is the distance between N training
-                images and the test images, which only reconstructions of the test images themselves can undercut
-    precision   share of generated images that lie within some test image's distance to its 3rd neighbor, and
-    recall      share of test images that lie within some generated image's: Kynkaanniemi et al., Improved Precision
-                and Recall Metric for Assessing Generative Models, NeurIPS 2019
-    density     number of test images' balls (radius: distance to the 5th neighbor) that contain a generated image,
-                divided by 5; its expectation is 1 for equal distributions, and it can exceed 1
+                images and the test images, a floor for all but reconstructions of the test images themselves
+    precision   share of generated images that lie at least as close to some test image as that image's 3rd nearest
+                neighbor among the test images
+    recall      the same with generated and test images exchanged. Kynkaanniemi et al., Improved Precision and Recall
+                Metric for Assessing Generative Models, NeurIPS 2019
+    density     mean number of test images' balls (radius: distance to the 5th nearest neighbor) that contain a
+                generated image, divided by 5; its expectation is 1 for equal distributions, and it can exceed 1
     coverage    share of test images whose ball contains a generated image; its expectation is 1 - 2^-5 for equal
                 distributions and equal N. Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models,
                 ICML 2020
 
-    Errors are over the images that a share refers to, for fixed balls. The figures depend on the feature net, whose
-    accuracy is feature_accuracy, and cannot be compared with published ones. They are defined in every mode. Test
-    images are the dataset's own, not a binarization of them.
+    Standard errors are over generated images for precision and density, and over test images for recall and coverage,
+    with the balls taken as fixed. The figures depend on the feature net, whose accuracy is feature_accuracy, so they
+    cannot be compared with published values. They are defined for every sigma mode. Test images are used before any
+    binarization.
     """
 
     claim = "price"
@@ -51,7 +53,7 @@ class Quality(Metric):
         count = len(self.subject.positions("test", self.subject.budget.pictures))
         reason = ""
         if net is None:
-            reason = "there is no feature net, since the images do not have two labels"
+            reason = "there is no feature net, since the images have no labels, or only one label"
         elif count <= DENSITY_NEIGHBORS:
             reason = f"{count} test images are too few for {DENSITY_NEIGHBORS} neighbors each"
         if net is None or reason:
@@ -109,7 +111,7 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 class Balls:
-    """The distances of each of the points (N, F) to its 3rd and 5th nearest neighbor among the others, (N,) each."""
+    """Radii of balls around points (N, F): each point's distances to its 3rd and 5th nearest neighbors, (N,) each."""
 
     def __init__(self, points: Tensor) -> None:
         # The nearest neighbor is the point itself, at distance 0.
@@ -142,5 +144,5 @@ def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return distances (N, M), exactly 0 between equal points, which a matrix product would not give."""
+    """Return distances (N, M), without a matrix product, so that the distance between equal points is exactly 0."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

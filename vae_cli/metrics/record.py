@@ -1,4 +1,4 @@
-"""The stored evaluation of a run, read without importing torch, which takes seconds."""
+"""The stored evaluation of a run, read without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 1
 Profile = Literal["quick", "default", "full"]
 PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each is more thorough than the one before
 
-# All metrics, by module. To add a metric, write its class there and its name here.
+# All metrics, by module. To add a metric, add its class to a module and its name here.
 MODULES = {
     "information": ("Rate", "SignalToNoise", "MutualInformation"),
     "tolerance": ("NoiseProbe", "Quantization"),
@@ -50,7 +50,7 @@ def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
     """Return the stored evaluation of the run's current weights; None if there is none. Raises Failure if the file is
     damaged or was written by a newer version."""
     file = metrics_file(folder)
-    again = f"To evaluate again type vae evaluate {folder.path} --overwrite"
+    again = f"To evaluate the run again type vae evaluate {folder.path} --overwrite"
     try:
         found = json.loads(read_text(file))
     except FileNotFoundError:
@@ -98,7 +98,7 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def stamp(file: Path) -> list[int]:
-    """Return size and modification time: if both are unchanged, the file need not be read again."""
+    """Return the size and modification time of a file: if both are unchanged, the file is taken to be unchanged."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
 

@@ -1,4 +1,4 @@
-"""Claim 4, scale: where sigma settles, and how it got there."""
+"""Claim 4, scale: the values of sigma after training, and how they changed during training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ class ScaleDistribution(Metric):
     scale_mean, scale_median, scale_min, scale_max         over all images and dimensions
     scale_active_quantiles, scale_idle_quantiles           the 5, 25, 50, 75 and 95 % quantiles
     scale_histogram_edges                                  K + 1 bin edges, in log10 scale
-    scale_histogram_active, scale_histogram_idle           share of all scales in each of the K bins
+    scale_histogram_active, scale_histogram_idle           share of all scales that fall into each of the K bins
 
-    Scales are in the unit of z. Bins are a tenth of a decade wide and centred on multiples of that width, so histograms
-    of several runs share one grid and a scale of exactly 1 is in the middle of its bin; the shares of both kinds
-    together sum to 1. A dimension is active if Var_x(loc_j) > 0.01 E_x(scale_j^2).
+    Scales are in the unit of z. Bins are a tenth of a decade wide and centered on multiples of that width, so the
+    histograms of all runs have the same bin edges, and a scale of exactly 1 is in the middle of its bin. The shares of
+    active and idle dimensions together sum to 1. A dimension is active if Var_x(loc_j) > 0.01 E_x(scale_j^2), and idle
+    otherwise.
 
-    The mean is unbiased, with its standard error over images, and so are the shares. Quantiles and extremes are those
-    of the sample: more images move the extremes outwards. A point mass has no scale, and a kind of dimension that does
-    not occur has no quantiles.
+    The mean and the shares are unbiased; the mean has a standard error over images. Quantiles and extremes are those of
+    the sample, so the extremes move outward with more images. None of these figures is defined for a point mass, and
+    quantiles are not defined if no dimension is active (or idle).
     """
 
     claim = "scale"
@@ -66,17 +67,17 @@ class ScaleDistribution(Metric):
 
 
 class PullOverTraining(Metric):
-    """How the scale and its cost changed during training: curves with one point per epoch, from the run's own record.
+    """How the scales and the parts of the rate changed during training: one point per epoch, from metrics.jsonl.
 
     training_epochs                             epochs, counted from 1
     training_rate_scale, training_rate_loc      the parts of the rate, nats per image (see Rate)
     training_scale_mean                         mean scale over images and dimensions
     training_loc_std                            root of the mean over dimensions of Var_x(loc_j)
 
-    All are means over the validation images at the end of each epoch. If no images were held out, the parts of the rate
-    are means over the training images as the weights change during the epoch, and the posterior is measured on some of
-    those images. The record keeps no errors. A point mass has neither rate nor scale, and the rate has parts only if
-    posterior and prior are normal with independent dimensions.
+    All are measured on the validation images at the end of each epoch. If no images were held out, the parts of the
+    rate are averaged over the training images while the weights change during the epoch, and scale_mean and loc_std are
+    measured on some of those images. Standard errors are not recorded. A point mass has neither rate nor scale, and the
+    rate has parts only if posterior and prior are normal with independent dimensions.
     """
 
     claim = "scale"
@@ -93,12 +94,12 @@ class PullOverTraining(Metric):
         if not records:
             return dict.fromkeys(("training_epochs", *curves), undefined("the run has no record of its training"))
         held_out = len(subject.splits.validation)
-        note = "" if held_out else "on training images, since none were held out"
+        note = "" if held_out else "measured on training images, since no images were held out"
         figures = {"training_epochs": Figure([float(record["epoch"]) for record in records], "epochs")}
         for name, (keys, unit, reason) in curves.items():
             curve = _curve(records, keys)
             if curve is None:
-                missing = "the run's record does not have this curve"
+                missing = "the run has no record of this curve"
                 figures[name] = undefined(missing if subject.has_noise else reason or missing)
             else:
                 figures[name] = Figure(curve, unit, held_out or len(subject.splits.train), note=note)
@@ -106,7 +107,7 @@ class PullOverTraining(Metric):
 
 
 def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] | None:
-    """Return the values of the first key that all records have."""
+    """Return the values, by epoch, of the first key that all records have; None if there is no such key."""
     for key in keys:
         if all(key in record for record in records):
             return [record[key] for record in records]
@@ -114,7 +115,7 @@ def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] 
 
 
 def _quantiles(scale: Tensor, kind: str) -> Figure:
-    """Return the quantiles of scales (N, D) of one kind of dimension."""
+    """Return the quantiles of scales (N, D) in dimensions of one kind, active or idle."""
     if scale.numel() == 0:
         return undefined(f"no dimension is {kind}")
     return Figure(np.quantile(scale.numpy(), QUANTILES).tolist(), count=len(scale))

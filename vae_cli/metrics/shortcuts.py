@@ -1,4 +1,4 @@
-"""Claim 3, shortcuts: whether the noise is off, and what the codes carry."""
+"""Claim 3, shortcuts: whether sigma has collapsed, and what a code reveals about its image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vae_cli.metrics.base import Figure, Metric, SplitName, mean_figure, undefin
 from vae_cli.metrics.neighbours import NEIGHBOURS, NO_LABELS, in_spread
 
 COLLAPSED = 0.01  # scale below which a dimension has collapsed, in aggregate standard deviations
-PROBE_CODES = 10_000  # training codes that a probe is fitted to; more change little
-DENSITIES = 1 << 22  # doubles in one batch of densities: 32 MiB
+PROBE_CODES = 10_000  # training codes that a probe is fitted to; more would hardly change its accuracy
+DENSITIES = 1 << 22  # doubles in one intermediate tensor: 32 MiB
 
 
 class Collapse(Metric):
@@ -22,12 +22,12 @@ class Collapse(Metric):
     collapsed_share  share of dimensions whose mean scale over the test images is below 1 % of a_j, the aggregate
                      standard deviation; not defined for a point mass
     loc_std          sqrt(mean_j Var_x(loc_j)) over test images
-    loc_std_growth   loc_std after the last epoch divided by loc_std after the first, as recorded on validation images
-                     during training; needs at least two epochs
+    loc_std_growth   loc_std after the last epoch divided by loc_std after the first, as recorded during training on
+                     validation images (on training images if none were held out); needs at least two epochs
     largest_loc      largest |loc_j| over test images and dimensions
 
-    The last and loc_std are in units of z, which differ between modes: compare the share and the growth. loc_std has a
-    bias of order 1/N.
+    loc_std and largest_loc are in units of z, whose scale differs between sigma modes; to compare modes, use the share
+    and the growth. loc_std has a bias of order 1/N.
     """
 
     claim = "shortcuts"
@@ -52,7 +52,7 @@ class Collapse(Metric):
         key = "posterior/loc_std"
         spreads = [float(record[key]) for record in self.subject.run.folder.metrics() if key in record]
         if len(spreads) < 2:
-            return undefined("fewer than two epochs are on record")
+            return undefined("fewer than two epochs were recorded")
         if spreads[0] == 0:
             return undefined("all locations were equal after the first epoch")
         return Figure(spreads[-1] / spreads[0], count=len(spreads))
@@ -62,7 +62,7 @@ class Reidentification(Metric):
     """Whether a noisy code reveals which image it came from.
 
     reidentification         share of codes z ~ q(z|x) for which argmax_i log q(z|x_i), over all N test images, is the
-                             code's own image: no rule does better if all images are equally probable
+                             code's own image; no classifier does better if all images are equally probable
     reidentification_chance  1 / N
 
     One z for each of up to budget.draws test images. If k images tie for the largest density, one is chosen at random,
@@ -83,7 +83,7 @@ class Reidentification(Metric):
         widest = max(posterior.batch_shape[0] for posterior in posteriors)
         hits = []
         for rows in own.split(max(1, DENSITIES // max(images, widest * dimensions))):
-            # Double precision: if the scale is small, distant images differ by squares of thousands of scales.
+            # Double precision: images can be thousands of scales apart, and float32 rounds the squares too coarsely.
             queries = z[rows].double()[:, None]
             density = torch.cat([posterior.log_prob(queries) for posterior in posteriors], 1)
             is_best = density == density.amax(1, keepdim=True)
@@ -99,9 +99,9 @@ class Generalization(Metric):
     """How much worse the model does on images it was not trained on, in nats per image.
 
     distortion_train, distortion_test, distortion_gap, elbo_train, elbo_test, elbo_gap: each gap is test minus train, so
-    a distortion gap above 0, or an ELBO gap below 0, is overfitting. Measured on equal numbers of random images of both
-    splits with one code drawn for each; unbiased, with the standard errors of the means. The ELBO is not defined for a
-    point mass.
+    a distortion gap above 0, or an ELBO gap below 0, indicates overfitting. Measured on equal numbers of random images
+    of both splits, with one code drawn for each; unbiased, with the standard errors of the means. The ELBO is not
+    defined for a point mass.
     """
 
     claim = "shortcuts"
@@ -135,7 +135,7 @@ class Generalization(Metric):
 
 
 class Probes(Metric):
-    """How well labels can be read from codes; the noise destroys the difference between loc and z.
+    """How well labels can be predicted from codes; any loss of accuracy from loc to z is due to the noise.
 
     linear_probe_loc, linear_probe_z            accuracy of a logistic regression (scikit-learn, L2 penalty of strength
                                                 1) on codes standardized by the statistics of the training codes
@@ -143,7 +143,7 @@ class Probes(Metric):
                                                 of the aggregate standard deviation
 
     Fitted to at most 10,000 training codes and tested on all test codes; z is one draw per image, in training and in
-    test. The error is the binomial standard error over test images; fewer training codes bias all of them downwards.
+    test. The error is the standard error over test images. With fewer training codes, all accuracies are lower.
     The probes of z are not defined for a point mass, and none is defined unless the training images have at least two
     labels.
     """
@@ -167,7 +167,7 @@ class Probes(Metric):
             if code == "z" and train.scale is None:
                 figures |= {name: undefined("z equals loc, since there is no noise") for name in self._names("z")}
                 continue
-            # More iterations than the solver needs; if it uses them all, the fit is exact to the last digits.
+            # More iterations than the solver usually needs; if it stops at this limit, the fit hardly changes any more.
             linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
             near = KNeighborsClassifier(min(NEIGHBOURS, len(labels)))
             for name, probe, unit in zip(self._names(code), (linear, near), (False, True), strict=True):

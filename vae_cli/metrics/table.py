@@ -12,14 +12,14 @@ from rich.text import Text
 from vae_cli.config.claims import CLAIMS, Entry, entry
 
 ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", "neither": ""}
-WIDE = 110  # columns in which the notes have room beside the figures
+WIDE = 110  # columns that a terminal needs to show notes next to the figures
 
 
 def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """Print the scalar figures of an evaluation by claim, and the reasons for those that are not defined.
+    """Print the scalar figures of an evaluation by claim, and the reasons why other figures are not defined.
 
-    Titles and directions come from the register of figures. A note is printed beside its figure, or below the table if
-    the console is narrow.
+    Titles, and whether higher is better, come from config/figures.toml. A note is printed next to its figure, or below
+    the table if the console is narrow.
     """
     names = [*evaluation["figures"].values(), *evaluation["left_out"].values()]
     others = dict.fromkeys(figure["claim"] for figure in names if figure["claim"] not in CLAIMS)
@@ -37,8 +37,8 @@ def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
                           markup=False)  # fmt: skip
     console.print(
         f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better; \N{PLUS-MINUS SIGN} standard error "
-        "over N. For definitions and formulas type vae explain FIGURE, for example: vae explain rate. The identifiers "
-        "for scripts are in metrics.json.",
+        "over a sample of N. For the definition and formula of a figure type vae explain FIGURE, for example: vae "
+        "explain rate. Scripts can read the figures, by identifier, from metrics.json.",
         highlight=False, markup=False,
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def _titled(figure: Entry) -> str:
 
 
 def _reasons(left_out: Mapping[str, Mapping[str, Any]], claim: str) -> dict[str, list[str]]:
-    """Return the titles of the figures of a claim that are not defined, by reason."""
+    """Return the titles of a claim's undefined figures, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for name, figure in left_out.items():
         if figure["claim"] == claim:
@@ -79,7 +79,7 @@ def _reasons(left_out: Mapping[str, Mapping[str, Any]], claim: str) -> dict[str,
 
 
 def show(value: float) -> str:
-    """Return a figure with as many digits as a reader needs.
+    """Return a number as text, with two decimals, or three significant digits if it is below 1.
 
     >>> [show(value) for value in (3.0, 12345.678, 0.012345)]
     ['3', '12,345.68', '0.0123']

@@ -1,4 +1,4 @@
-"""Claim 1, bits: what a code tolerates before the decoder is misled, measured in every mode."""
+"""Claim 1, bits: how much noise and quantization a code tolerates, measured for every sigma mode."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vae_cli.metrics.base import Figure, Metric, curve_figure, mean_figure, stan
 NOISE_LEVELS = torch.logspace(math.log10(0.01), math.log10(3), 16, dtype=torch.float64).tolist()
 BIT_DEPTHS = range(1, 13)
 NOISE_DRAWS = 4  # noise vectors per test image and noise level; a few suffice, since there are many images
-TOLERATED = 0.1  # of the way from the distortion at an image's own code to that at another image's code
-ALLOWED_NATS = 1.0  # that quantization may cost
+TOLERATED = 0.1  # tolerated rise in distortion, relative to the rise if another image's code is decoded
+ALLOWED_NATS = 1.0  # rise in distortion that quantization may cause
 
 
 class NoiseProbe(Metric):
@@ -25,15 +25,16 @@ class NoiseProbe(Metric):
     noise_probe_distortion  -ln p(x | loc + t a epsilon) at each t, nats; a_j is the standard deviation of the aggregate
                             posterior in dimension j, and epsilon ~ N(0, I) is the same at every t
     noise_probe_stranger    the distortion of an image at the loc of another image, nats
-    noise_probe_tolerance   the t at which the distortion has risen by a tenth of the difference between another image's
-                            code and the image's own
+    noise_probe_tolerance   the t at which the distortion has risen by a tenth of the rise that another image's code
+                            causes
 
     Each is a mean over test images of a mean over several draws (or several other images), unbiased, with standard
     errors over images; the error of the tolerance is propagated through the slope there. The tolerance is the first
     crossing of the mean curve, interpolated linearly in ln t between noise levels. A convex curve lies below that line,
-    so the tolerance reads low by up to 4 %. It is not defined if another image's code is no worse than the image's own
-    (by more than two standard errors), or if the crossing lies outside the noise levels. In that case the reason names
-    the side: the end of the range would pass for a measurement in a mean over runs.
+    so the tolerance is underestimated by up to 4 %. It is not defined if another image's code is not worse than the
+    image's own by more than two standard errors, or if the crossing is outside the noise levels. In the latter case the
+    reason says on which side. The end of the range is not returned, since in a mean over runs it would look like a
+    measurement.
     """
 
     claim = "bits"
@@ -68,24 +69,26 @@ class NoiseProbe(Metric):
 
     @staticmethod
     def tolerance_at_crossing(values: Tensor, other_code: Tensor) -> Figure:
-        """Return the tolerance.
+        """Return the noise level at which the mean distortion has risen by the tolerated amount.
 
-        values (N, 1 + levels) holds the distortions by noise level, other_code (N,) those with another image's code.
+        values (N, 1 + levels) are the distortions by noise level, other_code (N,) those with another image's code.
         """
         difference = mean_figure(other_code - values[:, 0])
         assert isinstance(difference.value, float)
         assert isinstance(difference.error, float)  # there are at least two images
         if difference.value <= 2 * difference.error:
-            return undefined("another image's code is no worse for an image than its own")
+            return undefined("another image's code is no worse than the image's own")
         over = values - torch.lerp(values[:, 0], other_code, TOLERATED)[:, None]
         reached = (over.mean(0) >= 0).nonzero().flatten().tolist()
         if not reached:
             return undefined(
-                f"up to t = {NOISE_LEVELS[-1]:g}, noise costs less than a tenth of what another image's code costs"
+                f"up to t = {NOISE_LEVELS[-1]:g}, noise raises the distortion by less than a tenth of the rise that "
+                "another image's code causes"
             )
         if reached[0] == 1:
             return undefined(
-                f"even at t = {NOISE_LEVELS[0]:g}, noise costs more than a tenth of what another image's code costs"
+                f"even at t = {NOISE_LEVELS[0]:g}, noise raises the distortion by more than a tenth of the rise that "
+                "another image's code causes"
             )
         before, after = NOISE_LEVELS[reached[0] - 2], NOISE_LEVELS[reached[0] - 1]
         share, error = crossing(over[:, reached[0] - 1], over[:, reached[0]])
@@ -97,25 +100,25 @@ class NoiseProbe(Metric):
 class Quantization(Metric):
     """How many bits of loc the decoder needs: defined for every sigma mode, including a point mass.
 
-    quantization_bits                b = 1 to 12, bits kept of each active dimension of loc
+    quantization_bits                b = 1 to 12, the number of bits per active dimension of loc
     quantization_distortion          -ln p(x | loc quantized to b bits), nats
     quantization_unquantized         -ln p(x | loc), nats
     quantization_total_bits          b times the number of active dimensions, bits per image
-    quantization_bits_within_1_nat   bits per image at which quantization costs 1 nat of distortion
+    quantization_bits_within_1_nat   bits per image at which quantization raises the distortion by 1 nat
 
     Each active dimension is assigned to one of 2^b cells of equal width w and replaced by the middle of its cell; an
-    idle dimension is replaced by its mean over the training images. With cells of equal width no code moves by more
-    than w / 2, and the mean squared error w^2 / 12 falls as 4^-b; cells of equal mass are wide in the tails, which
-    dominate their error. The cells span the central range of the training images' loc, except for a share 4^-(b + 1) at
-    either end: the share that is cut off falls with the error inside, and few bits are not wasted on outliers. For a
-    normal distribution the error is within 18 % of that of the best cells of equal width, and at 6 bits a third of that
-    of cells of equal mass.
+    idle dimension is replaced by its mean over the training images. Inside the cells no code moves by more than w / 2,
+    and the mean squared error w^2 / 12 falls as 4^-b. (Cells of equal mass would be wide in the tails, which would
+    dominate the error.) The cells span the training images' loc, except for a share 4^-(b + 1) at either end. This
+    share falls as fast as the error inside the cells, and if there are few bits, none are wasted on outliers. For a
+    normal distribution, the error is at most 18 % above that of the best cells of equal width, and at 6 bits it is a
+    third of that of cells of equal mass.
 
     All are means over test images, with standard errors over images. The bits within 1 nat are interpolated linearly in
-    4^-b between the last b that costs more and the next; with no bits at all, every code is the mean code. They are
-    undefined if 12 bits do not suffice. They measure this quantizer and are no lower limit: every active dimension gets
-    the same number of bits, however little it carries; the optimal code for a normal distribution needs about 1 bit
-    less at 5 bits; a code that exploits dependence between dimensions needs still fewer.
+    4^-b between the last b that costs more than 1 nat and the next; with 0 bits, every code is replaced by the mean
+    code. They are undefined if 12 bits do not suffice. They measure this quantizer and are not a lower limit. Every
+    active dimension gets the same number of bits, however little it carries. The optimal code for a normal distribution
+    needs about 1 bit less at 5 bits; a code that exploits dependence between dimensions needs still fewer.
     """
 
     claim = "bits"
@@ -130,7 +133,7 @@ class Quantization(Metric):
         high = torch.from_numpy(np.quantile(train.numpy(), [1 - tail for tail in tails], axis=0))
         mean = train.mean(0).expand_as(codes)
         kept = [torch.where(active, quantize(codes, *span), mean) for span in zip(low, high, BIT_DEPTHS, strict=True)]
-        # Add the unquantized code, and the mean code, which carries nothing.
+        # Add the unquantized code, and the mean code, which carries no information.
         every = [code.float().to(subject.device) for code in (codes, mean, *kept)]
         rows_of_values = [
             torch.stack([subject.distortion(x, code[rows]) for code in every], 1).cpu().double()
@@ -148,14 +151,19 @@ class Quantization(Metric):
 
     @staticmethod
     def _needed(over: Tensor, dimensions: int) -> Figure:
-        """Return the bits needed, given distortions (N, 1 + len(BIT_DEPTHS)) in excess of what is allowed, with no bits
-        and at each bit depth."""
+        """Return the bits per image at which the distortion has risen by ALLOWED_NATS.
+
+        over (N, 1 + len(BIT_DEPTHS)) is the rise in distortion minus ALLOWED_NATS, with 0 bits and at each bit depth.
+        """
         costly = (over.mean(0) > 0).nonzero().flatten().tolist()
         if not costly:
-            return Figure(0.0, "bits", len(over), note="the mean code is within 1 nat")
+            return Figure(0.0, "bits", len(over), note="replacing every code by the mean code costs less than 1 nat")
         b = costly[-1]
         if b == BIT_DEPTHS[-1]:
-            return undefined(f"{b} bits for each of the {dimensions} active dimensions still cost more than 1 nat")
+            return undefined(
+                f"with {b} bits for each of the {dimensions} active dimensions, quantization still raises the "
+                "distortion by more than 1 nat"
+            )
         share, error = crossing(over[:, b], over[:, b + 1])
         power = 4.0**-b * (1 - 0.75 * share)
         slope = 0.75 * 4.0**-b / (power * math.log(4))
@@ -170,8 +178,11 @@ def quantize(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 
 
 def crossing(before: Tensor, after: Tensor) -> tuple[float, float | None]:
-    """Return how far between two points, 0 to 1, the mean curve crosses zero if interpolated linearly, and the standard
-    error of that, given the values (N,) of each image at both points."""
+    """Return where the mean curve crosses zero between two points, by linear interpolation, and the standard error.
+
+    before and after (N,) are the values of each image at the two points. The crossing is 0 at the first point and 1 at
+    the second; its standard error is None for a single image.
+    """
     share = float(before.mean() / (before.mean() - after.mean()))
     error = standard_error(torch.lerp(before, after, share)[:, None])
     return share, error[0] / abs(float(before.mean() - after.mean())) if error else None
