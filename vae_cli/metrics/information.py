@@ -133,9 +133,9 @@ class MutualInformation(Metric):
     (and by at least 0.01 nats), the note gives the second estimate.
 
     Let r = q(z|x_n) / (N q(z)) be the probability that z came from its own image. If the mean of r exceeds 1/2, a code
-    mostly identifies its image, and the note marks the figures as saturated: with more images,
-    mutual_information would rise and marginal_kl would fall. This is the case whenever mutual_information is within 5 %
-    of ln N, for any N up to 2^20, since mean(r) >= exp(mean(ln r)) = exp(mutual_information - ln N).
+    mostly identifies its image, and the note marks the figures as saturated: with more images, mutual_information
+    would rise and marginal_kl would fall. This is the case whenever mutual_information is within 5 % of ln N, for any N
+    up to 2^20, since mean(r) >= exp(mean(ln r)) = exp(mutual_information - ln N).
 
     For posteriors that are normal with independent dimensions, densities are computed by a matrix product in double
     precision; for other posteriors, by their own log_prob. Not defined for a point mass. Hoffman and Johnson, ELBO

@@ -27,7 +27,7 @@ class Quality(Metric):
     N = budget.pictures images (all test images if there are fewer):
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
-                Update Rule, NeurIPS 2017. Biased upwards for small N: frechet_floor is the distance between N training
+                Update Rule, NeurIPS 2017. Biased upward for small N: frechet_floor is the distance between N training
                 images and the test images, a floor for all but reconstructions of the test images themselves
     precision   share of generated images that lie at least as close to some test image as that image's 3rd nearest
                 neighbor among the test images
