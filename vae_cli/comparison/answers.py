@@ -11,7 +11,7 @@ from vae_cli.comparison.statistics import Difference
 from vae_cli.config.claims import CLAIMS, ClaimName, entry
 from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted
 
-SPELLED_OUT = 3  # figures (for claim 4, arms) that an answer describes; the report's section on the claim has all
+SPELLED_OUT = 3  # an answer gives the values of at most this many figures (for claim 4, arms)
 # For each claim, the figures that would differ if the claim were true, and the sign of the difference: an arm without
 # noise, or without a penalty on the code, minus the reference arm.
 EXPECTED: dict[ClaimName, list[tuple[str, int]]] = {
@@ -68,7 +68,7 @@ def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
 
 
 def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
-    """Return the verdict on whether arms differ from the reference as a claim predicts, and sentences of evidence.
+    """Answer whether arms differ from the reference as a claim predicts: return the verdict and the evidence.
 
     `what` describes the arms, as in "without noise".
     """
@@ -143,7 +143,8 @@ def _one(comparison: Comparison, found: Difference) -> str:
 
 
 def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
-    """Return the arms without noise if `noise`, and those with noise but without a penalty on the code if `price`."""
+    """Return the arms without noise (if `noise` is true), and the arms with noise but without a penalty on the code (if
+    `price` is true)."""
     return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
 
 

@@ -16,7 +16,7 @@ from vae_cli.config import catalog
 from vae_cli.config.naming import show
 from vae_cli.core.errors import UserError, nearest
 
-FEW = 8  # if there are more arms, plots and tables leave out unusual weights of the regularizer
+FEW = 8  # if there are more arms, plots and tables show only the usual weight of the regularizer and weight 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class AtEqualRate:
 
 @dataclass(frozen=True)
 class Info:
-    """The unit, metric and claim that evaluations record for a figure, and whether it is a list of numbers."""
+    """The unit, metric and claim of a figure (a measured quantity), and whether its value is a list of numbers."""
 
     unit: str
     metric: str
@@ -211,7 +211,8 @@ class Comparison:
 
     @cached_property
     def at_equal_rate(self) -> list[AtEqualRate]:
-        """For each other family with a rate-distortion curve, the distortion at the rate of the reference."""
+        """The distortions of families at the reference's rate, for all families with a rate-distortion curve except the
+        reference's own."""
         rates, distortions = self.reference.by_seed("rate"), self.reference.by_seed("distortion")
         if not rates or not distortions:
             return []

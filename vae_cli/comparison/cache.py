@@ -36,7 +36,7 @@ class CachedReport:
 
 
 def stamp(runs: Sequence[Path], request: Mapping[str, Any]) -> str:
-    """Return a digest that changes whenever the request, the program or a file of a run changes. Files are compared by
+    """Return a digest that changes whenever `request`, the program or a file of a run changes. Files are compared by
     size, modification time and inode."""
     of_runs = [file for run in runs for file in _files(RunDir(run))]
     package = Path(__file__).parents[1]

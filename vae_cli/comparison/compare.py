@@ -1,4 +1,4 @@
-"""`vae compare`: finished runs side by side, as a table, files and a report that answers the five questions."""
+"""`vae compare`: compare finished runs in a table, in files for scripts and in a report with the five answers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def jacobians(comparison: Comparison) -> Figure | None:
 
 
 def neighbours(comparison: Comparison) -> Figure | None:
-    """Draw how images change between codes, and how often noise or a neighboring code changes the class."""
+    """Draw how images change between codes, how often noise changes the class, and how often neighbors have the same
+    label."""
     panels = [
         Panel([("largest_step_over_mean", "")], unit="ratio"),
         Panel([("midpoint_distance_to_training", "")]),
@@ -92,7 +93,7 @@ def frechet_distances(comparison: Comparison) -> Figure | None:
 
 
 def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False) -> Figure | None:
-    """Draw panels side by side; None if no arm has any of their figures."""
+    """Draw the panels for which any arm has values, side by side; None if there are no such panels."""
     arms, found = comparison.shown, looks(comparison)
     drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
     if not drawn:
@@ -183,7 +184,7 @@ def _line_of(panel: Panel, arms: Sequence[Arm]) -> float | None:
 
 
 def _limits_of(panels: Sequence[Panel], arms: Sequence[Arm]) -> Limits | None:
-    """Return the limits of panels that share an axis, or None for a logarithmic axis."""
+    """Return the limits of panels that share an axis; None if the axis is logarithmic."""
     names = [name for panel in panels for name, _ in panel.names]
     spans = [(stat.mean, stat.sd or 0.0) for arm in arms for name in names if (stat := arm.stat(name)) is not None]
     spans += [(line, 0.0) for panel in panels if (line := _line_of(panel, arms)) is not None]

@@ -1,4 +1,4 @@
-"""Sentences about single figures, generated from a comparison's numbers by the same rules for all arms."""
+"""Sentences about single figures (measured quantities), by the same rules for all arms."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def none_found(found: Difference) -> str:
 
 
 def finding(comparison: Comparison, name: str) -> str | None:
-    """Return sentences on the extremes of one figure and on its differences from the reference; None without values."""
+    """Return sentences on the extremes of a figure and its differences from the reference; None if no arm has it."""
     parts = [text for text in (extremes(comparison, name), against(comparison, name)) if text]
     return " ".join(f"{part}." for part in parts) or None
 
@@ -73,8 +73,8 @@ def extremes(comparison: Comparison, name: str) -> str | None:
 
 
 def against(comparison: Comparison, name: str) -> str | None:
-    """Return how the arms differ from the reference: first arms that differ, then arms without a difference found, then
-    arms with one seed."""
+    """Return how the arms differ from the reference: first those that differ, then those for which no difference
+    was found, then those with one seed."""
     chosen = [arm for arm in comparison.shown if arm is not comparison.reference]
     found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
     if not found:
@@ -96,14 +96,14 @@ def against(comparison: Comparison, name: str) -> str | None:
 
 
 def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:
-    """Return how the distortion of a family differs from the reference's at the reference's rate."""
+    """Return a sentence on how a family's distortion differs from the reference's, at the rate of the reference."""
     family, reference = quoted([found.family]), quoted([comparison.reference.label])
     rate = f"{number(found.rate)} nats"
     if found.outside is not None:
         low, high = (number(end) for end in found.outside)
         return (
             f"{family} cannot be compared with {reference} at equal rate: the rate of {reference}, {rate}, is outside "
-            f"the range of rates of {family}, {low} to {high} nats."
+            f"the range of rates of {family} with weights above 0, {low} to {high} nats."
         )
     if found.difference is None:
         return (

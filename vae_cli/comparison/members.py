@@ -72,7 +72,7 @@ def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Memb
 
 def refuse_incomparable(members: Sequence[Member]) -> None:
     """Raise UserError unless all runs have the same dataset, split and likelihood, and all evaluations used the same
-    images, seed and kind of weights. The message lists the values that differ and the runs that have them."""
+    images, seed and weights (best or last). The message lists the values that differ and the runs that have them."""
     shared = [_must_agree(member) for member in members]
     differing = [key for key in all_keys(shared) if len({one.get(key) for one in shared}) > 1]
     if not differing:

@@ -57,7 +57,7 @@ def complete_evaluations(
 
 
 def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if some runs were evaluated with a different seed or kind of weights than most runs."""
+    """Raise UserError if some runs were evaluated with a different seed, or other weights (best or last), than most."""
     how = [(found["seed"], found["weights"]) if found else None for found in recorded]
     usual = Counter(one for one in how if one is not None).most_common(1)
     others = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
@@ -122,7 +122,7 @@ def _in_this_process(work: Iterable[Work]) -> Iterable[Result]:
 
 def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
     """Evaluate in several processes with one thread each: the operations are too small to gain from more threads, and
-    on few cores the threads of several processes would slow each other down."""
+    more threads slow them down if there are few cores."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # a process reads it when it starts
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)

@@ -112,7 +112,7 @@ def arrows_outside(axes: Any, values: Sequence[float], inside: Limits, height: f
 
 
 def legend(figure: Figure, axes: Any, count: int, below: bool = False) -> None:
-    """Put the legend of `count` arms to the right of a figure or, if `below`, below it."""
+    """Put the legend of `count` arms to the right of a plot or, if `below` is true, below it."""
     handles, labels = axes.get_legend_handles_labels()
     if below:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, count)))

@@ -64,7 +64,7 @@ Looks = dict[str, Look]
 def looks(comparison: Comparison) -> Looks:
     """Return the look of every arm, by label.
 
-    Arms whose labels start with the same setting share a hue; arms whose labels agree in all other settings share a
+    Arms whose labels start with the same setting share a hue; arms whose labels agree after the first setting share a
     tint, line and marker. Arms that plots leave out look like the arm of their family that is shown.
     """
     found: Looks = {}
@@ -108,7 +108,7 @@ def hex_color(look: Look) -> str:
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure in this style, and compute its layout once, at the end, for all files that it is saved to."""
+    """Yield a matplotlib figure in this style. Its layout is computed once, at the end, for all files that show it."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
@@ -120,7 +120,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG; a plot of the same numbers has the same bytes."""
+    """Return a plot as SVG; plots of the same numbers have the same bytes."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -128,7 +128,7 @@ def as_svg(figure: Figure) -> bytes:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
+    """Return a plot as PNG."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=130)
@@ -136,6 +136,6 @@ def as_png(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, atomically. Raises OSError if it cannot be written."""
+    """Write a plot as a PNG file, atomically. Raises OSError if it cannot be written."""
     with rc_context(STYLE):
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))

@@ -1,4 +1,4 @@
-"""Line and scatter plots of a comparison, drawn from its figures alone.
+"""Line and scatter plots of a comparison, drawn from its figures (measured quantities) alone.
 
 A function returns None if no arm has the figures of its plot. Dot plots, with a row for each arm, are in `dot_plots`.
 """
@@ -36,7 +36,8 @@ Curves = dict[str, tuple[Any, list[Any]]]  # by the arm's label: x (points,), an
 
 
 def rate_distortion(comparison: Comparison) -> Figure | None:
-    """Plot distortion against rate: a curve for each family, bars of one sd over seeds, and lines of equal ELBO."""
+    """Plot distortion against rate: a curve for each family of arms, bars of one standard deviation over seeds, and
+    lines of equal ELBO."""
     families = [f for f in comparison.families if any(_point(arm) for arm in f.arms)]
     points = [(arm.label, *point) for family in families for arm in family.arms if (point := _point(arm))]
     if len(points) < 2:
@@ -142,7 +143,7 @@ def _bit_curves(comparison: Comparison) -> Curves:
 def _noise(axes: Any) -> None:
     dotted_line(axes, 0.1, "a tenth")
     axes.set_xscale("log")
-    axes.set_xlim(0.08, 3.3)  # below 0.08, all curves are parallel lines: the increase is quadratic in the noise
+    axes.set_xlim(0.08, 3.3)  # at lower noise levels, the increase is quadratic for all arms
     axes.set_ylim(5e-3, 8)
     log_ticks(axes.xaxis)
     axes.set_title("Noise added to the code")

@@ -61,7 +61,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Column:
-    """The heading of a column: a figure with its unit, definition and better direction, or an arm."""
+    """The heading of a column: a figure (its unit, its definition and which direction is better) or an arm."""
 
     title: str
     unit: str = ""
@@ -135,7 +135,7 @@ def render(
     title: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the page of HTML. `figures` are the plots drawn so far, by name; `notes` are printed at the top."""
+    """Return the report as HTML. `figures` are the plots drawn so far, by name; `notes` are printed at the top."""
     report = Report(comparison)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
     environment = Environment(
@@ -265,7 +265,7 @@ class Report:
         return Table("arm", heads, rows, footnotes.marks)
 
     def _tall_tables(self, names: Sequence[str]) -> list[Table]:
-        """Return tables with figures as rows and a few arms as columns; the last one has the footnotes of all."""
+        """Return tables with figures as rows and a few arms as columns; the last table has the footnotes of all."""
         arms, footnotes = self.comparison.shown, Footnotes()
         across = math.ceil(len(arms) / math.ceil(len(arms) / ACROSS))
         tables = []
@@ -305,7 +305,7 @@ class Footnotes:
         self.marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """Return the mark of a note, which is added if it is new."""
+        """Return the mark of a note; a new note is added."""
         place = len(self.marks)
         return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
 

@@ -18,7 +18,7 @@ LEAST = 3  # columns that are shown even if they do not fit
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """The labels and numbers of runs of the arms, columns by heading, the most important first, and a remark below."""
+    """The arms with their numbers of runs, the columns by heading, most important first, and a remark below."""
 
     title: str
     arms: list[str]

@@ -73,8 +73,8 @@ def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | No
 
 
 def write_curves(comparison: Comparison, folder: Path) -> None:
-    """Write every scalar's mean and standard deviation over seeds as two TensorBoard runs for each arm, `ARM/mean` and
-    `ARM/sd`, for the epochs that all runs of the arm have recorded."""
+    """Write the mean and standard deviation over seeds of every training curve as two TensorBoard runs for each arm,
+    `ARM/mean` and `ARM/sd`, for the epochs that all runs of the arm have recorded."""
     from vae_cli.training.tensorboard import EventWriter
 
     for arm in comparison.arms:
