@@ -299,7 +299,7 @@ runs empty | There are no runs in empty\. Train one first
 runs a b | unexpected extra argument
 runs --all | There is no flag --all
 compare nowhere | There is no run 'nowhere'
-compare empty | holds no run\. Train one first
+compare empty | There are no runs in empty\. Train one first
 compare a | the only finished run here, and a comparison needs at least two
 compare a a | the only finished run here
 compare file.txt a | There is no run 'file.txt'
@@ -308,7 +308,7 @@ compare --jobs 0 | --jobs 0
 compare --jobs 1 --reference nowhere | nowhere
 compare --jobs 1 --out file.txt | is a file; name a folder
 compare --jobs 1 --out file.txt/x | is a file; name a folder
-compare --runs-dir empty | holds no run
+compare --runs-dir empty | There are no runs in empty
 compare --jobs 1 --device tpu | type device=auto
 """  # fmt: skip
 

@@ -335,7 +335,7 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert vae("compare", str(run)) == 2
     assert "only finished run" in capsys.readouterr().err
     assert vae("compare", str(tmp_path)) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "There are no runs in" in capsys.readouterr().err
     assert vae("compare", "nowhere") == 2
     assert vae("compare", "--reference", "fixd", "--jobs", "1") == 2
     assert "Did you mean 'fixed 1.0'" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_equal_rate_takes_the_rate_out_of_the_comparison() -> None:
 
 
 def with_price(members: list[Member]) -> list[Member]:
-    """Return the same runs and an arm of constant sigma, which the question about the price needs."""
+    """Return the same runs and an arm of constant sigma, which the question about its cost needs."""
     return [
         *members,
         *(
@@ -233,7 +233,7 @@ def test_in_a_folder_the_runs_comparable_with_the_newest_are_kept(monkeypatch: p
 
 
 def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:
-    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one without a price."""
+    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one without a penalty."""
     members = []
     for seed in (0, 1, 2):
         jitter = noise * (seed - 1)
@@ -289,10 +289,10 @@ def test_the_share_of_the_prior_is_measured_by_arms_that_differ_only_in_it() -> 
     figures = {"elbo": -100.5, "rate": 20.0, "distortion": 80.5, "scale_min": 1.0, "scale_max": 1.0}
     members = [*comparison.members, *(member(seed, learned_prior, figures) for seed in (0, 1, 2))]
     told = answers(Comparison(members))["price"]
-    assert told.verdict == "2 of the 2 arms with a constant sigma lose 0.50 to 28.00 nats of ELBO"
+    assert told.verdict == "Both arms with a constant sigma lose 0.50 to 28.00 nats of ELBO"
     assert len(told.sentences) == 1
     assert "7 % of the difference" in told.sentences[0]
-    assert "as 'fixed 1.0, scaled_normal', " in told.sentences[0]
+    assert "in 'fixed 1.0, scaled_normal', " in told.sentences[0]
     assert "98 % of the difference" in told.sentences[0]
 
 

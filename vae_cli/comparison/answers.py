@@ -1,4 +1,4 @@
-"""The answers to the five questions, built from a comparison's numbers by rules."""
+"""The answers to the five questions about the encoder's noise, derived from a comparison's figures by fixed rules."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from vae_cli.comparison.statistics import Difference
 from vae_cli.config.claims import CLAIMS, ClaimName, entry
 from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted
 
-SPELLED_OUT = 3  # figures that an answer spells out; the claim's section has all
-# What an arm without noise, or without a price on it, would show if a claim held: the figure, and the sign of its
-# difference from the reference.
+SPELLED_OUT = 3  # an answer gives the values of at most this many figures (for claim 4, arms)
+# For each claim, the figures that would differ if the claim were true, and the sign of the difference: an arm without
+# noise, or without a penalty on the code, minus the reference arm.
 EXPECTED: dict[ClaimName, list[tuple[str, int]]] = {
     "bits": [("rate", 1), ("noise_probe_tolerance", -1), ("quantization_bits_within_1_nat", 1)],
     "neighbours": [
@@ -29,7 +29,7 @@ EXPECTED: dict[ClaimName, list[tuple[str, int]]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, its answer in a few words, and the sentences behind it."""
+    """A question, the answer in a few words, and sentences with the evidence."""
 
     question: str
     verdict: str
@@ -49,7 +49,7 @@ def answers(comparison: Comparison) -> dict[ClaimName, Answer]:
 
 
 def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
-    """Return what `tested` comparisons come to, of which some support a claim and some contradict it.
+    """Return the verdict on a claim that some of `tested` comparisons support and some contradict.
 
     >>> verdict_of(3, 0, 3), verdict_of(2, 0, 3), verdict_of(1, 0, 3), verdict_of(1, 1, 3)
     ('Yes', 'Mostly', 'In part', 'Mixed')
@@ -68,14 +68,19 @@ def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
 
 
 def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
-    """Return whether arms differ from the reference as a claim expects, and the sentences that say how."""
+    """Answer whether arms differ from the reference as a claim predicts: return the verdict and the evidence.
+
+    `what` describes the arms, as in "without noise".
+    """
     reference = comparison.reference
     own = quoted([reference.label])
     if not reference.has_noise or not reference.has_price:
-        return "Not tested", [f"The reference arm {own} has no noise, or no price on it. Choose another: --reference."]
+        return "Not tested", [
+            f"The reference arm, {own}, has no noise, or no penalty on the code. Choose another arm: --reference ARM."
+        ]
     arms = [arm for arm in arms if arm is not reference]
     if not arms:
-        return "Not tested", [f"None of these arms was trained {what}."]
+        return "Not tested", [f"No arm was trained {what}."]
     others = quoted([arm.label for arm in arms])
     pairs = [
         (found, sign)
@@ -84,7 +89,7 @@ def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], wha
         if (found := comparison.difference(name, arm)) is not None
     ]
     if not pairs:
-        return "Not tested", [f"No figure of this claim is defined for both {others} and {own}."]
+        return "Not tested", [f"No figure of this claim is defined both for {own} and for {others}."]
     tested = [pair for pair in pairs if pair[0].is_real is not None]
     supporting = sum(bool(found.is_real) and found.value * sign > 0 for found, sign in tested)
     contradicting = sum(bool(found.is_real) and found.value * sign < 0 for found, sign in tested)
@@ -92,7 +97,7 @@ def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], wha
         counts = _counts(supporting, contradicting, len(tested) - supporting - contradicting)
         sentences = [f"Of {len(tested)} comparisons of {others} with {own}, {counts}."]
     else:
-        sentences = ["With one seed there is no interval, and a difference cannot be told from chance."]
+        sentences = ["With one seed there are no intervals, so a difference cannot be distinguished from chance."]
     names = list(dict.fromkeys(found.figure for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)))
     for name in names[:SPELLED_OUT]:
         sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
@@ -109,7 +114,7 @@ def _counts(supporting: int, contradicting: int, neither: int) -> str:
 
 
 def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
-    """Return differences in one figure as a sentence: the reference's value, then each other arm's."""
+    """Return a sentence with a figure's value in the reference arm, then in the other arms with the differences."""
     name, reference = found[0].figure, comparison.reference.stat(found[0].figure)
     assert reference is not None
     stats = {arm.label: stat for arm in comparison.arms if (stat := arm.stat(name)) is not None}
@@ -123,7 +128,7 @@ def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
 
 
 def _one(comparison: Comparison, found: Difference) -> str:
-    """Return one difference as a sentence with both means."""
+    """Return a sentence with the means of two arms and their difference."""
     arms = {arm.label: arm for arm in comparison.arms}
     own, other = arms[found.arm].stat(found.figure), arms[found.reference].stat(found.figure)
     assert own is not None
@@ -138,13 +143,14 @@ def _one(comparison: Comparison, found: Difference) -> str:
 
 
 def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
-    """Return the arms without noise if `noise`, and the arms with noise but without a price on it if `price`."""
+    """Return the arms without noise (if `noise` is true), and the arms with noise but without a penalty on the code (if
+    `price` is true)."""
     return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
 
 
 def _bits(comparison: Comparison) -> tuple[str, list[str]]:
     arms = _without(comparison, noise=True, price=True)
-    verdict, sentences = _contrast(comparison, "bits", arms, "without noise, or without a price on it")
+    verdict, sentences = _contrast(comparison, "bits", arms, "without noise, or without a penalty on the code")
     rate = extremes(comparison, "rate_bits" if "rate_bits" in comparison.figures else "rate")
     if rate:
         sentences.insert(1, f"The rate is {rate[0].lower()}{rate[1:]}.")
@@ -161,11 +167,11 @@ def _neighbours(comparison: Comparison) -> tuple[str, list[str]]:
 
 def _shortcuts(comparison: Comparison) -> tuple[str, list[str]]:
     arms = _without(comparison, noise=True, price=True)
-    return _contrast(comparison, "shortcuts", arms, "without noise, or without a price on it")
+    return _contrast(comparison, "shortcuts", arms, "without noise, or without a penalty on the code")
 
 
 def _scale(comparison: Comparison) -> tuple[str, list[str]]:
-    """Compare, in each family with a free sigma, the mean sigma at the largest weight with that at the smallest."""
+    """Compare the mean sigma at the largest weight with that at the smallest, in each family with a learned sigma."""
     found, sentences = [], []
     for family in comparison.families:
         arms = [arm for arm in family.arms if arm.stat("scale_mean") and not arm.has_constant_scale]
@@ -178,19 +184,19 @@ def _scale(comparison: Comparison) -> tuple[str, list[str]]:
     for arm in [arm for arm in free if arm.has_price][:SPELLED_OUT]:
         sentences += _active_and_idle(arm)
     if not free:
-        return "Not tested", ["Sigma is not learned in any of these arms."]
+        return "Not tested", ["No arm has a learned sigma."]
     if not found:
-        return "Not tested", ["No learned sigma was trained under several weights of the regularizer.", *sentences]
+        return "Not tested", ["No learned sigma was trained with more than one weight of the regularizer.", *sentences]
     rising = sum(bool(d.is_real) and d.value > 0 for d in found)
     falling = sum(bool(d.is_real) and d.value < 0 for d in found)
     return verdict_of(rising, falling, sum(d.is_real is not None for d in found)), sentences
 
 
 def _active_and_idle(arm: Arm) -> list[str]:
-    """Return the median sigma of active and of idle dimensions, from the quantiles 5, 25, 50, 75, 95 %."""
+    """Return a sentence on the median sigma of active and of idle dimensions, or nothing if both are unknown."""
     medians = {}
     for kind in ("active", "idle"):
-        curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]
+        curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]  # 5, 25, 50, 75, 95 %
         if curves:
             medians[kind] = sum(curve[2] for curve in curves) / len(curves)
     if not medians:
@@ -200,11 +206,11 @@ def _active_and_idle(arm: Arm) -> list[str]:
 
 
 def _price(comparison: Comparison) -> tuple[str, list[str]]:
-    """Compare the ELBO of arms with a constant sigma with the reference's, under their own prior and refitted ones."""
+    """Compare the ELBO of arms with a constant sigma with that of the reference, under their own and other priors."""
     reference = comparison.reference
     arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
     if not arms or reference.stat("elbo") is None:
-        return "Not tested", ["No arm has a constant sigma, or there is no ELBO to compare it with."]
+        return "Not tested", ["This needs the ELBO of the reference arm, and of another arm with a constant sigma."]
     gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]
     sentences, said = [], set()
     for arm, found in sorted(gaps, key=lambda pair: pair[1].value):
@@ -220,30 +226,33 @@ def _price(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def _cost_in_short(gaps: Sequence[Difference]) -> str:
-    """Return how many arms lose how much."""
+    """Return how many arms with a constant sigma lose ELBO, and how much."""
     known = [d for d in gaps if d.interval is not None]
     losses = sorted(-d.value for d in known if d.is_real and d.value < 0)
     if not known:
         low, high = min(-d.value for d in gaps), max(-d.value for d in gaps)
         ends = number(high) if low == high else f"{number(low)} to {number(high)}"
-        return f"{ends} nats of ELBO, from one seed"
+        return f"A loss of {ends} nats of ELBO, with one seed"
     if not losses:
         return f"No loss of ELBO found with {known[0].seeds} seeds"
     digits = digits_for(losses)
     ends = " to ".join(dict.fromkeys(number(end, digits) for end in (losses[0], losses[-1])))
-    arms = "The arm" if len(known) == 1 else f"{len(losses)} of the {len(known)} arms"
+    arms = f"{len(losses)} of the {len(known)} arms"
+    if len(losses) == len(known):
+        arms = {1: "The arm", 2: "Both arms"}.get(len(known), f"All {len(known)} arms")
     return f"{arms} with a constant sigma lose{'s' if len(losses) == 1 else ''} {ends} nats of ELBO"
 
 
 def _differ_in_prior(one: Arm, other: Arm) -> bool:
-    """Whether two arms differ only in their prior."""
+    """Return whether two arms differ only in their prior."""
     keys = {key for key in one.settings if one.settings[key] != other.settings.get(key)}
     return bool(keys) and all(key.partition(".")[0] == "prior" for key in keys)
 
 
 def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm, Difference] | None) -> str:
-    """Return what an arm with a constant sigma loses, and how much of it another prior removes: one refitted to the
-    trained model's codes, and the best one that an arm was trained with that differs in nothing else."""
+    """Return a sentence on the ELBO that an arm with a constant sigma loses, and on how much of this loss other priors
+    remove: a prior refitted to the codes of the trained models, and the prior of `better`, the best arm that differs
+    from this one only in its prior."""
     own, reference = quoted([arm.label]), quoted([comparison.reference.label])
     text = f"The ELBO of {own} differs from that of {reference} by {gap(found, 'nats')}"
     if found.is_real is False:
@@ -251,18 +260,18 @@ def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm
     is_loss = bool(found.is_real) and found.value < 0
     refitted = comparison.difference("elbo_gaussian_prior", arm)
     if refitted is not None and is_loss:
-        text += f"; with a Gaussian prior refitted to the codes of each model, by {_remaining(found, refitted)}"
+        text += f"; under a Gaussian prior refitted to the codes of each model, by {_remaining(found, refitted)}"
     if better is not None:
         other, d = better
         says = _remaining(found, d) if is_loss else gap(d, "nats")
-        text += f"; trained with another prior, as {quoted([other.label])}, by {says}"
+        text += f"; trained with another prior, in {quoted([other.label])}, by {says}"
     return f"{text}."
 
 
 def _remaining(loss: Difference, rest: Difference) -> str:
-    """Return what remains of a loss, and which share of it is gone."""
+    """Return the difference that remains of a loss under another prior, and the share that this prior removes."""
     if rest.is_real is False:
         return f"{gap(rest, 'nats')} ({none_found(rest)})"
     share = 1 - rest.value / loss.value
-    gone = f", which removes {100 * share:.0f} % of the difference" if 0 <= share < 1 else ""
+    gone = f" ({100 * share:.0f} % of the difference removed)" if 0 <= share < 1 else ""
     return f"{gap(rest, 'nats')}{gone}"

@@ -1,4 +1,4 @@
-"""Runs grouped into arms by the settings that differ, and the arms compared with one of them, the reference."""
+"""Arms: runs grouped by the settings that differ, and compared with one of the arms, the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_cli.config import catalog
 from vae_cli.config.naming import show
 from vae_cli.core.errors import UserError, nearest
 
-FEW = 8  # with more arms, plots and tables leave out the ladders of weights
+FEW = 8  # if there are more arms, plots and tables show only the usual weight of the regularizer and weight 0
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arm:
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each run."""
+        """The seed of each run, in the order of `members`."""
         return [member.seed for member in self.members]
 
     @cached_property
@@ -46,21 +46,22 @@ class Arm:
         return {name: statistic(list(values.values())) for name, values in self._scalars.items()}
 
     def by_seed(self, name: str) -> Mapping[int, float]:
-        """Return the values of a scalar figure by seed, without the runs that lack it."""
+        """Return the values of a scalar figure by seed; runs that lack the figure are left out."""
         return self._scalars.get(name, {})
 
     def stat(self, name: str) -> Statistic | None:
-        """Return a scalar figure over seeds, or None if no run has it."""
+        """Return the statistics of a scalar figure over seeds; None if no run has the figure."""
         return self._stats.get(name)
 
     def curves(self, name: str) -> list[list[float]]:
-        """Return a figure that is a list for each run that has it; of different lengths, only the commonest."""
+        """Return a curve (a figure that is a list of numbers) from each run that has it. If the lengths differ, return
+        only the curves of the most common length."""
         found = [curve for member in self.members if (curve := member.curve(name)) is not None]
         lengths = Counter(len(curve) for curve in found)
         return [curve for curve in found if len(curve) == lengths.most_common(1)[0][0]]
 
     def reason(self, name: str) -> str | None:
-        """Return why a figure was left out, or None if it was not."""
+        """Return why a figure was left out of the evaluations; None if it was not left out."""
         for member in self.members:
             left_out = member.evaluation.get("left_out", {})
             if name in left_out:
@@ -69,38 +70,39 @@ class Arm:
 
     @property
     def has_noise(self) -> bool:
-        """Whether codes are drawn with noise, and so have a scale or a rate."""
+        """Whether the encoder has noise; false only if evaluations say why neither mean sigma nor rate is defined."""
         names = ("scale_mean", "rate")
         return any(self.stat(name) for name in names) or not any(self.reason(name) for name in names)
 
     @property
     def has_constant_scale(self) -> bool:
-        """Whether sigma is the same in all images and dimensions, and so was not learned."""
+        """Whether sigma is the same for all images and dimensions, so that it counts as hard-coded."""
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
     @property
     def beta(self) -> float | None:
-        """The constant weight of the regularizer, or None if it has none."""
+        """The weight of the regularizer; None if there is no weight or it is not constant."""
         value = self.members[0].settings.get(BETA)
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def has_price(self) -> bool:
-        """Whether the regularizer puts a price on the code in training."""
+        """Whether the training loss has a penalty on the code: a regularizer whose weight is not 0."""
         return self.beta != 0 and self.members[0].settings.get("regularizer") != "none"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Arms that differ only in the regularizer's weight, by rising weight."""
+    """Arms that differ only in the regularizer's weight, in ascending order of the weight."""
 
     label: str
     arms: list[Arm]
 
     @property
     def ladder(self) -> list[Arm]:
-        """The arms with a weight above 0, if there are at least two: points of one rate-distortion curve."""
+        """The arms with a weight above 0, a rate and a distortion: the points of a rate-distortion curve. Empty if
+        there are fewer than two."""
         rungs = [arm for arm in self.arms if arm.beta and arm.stat("rate") and arm.stat("distortion")]
         return rungs if len(rungs) > 1 else []
 
@@ -109,8 +111,8 @@ class Family:
 class AtEqualRate:
     """The distortion of a family at the rate of the reference arm, minus the reference's own distortion.
 
-    It is interpolated linearly between the family's arms, which overestimates a convex curve. `outside` is the
-    family's range of rates if the reference's rate is outside of it.
+    The family's distortion is interpolated linearly between its arms, which overestimates it if the curve is convex.
+    `outside` is the family's range of rates if the reference's rate is outside of this range, else None.
     """
 
     family: str
@@ -121,7 +123,7 @@ class AtEqualRate:
 
 @dataclass(frozen=True)
 class Info:
-    """What evaluations recorded about a figure, the same for all runs."""
+    """The unit, metric and claim of a figure (a measured quantity), and whether its value is a list of numbers."""
 
     unit: str
     metric: str
@@ -153,7 +155,7 @@ class Comparison:
 
     @cached_property
     def figures(self) -> dict[str, Info]:
-        """All figures that any run has, in the order of the evaluations."""
+        """The figures that at least one run has, by name, in the order of the evaluations."""
         found: dict[str, Info] = {}
         for member in self.members:
             for name, figure in member.figures.items():
@@ -170,13 +172,14 @@ class Comparison:
 
     @cached_property
     def base_beta(self) -> float | None:
-        """The weight of most arms."""
+        """The usual weight of the regularizer: the most common one among the arms."""
         value = usual_value(BETA, [{BETA: arm.beta} for arm in self.arms])
         return None if value is None else float(value)
 
     @cached_property
     def shown(self) -> list[Arm]:
-        """The arms of plots and tables: all; of many, only those with the usual weight, weight 0 or none."""
+        """The arms in plots and tables: all, unless there are more than FEW. Then only the reference arm and the arms
+        with the usual weight, weight 0 or no constant weight."""
         if len(self.arms) <= FEW:
             return self.arms
         usual = (None, 0.0, self.base_beta)
@@ -195,7 +198,7 @@ class Comparison:
         return families
 
     def difference(self, figure: str, arm: Arm, reference: Arm | None = None) -> Difference | None:
-        """Return how much higher a figure is in an arm than in the reference."""
+        """Return how much higher a figure is in an arm than in the reference; None if one of them lacks the figure."""
         other = reference or self.reference
         return difference(figure, arm.label, arm.by_seed(figure), other.label, other.by_seed(figure))
 
@@ -208,7 +211,8 @@ class Comparison:
 
     @cached_property
     def at_equal_rate(self) -> list[AtEqualRate]:
-        """The distortion, at the reference's rate, of each family with a ladder of weights except the reference's."""
+        """The distortions of families at the reference's rate, for all families with a rate-distortion curve except the
+        reference's own."""
         rates, distortions = self.reference.by_seed("rate"), self.reference.by_seed("distortion")
         if not rates or not distortions:
             return []
@@ -229,7 +233,8 @@ class Comparison:
         for seed in {seed for arm in family.ladder for seed in arm.seeds}:
             pairs = [(arm.by_seed("rate").get(seed), arm.by_seed("distortion").get(seed)) for arm in family.ladder]
             points = [(x, y) for x, y in pairs if x is not None and y is not None]
-            # Each seed at its own rate, so that the spread of the reference's rates does not enter the difference.
+            # Interpolate each seed at the reference's rate for that seed: otherwise, the variation of the reference's
+            # rate between seeds would add to the variation of the difference.
             value = interpolate(points, rates.get(seed, rate))
             if value is not None:
                 values[seed] = value
@@ -244,13 +249,13 @@ class Comparison:
 
     @cached_property
     def comparisons(self) -> int:
-        """The number of differences with an interval, each of which could exclude 0 by chance."""
+        """The number of differences that have an interval; each interval could exclude 0 by chance."""
         gaps = [*self.differences, *(found.difference for found in self.at_equal_rate)]
         return sum(gap is not None and gap.interval is not None for gap in gaps)
 
     @cached_property
     def seeds(self) -> list[int]:
-        """All seeds, each once."""
+        """The seeds of all runs, without duplicates."""
         return sorted({member.seed for member in self.members})
 
 
@@ -267,7 +272,7 @@ def _group(members: Sequence[Member], differing: Sequence[str]) -> list[Arm]:
 
 
 def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
-    """Return the arm with this label; without a label, the arm nearest to the defaults. Raises UserError."""
+    """Return the arm with this label or, without a label, the arm closest to the default settings. Raises UserError."""
     if label is not None:
         for arm in arms:
             if arm.label == label:
@@ -287,7 +292,7 @@ def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
 
 
 def without_beta(arm: Arm, differing: Sequence[str]) -> str:
-    """Return the label of an arm without its weight."""
+    """Return the label of an arm without the regularizer's weight."""
     weight = f"beta {show(arm.settings[BETA])}" if arm.settings.get(BETA) is not None else ""
     if BETA not in differing or not weight:
         return arm.label

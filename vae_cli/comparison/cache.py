@@ -1,6 +1,6 @@
-"""The cached report: what `vae compare` printed last, beside the report, and valid until a run or the program changes.
+"""The cache of `vae compare`: the printed output, stored next to the report, valid until a run or the program changes.
 
-The cache holds words only; whoever may write into the folder may change what is printed, so it is checked when read.
+The cache contains only text. Anyone who can write to the folder can change it, so it is checked when it is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROGRAM = ("*.py", "*.j2", "*.toml")
 
 @dataclass(frozen=True)
 class CachedReport:
-    """The folder of a report, and what was printed with it."""
+    """The folder of a report, and the notes and the table that were printed when it was written."""
 
     folder: Path
     notes: list[str]
@@ -36,7 +36,7 @@ class CachedReport:
 
 
 def stamp(runs: Sequence[Path], request: Mapping[str, Any]) -> str:
-    """Return a digest that changes whenever the request, the program or a file of a run changes. Files are compared by
+    """Return a digest that changes whenever `request`, the program or a file of a run changes. Files are compared by
     size, modification time and inode."""
     of_runs = [file for run in runs for file in _files(RunDir(run))]
     package = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def _files(run: RunDir) -> tuple[Path, ...]:
 
 
 def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport | None:
-    """Return the report that was cached under this stamp, or None if there is none or its files have changed."""
+    """Return the report that was cached with this stamp; None if there is none or its files have changed."""
     beside = dict.fromkeys([common_folder(runs), *(run.parent for run in runs)])
     for folder in [out] if out else [place / "compare" for place in beside]:
         with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -61,19 +61,19 @@ def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport |
 
 
 def store(report: CachedReport, stamped: str) -> None:
-    """Cache a report that has just been written; on a full disk it is not cached."""
+    """Cache a report that has just been written; do nothing if the file cannot be written."""
     with suppress(OSError):
         about = {"format": FORMAT, "stamp": stamped, "report": _report(report.folder)}
         write_json(report.folder / NAME, {**about, "notes": report.notes, "table": asdict(report.table)})
 
 
 def forget(folder: Path) -> None:
-    """Drop what is cached about the report in a folder, before it is replaced."""
+    """Delete the cache of the report in a folder, before the report is replaced."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
-    """Return a cached report. Raises ValueError, KeyError or TypeError for a file that this module did not write."""
+    """Return the report of a cache file. Raises ValueError, KeyError or TypeError if the content is malformed."""
     table = SummaryTable(**found["table"])
     columns = [table.arms, table.counts, *table.columns.values(), found["notes"]]
     texts = [table.title, table.below, *(text for column in columns for text in column)]
@@ -86,7 +86,7 @@ def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
 
 def _report(folder: Path) -> str:
     """Return a digest that changes whenever a file of a report changes."""
-    # Fixed depths, not a recursive search: a link in the folder may lead anywhere.
+    # Not a recursive search, because a link in the folder could lead anywhere.
     inside = [file for pattern in INSIDE for file in folder.glob(pattern)]
     return _digest([], [*(folder / name for name in FILES), *sorted(inside)])
 

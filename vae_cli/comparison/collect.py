@@ -1,4 +1,4 @@
-"""Which runs a comparison is about: from the words typed to the finished runs that can be compared."""
+"""Find the runs of a comparison from the names on the command line, and read those that are finished."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_cli.runs.folder import RunDir
 
 @dataclass
 class Collected:
-    """The finished runs, a note for each run that is left out, and whether a left-out run is still training."""
+    """The finished runs, notes on the runs that are left out, and whether one of these is still training."""
 
     members: list[Member] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -23,15 +23,17 @@ class Collected:
 
 
 def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
-    """Return the folders of runs, given a run, a folder of runs or a part of a run's name each; without names, all.
-    Raises UserError."""
+    """Return the folders of the named runs; without names, of all runs in `runs_dir`. Raises UserError.
+
+    Each name is a run, a folder of runs or part of a run's name.
+    """
     found: dict[Path, Path] = {}
     for name in names or [str(runs_dir)]:
         path = Path(name)
         if path.is_dir() and not (path / "config.yaml").exists():
             inside = find_runs(path)
             if not inside:
-                raise UserError(f"{name} holds no run. Train one first: vae train sigma=fixed")
+                raise UserError(f"There are no runs in {name}. Train one first: vae train sigma=fixed")
         else:
             inside = [find_run(name, runs_dir)]
         for run in inside:
@@ -41,9 +43,10 @@ def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
 
 @reading_many()
 def collect(paths: Sequence[Path], are_named: bool) -> Collected:
-    """Read the finished runs among some folders; unless each was named, only those comparable with the newest.
+    """Read the finished runs in these folders. Unless every run was named, leave out the runs that cannot be compared
+    with the newest.
 
-    Raises UserError if fewer than two are left.
+    Raises UserError if fewer than two runs are left.
     """
     found = Collected()
     members, notes = found.members, found.notes

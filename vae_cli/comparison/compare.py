@@ -1,4 +1,4 @@
-"""`vae compare`: finished runs side by side, as a table, files and a report that answers the five questions."""
+"""`vae compare`: compare finished runs in a table, in files for scripts and in a report with the five answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_cli.metrics.record import rank
 
 @dataclass(frozen=True)
 class Request:
-    """What a comparison depends on besides its runs; `are_named` is whether every run was named, not just a folder."""
+    """The options that a report depends on; `are_named` is whether the user named every run, not just a folder."""
 
     profile: str | None
     reference: str | None
@@ -46,7 +46,8 @@ def compare(
     runs_dir: Path,
     data_dir: str | Path | None,
 ) -> None:
-    """Complete the evaluations, print the table and write the report. Raises UserError or Failure."""
+    """Evaluate runs if necessary, print the table and write the report, or print the table of the cached report. Raises
+    UserError or Failure."""
     console = Console()
     if device != "auto":
         from vae_cli.machine.device import find_device
@@ -57,7 +58,7 @@ def compare(
     paths = run_folders(runs, runs_dir)
     are_named = bool(runs) and all((Path(name) / "config.yaml").exists() for name in runs)
     request = Request(profile, reference, tensorboard, device, data_dir, out, are_named)
-    stamped = cache.stamp(paths, asdict(request))  # before reading, so that a change while reading changes the stamp
+    stamped = cache.stamp(paths, asdict(request))  # before reading: a change while reading invalidates the cache
     report = cache.find(paths, stamped, out)
     if report is None:
         report = _make_report(paths, request, jobs, stamped, console)
@@ -83,7 +84,7 @@ def _make_report(
         Comparison(members, request.reference)  # an unknown arm is refused before anything is evaluated
     how = (request.profile, jobs, request.device, request.data_dir, console)
     members, has_new = complete_evaluations(members, *how)
-    if has_new:  # read everything again, so that the stamp describes what was read
+    if has_new:  # read everything again, so that the stamp matches the files that were read
         stamped, found = cache.stamp(paths, asdict(request)), collect(paths, request.are_named)
         members, _ = complete_evaluations(found.members, *how)
         notes = found.notes
@@ -93,7 +94,7 @@ def _make_report(
         _say(console, mixed)
     comparison = Comparison(members, request.reference)
     folder = request.out or common_folder([member.folder.path for member in members]) / "compare"
-    from vae_cli.comparison.summary import summary_table  # reads the register, which a cached report does not need
+    from vae_cli.comparison.summary import summary_table  # reads figures.toml, which a cached report does not need
 
     report = CachedReport(folder, notes, summary_table(comparison))
     print_table(console, report.table)
@@ -112,8 +113,8 @@ def _mixed_profiles(members: Sequence[Member]) -> str | None:
     if len(profiles) < 2:
         return None
     return (
-        f"The runs were evaluated with different profiles ({', '.join(profiles)}), and so on different numbers of "
-        f"images. To evaluate them alike, add --profile {max(profiles, key=rank)}."
+        f"The runs were evaluated with different profiles ({', '.join(profiles)}), and therefore on different "
+        f"numbers of images. To evaluate all of them in the same way, add --profile {max(profiles, key=rank)}."
     )
 
 
@@ -121,7 +122,8 @@ def _refuse_unwritable(folder: Path) -> None:
     """Raise UserError if nothing can be written to a folder, before anything is evaluated."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--out {folder}: {there} is {'read-only' if there.is_dir() else 'a file'}; name a folder.")
+        kind = "read-only" if there.is_dir() else "a file"
+        raise UserError(f"--out {folder}: {there} is {kind}; name a folder that can be written.")
 
 
 def _say(console: Console, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Dot plots: arms from top to bottom, and in each panel one figure or several with bars over seeds."""
+"""Dot plots: a row for each arm, a panel for one or more figures, and bars of one standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vae_cli.comparison.plot_style import GRAY, INK, MARKERS, WIDTH, Looks, draw
 from vae_cli.comparison.selection import SOURCES
 from vae_cli.config.claims import entry
 
-ACROSS = 100  # characters of bold text across the page
+ACROSS = 100  # characters of bold text that fit across the page
 
 
 class Panel(NamedTuple):
     """One panel of dots.
 
-    names   the figures, each with the word for it in the legend (empty if there is only one)
-    title   above the panel; without it, the title of the first figure in the register
-    unit    below the panel; without it, the unit of the first figure
+    names   the names of the figures, each with its label in the legend (empty if there is only one figure)
+    title   the text above the panel; if empty, the title of the first figure
+    unit    the text below the panel; if empty, the unit of the first figure
     log     whether a logarithmic axis may be used
-    line    a figure that all arms share, such as chance, and its word in the legend
-    joined  how many of the figures, from the first, are joined by a line
+    line    the name of a figure that is drawn as a vertical line, such as chance level, with its label in the legend
+    joined  the number of figures, from the first, whose marks are joined by a line
     """
 
     names: Sequence[tuple[str, str]]
@@ -39,8 +39,8 @@ class Panel(NamedTuple):
 
 
 def jacobians(comparison: Comparison) -> Figure | None:
-    """Draw the size of the decoder's Jacobian at three kinds of codes."""
-    places = [("codes", "at codes"), ("halfway", "halfway between codes"), ("prior", "at draws of the prior")]
+    """Draw the norms of the decoder's Jacobian at codes, halfway between codes and at draws from the prior."""
+    places = [("codes", "at codes"), ("halfway", "halfway between codes"), ("prior", "at draws from the prior")]
     unit = "pixel values per standard deviation"
     sizes = {"frobenius": "In any direction (Frobenius norm)", "norm": "In the direction of fastest change"}
     panels = [
@@ -51,7 +51,8 @@ def jacobians(comparison: Comparison) -> Figure | None:
 
 
 def neighbours(comparison: Comparison) -> Figure | None:
-    """Draw what lies between codes, and what noise does to the class."""
+    """Draw how images change between codes, how often noise changes the class, and how often neighbors have the same
+    label."""
     panels = [
         Panel([("largest_step_over_mean", "")], unit="ratio"),
         Panel([("midpoint_distance_to_training", "")]),
@@ -62,7 +63,7 @@ def neighbours(comparison: Comparison) -> Figure | None:
 
 
 def shortcuts(comparison: Comparison) -> Figure | None:
-    """Draw the signs of a shortcut."""
+    """Draw the figures that indicate a shortcut."""
     panels = [
         Panel([("collapsed_share", "")], unit="share"),
         Panel([("reidentification", "")], unit="share", line=("reidentification_chance", "chance")),
@@ -73,7 +74,7 @@ def shortcuts(comparison: Comparison) -> Figure | None:
 
 
 def elbos(comparison: Comparison) -> Figure | None:
-    """Draw the ELBO under the model's own prior and under refitted ones, beside the importance-weighted bound."""
+    """Draw the ELBO under the model's own prior and under refitted ones, and the importance-weighted bound."""
     names = [
         ("elbo", "ELBO, own prior"),
         ("elbo_gaussian_prior", "refitted Gaussian"),
@@ -85,14 +86,14 @@ def elbos(comparison: Comparison) -> Figure | None:
 
 
 def frechet_distances(comparison: Comparison) -> Figure | None:
-    """Draw the Fréchet distance of decoded images, a panel for each source of codes."""
+    """Draw the Fréchet distance of decoded images, with a panel for each source of codes."""
     line = ("frechet_floor", entry("frechet_floor").title)
     panels = [Panel([(f"frechet_{source}", "")], unit="squared distance", log=True, line=line) for source in SOURCES]
     return dots(comparison, panels, share_x=True)
 
 
 def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False) -> Figure | None:
-    """Draw panels side by side; None if no arm has any of their figures."""
+    """Draw the panels for which any arm has values, side by side; None if there are no such panels."""
     arms, found = comparison.shown, looks(comparison)
     drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
     if not drawn:
@@ -118,7 +119,7 @@ def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False)
 
 
 def _draw_panel(axes: Any, panel: Panel, arms: Sequence[Arm], found: Looks, inside: Limits | None) -> None:
-    """Draw the marks of one panel; without limits, all of them are inside."""
+    """Draw the marks of one panel, and arrows for values outside of its limits, if there are limits."""
     count = len(panel.names)
     for row, arm in enumerate(arms):
         color = found[arm.label].color
@@ -151,7 +152,7 @@ def _draw_panel(axes: Any, panel: Panel, arms: Sequence[Arm], found: Looks, insi
 
 
 def _draw_line(axes: Any, panel: Panel, arms: Sequence[Arm], inside: Limits | None, unit: str) -> None:
-    """Draw the line of a panel, or write its value below the panel if it is outside, and label the axis."""
+    """Label the axis of a panel and draw its vertical line; if the line is outside, write its value below the axis."""
     place = _line_of(panel, arms)
     if place is not None and panel.line is not None:
         if inside and not inside[0] <= place <= inside[1]:
@@ -169,13 +170,13 @@ def _place_ticks(axes: Any, inside: Limits | None, ticks: int) -> None:
         log_ticks(axes.xaxis, (1, 2, 5) if ticks > 3 else (1, 3) if high < 100 * low else (1,))
         return
     axes.set_xlim(*inside)
-    # Numbers that differ only in their last digits are long.
+    # If the ticks differ only in their last digits, their labels are long.
     is_long = inside[1] - inside[0] < 0.05 * max(abs(inside[0]), abs(inside[1]))
     axes.xaxis.set_major_locator(MaxNLocator(1 if is_long and ticks < 5 else ticks))
 
 
 def _line_of(panel: Panel, arms: Sequence[Arm]) -> float | None:
-    """Return the place of a panel's line: the mean of its figure over arms."""
+    """Return the position of a panel's line, the mean of its figure over arms; None if there is no line."""
     if panel.line is None:
         return None
     found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
@@ -183,7 +184,7 @@ def _line_of(panel: Panel, arms: Sequence[Arm]) -> float | None:
 
 
 def _limits_of(panels: Sequence[Panel], arms: Sequence[Arm]) -> Limits | None:
-    """Return the limits of panels that share an axis, or None for a logarithmic axis."""
+    """Return the limits of panels that share an axis; None if the axis is logarithmic."""
     names = [name for panel in panels for name, _ in panel.names]
     spans = [(stat.mean, stat.sd or 0.0) for arm in arms for name in names if (stat := arm.stat(name)) is not None]
     spans += [(line, 0.0) for panel in panels if (line := _line_of(panel, arms)) is not None]

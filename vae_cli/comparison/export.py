@@ -1,4 +1,4 @@
-"""A comparison for scripts: as the values of `compare.json`, and as the rows of `compare.csv`."""
+"""The numbers of a comparison for scripts: the content of `compare.json` and the rows of `compare.csv`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_cli.comparison.statistics import LEVEL, statistic
 
 
 def as_plain(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON has it: the arms with their statistics, and their differences from the reference."""
+    """Return the content of `compare.json`: the arms, their differences from the reference, and the answers."""
     return {
         "format": 1,
         "reference": comparison.reference.label,
@@ -65,7 +65,7 @@ def _plain_arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
 
 
 def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one row for each run: its folder, arm, seed, the settings that differ, and every scalar figure."""
+    """Return the rows of `compare.csv`: each run's folder, arm, seed, settings that differ and scalar figures."""
     names = [name for name, info in comparison.figures.items() if not info.is_curve]
     rows = []
     for arm in comparison.arms:

@@ -1,4 +1,4 @@
-"""Sentences about single figures, built from a comparison's numbers by rules that are the same for all arms."""
+"""Sentences about single figures (measured quantities), by the same rules for all arms."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vae_cli.comparison.statistics import Difference, Statistic
 from vae_cli.config.claims import entry
 from vae_cli.core.wording import digits_for, number, quoted, signed
 
-NAMED = 4  # arms that a sentence names
+NAMED = 4  # at most this many arms are named in a list
 
 
 def unit_of(comparison: Comparison, name: str) -> str:
-    """Return the unit that was recorded with a figure, or the register's."""
+    """Return the unit recorded in the evaluations or, without one, the unit in the register of figures."""
     info = comparison.figures.get(name)
     return info.unit if info and info.unit else entry(name).unit
 
@@ -28,7 +28,7 @@ def amount(stat: Statistic, unit: str = "", digits: int | None = None) -> str:
 
 
 def amount_in(arm: Arm, stat: Statistic, digits: int) -> str:
-    """Return an amount as tables have it, with the number of runs behind it if some have no such figure."""
+    """Return a mean and its standard deviation for a table, with the number of runs if some runs lack the figure."""
     runs = f" ({stat.n} of {len(arm.members)})" if stat.n < len(arm.members) else ""
     return amount(stat, "", digits) + runs
 
@@ -44,12 +44,12 @@ def gap(found: Difference, unit: str = "") -> str:
 
 
 def none_found(found: Difference) -> str:
-    """Return what is said of a difference whose interval contains 0."""
+    """Return the words for a difference whose interval contains 0."""
     return f"no difference found with {found.seeds} seeds"
 
 
 def finding(comparison: Comparison, name: str) -> str | None:
-    """Return what a comparison shows of one figure: the extremes, and the differences from the reference."""
+    """Return sentences on the extremes of a figure and its differences from the reference; None if no arm has it."""
     parts = [text for text in (extremes(comparison, name), against(comparison, name)) if text]
     return " ".join(f"{part}." for part in parts) or None
 
@@ -61,19 +61,20 @@ def extremes(comparison: Comparison, name: str) -> str | None:
         return None
     unit = unit_of(comparison, name)
     if len(stats) == 1:
-        return f"{amount(stats[0][1], unit)} for {quoted([stats[0][0].label])}, the only arm that has it"
+        return f"{amount(stats[0][1], unit)} for {quoted([stats[0][0].label])}, the only arm with this figure"
     low, high = min(stats, key=lambda pair: pair[1].mean), max(stats, key=lambda pair: pair[1].mean)
     if math.isclose(low[1].mean, high[1].mean, rel_tol=1e-6, abs_tol=1e-9):
-        return f"{amount(high[1], unit)} in all {len(stats)} arms"
+        return f"{amount(high[1], unit)} in {'both' if len(stats) == 2 else f'all {len(stats)}'} arms"
     digits = digits_for([high[1].mean, low[1].mean])
     return (
-        f"Highest for {quoted([high[0].label])} ({amount(high[1], unit, digits)}), lowest for "
+        f"Highest for {quoted([high[0].label])} ({amount(high[1], unit, digits)}) and lowest for "
         f"{quoted([low[0].label])} ({amount(low[1], unit, digits)})"
     )
 
 
 def against(comparison: Comparison, name: str) -> str | None:
-    """Return how each arm differs from the reference: arms that do, arms that do not, arms with a single seed."""
+    """Return how the arms differ from the reference: first those that differ, then those for which no difference
+    was found, then those with one seed."""
     chosen = [arm for arm in comparison.shown if arm is not comparison.reference]
     found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
     if not found:
@@ -90,22 +91,25 @@ def against(comparison: Comparison, name: str) -> str | None:
         parts.append(f"{none_found(nothing[0])} for {arms}")
     if unknown := [d for d in found if d.is_real is None]:
         named = ", ".join(f"{quoted([d.arm])} {signed(d.value, digits_for([d.value]))}" for d in unknown)
-        parts.append(f"with one seed, and so without an interval, {named}")
+        parts.append(f"with one seed, and therefore without an interval, {named}")
     return f"Compared with {quoted([comparison.reference.label])}: {'; '.join(parts)}"
 
 
 def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:
-    """Return how the distortion of a family differs from the reference's at the reference's rate."""
+    """Return a sentence on how a family's distortion differs from the reference's, at the rate of the reference."""
     family, reference = quoted([found.family]), quoted([comparison.reference.label])
     rate = f"{number(found.rate)} nats"
     if found.outside is not None:
         low, high = (number(end) for end in found.outside)
         return (
-            f"{family} cannot be compared with {reference} at equal rate: {rate} is outside the range of rates that "
-            f"its weights reach, {low} to {high} nats."
+            f"{family} cannot be compared with {reference} at equal rate: the rate of {reference}, {rate}, is outside "
+            f"the range of rates of {family} with weights above 0, {low} to {high} nats."
         )
     if found.difference is None:
-        return f"{family} cannot be compared with {reference} at equal rate: none of its seeds brackets {rate}."
+        return (
+            f"{family} cannot be compared with {reference} at equal rate: no seed of {family} has rates both below and "
+            f"above the rate of {reference}, {rate}."
+        )
     text = (
         f"At the rate of {reference} ({rate}), the distortion of {family} differs from that of {reference} by "
         f"{gap(found.difference, 'nats')}"

@@ -1,4 +1,4 @@
-"""Pictures of several runs: the same images, pairs and draws for all, with arms as rows."""
+"""Pictures that compare arms, one row each, on the same test images and with the same random seed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from vae_cli.core.images import Picture
 
 COLUMNS = 12  # images in a row
-PAIRS = 2
-SIDE = 44
+PAIRS = 2  # interpolations, each between two test images
+SIDE = 44  # approximate side of an image, in pixels
 SCATTERED = 250  # codes in a scatter plot
-FOR_VARIANCE = 1000  # codes that determine the two dimensions of the largest variance
+FOR_VARIANCE = 1000  # codes used to find the two dimensions with the largest variance
 
 
 class Gallery:
-    """Pictures of one run of each arm, all of the same seed if the arms have one in common.
+    """Pictures of one run of each arm; the runs have the same seed if there is a seed that all arms share.
 
-    `seed` determines the draws of codes, and the test images, which are the same for all runs. Raises UserError or
-    Failure as Run does.
+    `seed` determines the draws of codes and the choice of test images; the test images are the same for all runs.
+    Raises UserError or Failure if a run cannot be loaded.
     """
 
     def __init__(self, arms: Sequence[Arm], device: str, data_dir: str | Path | None, seed: int = 0) -> None:
@@ -55,7 +55,7 @@ class Gallery:
         self.has_pictures = shown.shape[1] in (1, 3) and float(shown.min()) >= 0 and float(shown.max()) <= 1
 
     def samples(self, source: str) -> bytes | None:
-        """Return decoded draws from the `prior`, or from a `mixture` fitted to the training codes."""
+        """Return decoded draws from the `prior`, or from a `mixture` fitted to the training codes, as PNG."""
         rows = {}
         for label, run in self.runs.items():
             with evaluating(run.model, self.seed, run.device), suppress(UserError):  # too few codes for a mixture
@@ -64,7 +64,7 @@ class Gallery:
         return self._rows(rows)
 
     def reconstructions(self) -> bytes | None:
-        """Return test images, and each arm's reconstruction from a draw of their codes."""
+        """Return test images and each arm's reconstructions of them, from one draw of z per image, as PNG."""
         x = self.test.batch(self.positions)
         rows = {"test image": x}
         for label, run in self.runs.items():
@@ -73,7 +73,8 @@ class Gallery:
         return self._rows(rows)
 
     def interpolations(self, pair: int) -> bytes | None:
-        """Return the decoded linear interpolation between the mean codes of two test images, with both at its ends."""
+        """Return each arm's decoded linear interpolation between the mean codes of two test images, as PNG. The test
+        images are shown at the ends. None if the test set is too small."""
         if self.pairs is None or pair >= len(self.pairs):
             return None
         ends = self.test.batch(self.pairs[pair])
@@ -93,8 +94,11 @@ class Gallery:
 
     @torch.no_grad()
     def scatter(self, looks: Looks) -> bytes | None:
-        """Return a plot of the posteriors of test images in the two dimensions of the largest variance: means, and
-        ellipses of one standard deviation; a dashed ellipse is the prior's."""
+        """Return a plot of the posteriors of test images in the two dimensions with the largest variance, as PNG.
+
+        Points are means, ellipses are one standard deviation, and a dashed ellipse is one standard deviation of the
+        prior. None if a run has only one latent dimension.
+        """
         if any(run.config["latent"] < 2 for run in self.runs.values()):
             return None
         columns = min(4, len(self.runs))
@@ -128,7 +132,7 @@ class Gallery:
             )  # fmt: skip
             axes.add_collection(ellipses)
         axes.scatter(points[:, 0], points[:, 1], s=5, c=colors, linewidths=0, zorder=3)
-        with suppress(NotImplementedError):  # the prior has no mean or spread in closed form
+        with suppress(NotImplementedError):  # raised by a prior without a closed-form mean or standard deviation
             center, radius = prior.mean[[x, y]].cpu().numpy(), prior.stddev[[x, y]].cpu().numpy()
             turn = np.linspace(0, 2 * np.pi, 100)
             axes.plot(center[0] + radius[0] * np.cos(turn), center[1] + radius[1] * np.sin(turn), "--", color="#333333",

@@ -1,4 +1,4 @@
-"""Labels of arms: as few settings as tell the arms of a comparison apart."""
+"""Labels of arms, such as 'fixed 1.0, beta 0': only the settings that distinguish the arms of a comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vae_cli.config import catalog
 from vae_cli.config.naming import AXES, show
 
 BETA = "regularizer.beta"
-FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # in labels
+FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # labels start with these groups
 
 
 def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -30,8 +30,8 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
 
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the settings that labels must mention. A setting that another one implies is left out, except those of
-    sigma and the regularizer's weight, which are what comparisons study."""
+    """Return the keys of the settings that labels must mention. Keys without which the arms still differ are left out,
+    except the choices of components, the settings of sigma and the regularizer's weight."""
     keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
     for key in reversed(list(keys)):
         rest = [other for other in keys if other != key]
@@ -43,8 +43,8 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def usual_value(key: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the value that labels need not mention: the commonest one. Of several equally common ones it is the
-    default (for the weight, the 1 of the ELBO) or, if that is not among them, None."""
+    """Return the most common value of a setting, which labels need not mention. Among equally common values, it is the
+    default (for the regularizer's weight 1, as in the ELBO); None if the default is not among them."""
     counts = Counter(row.get(key) for row in rows if row.get(key) is not None)
     most = max(counts.values(), default=0)
     tied = [value for value, count in counts.items() if count == most]

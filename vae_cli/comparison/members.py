@@ -1,4 +1,4 @@
-"""The runs of a comparison, and which of them can be compared with each other."""
+"""The runs of a comparison, and the checks that they can be compared with each other."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Member:
         return found
 
     def scalar(self, name: str) -> float | None:
-        """Return a figure that is a number, or None if the run has no such figure."""
+        """Return the value of a figure that is a single number; None if the run has no such figure."""
         value = self.figures.get(name, {}).get("value")
         return float(value) if isinstance(value, int | float) else None
 
     def curve(self, name: str) -> list[float] | None:
-        """Return a figure that is a list of numbers, or None if the run has no such figure."""
+        """Return the values of a figure that is a list of numbers; None if the run has no such figure."""
         value = self.figures.get(name, {}).get("value")
         return value if isinstance(value, list) and value else None
 
 
 def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member:
-    """Read a finished run from disk; its summary only if it is not given. Raises UserError or Failure if a file is
+    """Read the settings of a finished run, and its summary if it is not given. Raises UserError or Failure if a file is
     missing or damaged."""
     config = folder.config()
     settings: dict[str, Any] = {**hparams(config), "epochs": config.get("epochs")}
@@ -59,7 +59,7 @@ def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member
 
 
 def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Member, Member]]]:
-    """Keep one of several runs with the same settings and seed; return also the pairs (dropped, kept)."""
+    """Keep the first of several runs with the same settings and seed; also return pairs (dropped run, kept run)."""
     kept: dict[Any, Member] = {}
     twins = []
     for member in members:
@@ -71,8 +71,8 @@ def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Memb
 
 
 def refuse_incomparable(members: Sequence[Member]) -> None:
-    """Raise UserError, naming runs, settings and values, unless all runs have the same dataset, split and likelihood,
-    and all evaluations have the same images, seed and weights."""
+    """Raise UserError unless all runs have the same dataset, split and likelihood, and all evaluations used the same
+    images, seed and weights (best or last). The message lists the values that differ and the runs that have them."""
     shared = [_must_agree(member) for member in members]
     differing = [key for key in all_keys(shared) if len({one.get(key) for one in shared}) > 1]
     if not differing:
@@ -85,14 +85,14 @@ def refuse_incomparable(members: Sequence[Member]) -> None:
             having = [m for m, one in zip(members, shared, strict=True) if one.get(key) == value]
             lines.append(f"    {'not set' if value is None else show(value)} in {_named(having)}")
     raise UserError(
-        "These runs cannot be compared, because their figures are about different images or in different units:\n"
+        "These runs cannot be compared, because their figures come from different data, likelihoods or evaluations:\n"
         + "\n".join(lines)
-        + f"\nCompare runs that have these in common, for example: {_suggestion(members, shared, differing)}"
+        + f"\nCompare runs that agree in these settings, for example: {_suggestion(members, shared, differing)}"
     )
 
 
 def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None]:
-    """Keep the runs that can be compared with the newest; return also a note that names the others and the reason."""
+    """Keep the runs that can be compared with the newest; also return a note on the runs left out, or None."""
     newest = max(members, key=lambda member: last_written(member.folder.path))
     wanted = _must_agree(newest)
     kept = [member for member in members if _must_agree(member) == wanted]
@@ -108,13 +108,13 @@ def like_the_newest(members: Sequence[Member]) -> tuple[list[Member], str | None
 
 
 def _must_agree(member: Member) -> dict[str, Any]:
-    """Return what must be the same in all runs of a comparison."""
+    """Return the settings, and the conditions of evaluation, that must be the same in all runs of a comparison."""
     same = {k: v for k, v in member.settings.items() if k.partition(".")[0] in MUST_AGREE}
     return same | {word: member.evaluation[key] for key, word in EVALUATED_ALIKE.items() if key in member.evaluation}
 
 
 def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> str:
-    """Return the command for the largest set of runs that agree, with their folder if it holds no other run."""
+    """Return the command that compares the largest set of runs that agree, by folder if it contains no others."""
     keys = [tuple(one.get(key) for key in differing) for one in shared]
     most = Counter(keys).most_common(1)[0][0]
     own = [m.folder.path for m, key in zip(members, keys, strict=True) if key == most]
@@ -126,7 +126,7 @@ def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], 
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
-    """Return the folder that contains all of these runs; for a single run, its parent."""
+    """Return the innermost folder that contains all of these runs; for a single run, its parent."""
     is_mixed = len({path.is_absolute() for path in paths}) > 1
     return Path(commonpath([(path.absolute() if is_mixed else path).parent for path in paths]))
 

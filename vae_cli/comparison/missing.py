@@ -1,4 +1,4 @@
-"""The evaluations of the runs of a comparison: stored ones are read, missing ones are made, in several processes."""
+"""Complete the evaluations of a comparison: read the stored ones, and make the missing ones in several processes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def complete_evaluations(
     data_dir: str | Path | None,
     console: Console,
 ) -> tuple[list[Member], bool]:
-    """Return the members with their evaluations, and whether any evaluation was made.
+    """Return the members with their evaluations, and whether any run was evaluated now.
 
-    A run is evaluated if it has no evaluation of its present weights that is as thorough as `profile`; without one,
-    as thorough as the profile of most runs. Raises Failure, naming the runs that cannot be evaluated.
+    A run is evaluated unless it has a complete evaluation of its current weights that is at least as thorough as
+    `profile`. If `profile` is None, it is the profile of more than half of the runs or, without such a majority, quick.
+    Raises UserError or Failure, naming the runs that cannot be evaluated or were evaluated differently.
     """
     with reading_many():
         recorded = [stored_evaluation(member.folder) or {} for member in members]
@@ -56,7 +57,7 @@ def complete_evaluations(
 
 
 def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if some runs were evaluated with another seed or other weights than most."""
+    """Raise UserError if some runs were evaluated with a different seed, or other weights (best or last), than most."""
     how = [(found["seed"], found["weights"]) if found else None for found in recorded]
     usual = Counter(one for one in how if one is not None).most_common(1)
     others = [m.folder.path for m, one in zip(members, how, strict=True) if one is not None and one != usual[0][0]]
@@ -66,8 +67,8 @@ def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any
             f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in others[:LISTED]
         )
         raise UserError(
-            f"{len(others)} of these runs were evaluated with another seed or other weights than most (seed {seed}, "
-            f"{weights}). Evaluate them alike:{commands}"
+            f"{len(others)} of the runs {'were' if len(others) > 1 else 'was'} not evaluated like most runs, with seed "
+            f"{seed} and the {weights} weights. To evaluate in the same way, type:{commands}"
         )
 
 
@@ -120,10 +121,10 @@ def _in_this_process(work: Iterable[Work]) -> Iterable[Result]:
 
 
 def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
-    """Evaluate in several processes of one thread each: the small operations gain nothing from more threads, and lose
-    if there are few cores."""
+    """Evaluate in several processes with one thread each: the operations are too small to gain from more threads, and
+    more threads slow them down if there are few cores."""
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a process starts
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process reads it when it starts
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
         pending = {pool.submit(_evaluate_one, one): one[0] for one in work}
@@ -153,7 +154,7 @@ def _one_thread() -> None:
 
 
 def _evaluate_one(work: Work) -> dict[str, Any] | str:
-    """Return the evaluation of a run, or the message of a mistake of the user's."""
+    """Return the evaluation of a run, or the message of the UserError that prevented it."""
     from vae_cli.metrics.evaluate import METRICS, evaluate_run
 
     path, profile, device, data_dir = work

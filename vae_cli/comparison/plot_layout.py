@@ -1,4 +1,4 @@
-"""Parts that plots share: labels, limits and ticks of axes, bands, legends, and marks for values outside of axes."""
+"""Elements that plots share: axis labels, limits and ticks, bands, legends, and marks for values outside of axes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def axis_label(comparison: Comparison, name: str) -> str:
 
 
 def unit_text(comparison: Comparison, name: str) -> str:
-    """Return a figure's unit as axes have it: quantities in nats are nats per image."""
+    """Return a figure's unit for an axis label: nats are written as nats per image."""
     unit = unit_of(comparison, name)
     return "nats per image" if unit == "nats" else unit
 
 
 def limits(values: Sequence[tuple[float, float]]) -> Limits | None:
-    """Return limits that hold all values (mean, sd), except the few that are so far off that the others could not be
-    told apart: at most a quarter of them, beyond a gap of more than 2.5 times the range of the others."""
+    """Return axis limits around values (mean, sd) without the outliers that would squeeze the others together.
+
+    Outliers are at most a quarter of the values, behind a gap of more than 2.5 times the range of the others. None if
+    there are no values.
+    """
     inside = sorted(values)
     if not inside:
         return None
@@ -60,12 +63,12 @@ def log_ticks(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
 
 
 def whole_ticks(axis: Any) -> None:
-    """Label an axis at whole numbers only."""
+    """Put ticks at whole numbers only."""
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def fit_to_points(axes: Any, points: Sequence[tuple[Statistic, Statistic]]) -> None:
-    """Fit axes to the points (x, y) that lie together, and to their bars."""
+    """Set the limits of axes to the points (x, y) and their bars, without outliers."""
     x, y = (limits([(point[axis].mean, point[axis].sd or 0.0) for point in points]) for axis in (0, 1))
     if x and y:
         axes.set_xlim(*x)
@@ -81,7 +84,7 @@ def fit_to_curves(axes: Any, curves: Sequence[Sequence[float]]) -> None:
 
 
 def name_outside(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Name above the axes the points (label, x, y) outside of them, with their coordinates."""
+    """List points (label, x, y) that are outside of the axes, with their coordinates, in a note above the axes."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     outside = [(label, x, y) for label, x, y in points if not (left <= x <= right and low <= y <= high)]
     if outside:
@@ -91,12 +94,12 @@ def name_outside(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
 
 
 def note_above(axes: Any, text: str) -> None:
-    """Write a note at the upper right of axes."""
+    """Write a note above axes, on the right."""
     axes.set_title(text, loc="right", fontsize=8.5, fontweight="normal")
 
 
 def arrows_outside(axes: Any, values: Sequence[float], inside: Limits, height: float, color: Any) -> None:
-    """Draw arrows at the edges of axes for values outside of their limits, and write the values beside them."""
+    """Draw arrows at the edges of axes for values outside of the limits, with the values next to them."""
     for is_right in (False, True):
         outside = sorted(value for value in values if (value > inside[1]) == is_right)
         if outside:
@@ -109,7 +112,7 @@ def arrows_outside(axes: Any, values: Sequence[float], inside: Limits, height: f
 
 
 def legend(figure: Figure, axes: Any, count: int, below: bool = False) -> None:
-    """Put the legend of `count` arms beside a figure, or below it."""
+    """Put the legend of `count` arms to the right of a plot or, if `below` is true, below it."""
     handles, labels = axes.get_legend_handles_labels()
     if below:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, count)))
@@ -118,7 +121,7 @@ def legend(figure: Figure, axes: Any, count: int, below: bool = False) -> None:
 
 
 def height_with_legend(comparison: Comparison, least: float) -> float:
-    """Return the height, in inches, of a plot with a legend of all arms at its side."""
+    """Return the height, in inches, that a plot needs for a legend of all arms next to it, at least `least`."""
     return max(least, 0.5 + 0.22 * len(comparison.shown))
 
 
@@ -147,7 +150,7 @@ def dotted_line(axes: Any, height: float, text: str = "") -> None:
 
 
 def band(axes: Any, arm: Arm, look: Look, x: Any, values: Any) -> None:
-    """Draw the mean of curves (seeds, points) of an arm, and one standard deviation to either side."""
+    """Draw the mean of an arm's curves (seeds, points), with a band of one standard deviation on either side."""
     mean = values.mean(0)
     marker = look.marker if len(x) <= 40 else None
     axes.plot(x, mean, color=look.color, linestyle=look.line, marker=marker, markersize=3.2, label=arm.label)
@@ -157,7 +160,7 @@ def band(axes: Any, arm: Arm, look: Look, x: Any, values: Any) -> None:
 
 
 def leave_out_far_curves(axes: Any, comparison: Comparison, name: str) -> None:
-    """Fit the height of axes to the curves that end near each other, and name the other arms above the axes."""
+    """Set the y-limits of axes without the curves that end far from the others, and name their arms above the axes."""
     shown = comparison.shown
     ends = {arm.label: float(np.mean(curves, 0)[-1]) for arm in shown if (curves := arm.curves(name))}
     inside = limits([(end, 0.0) for end in ends.values()])

@@ -1,4 +1,4 @@
-"""How plots look: colors, lines and markers of arms, matplotlib's settings, and the files that plots are saved as."""
+"""The style of plots: colors, lines and markers of arms, matplotlib's settings, and export as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
-    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
-    "svg.hashsalt": "vae",  # the same numbers give the same file
+    "text.parse_math": False,  # a dollar sign in a label does not start a formula
+    "svg.hashsalt": "vae",  # reproducible identifiers: the same numbers give the same file
     "figure.constrained_layout.use": True,
 }
 
 
 class Look(NamedTuple):
-    """How an arm is drawn in every plot; no other arm of the plots has the same color and line."""
+    """The color, line and marker of an arm, the same in all plots."""
 
     color: tuple[float, float, float]
     line: Any
@@ -62,10 +62,10 @@ Looks = dict[str, Look]
 
 
 def looks(comparison: Comparison) -> Looks:
-    """Return a look for every arm, by label.
+    """Return the look of every arm, by label.
 
-    Arms whose labels start with the same setting share a hue; arms whose labels continue alike share a tint, line and
-    marker. All arms of a ladder of weights look like the arm with the usual weight.
+    Arms whose labels start with the same setting share a hue; arms whose labels agree after the first setting share a
+    tint, line and marker. Arms that plots leave out look like the arm of their family that is shown.
     """
     found: Looks = {}
     hues: dict[str, int] = {}
@@ -96,19 +96,19 @@ def _look(hue: int, tint: int) -> Look:
 
 
 def text_color(look: Look) -> tuple[float, float, float]:
-    """Return the color of a look for text, which must be darker than lines to be readable."""
+    """Return the color of a look for text; light colors are darkened, so that the text is readable."""
     red, green, blue = look.color
     return (0.8 * red, 0.8 * green, 0.8 * blue) if red + green + blue > 1.5 else look.color
 
 
 def hex_color(look: Look) -> str:
-    """Return the color of a look in HTML's notation, such as #4477aa."""
+    """Return the color of a look as a hexadecimal HTML color, such as #4477aa."""
     return "#" + "".join(f"{round(255 * part):02x}" for part in look.color)
 
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure in this style, and compute its layout once, at the end, for all files that it is saved to."""
+    """Yield a matplotlib figure in this style. Its layout is computed once, at the end, for all files that show it."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
@@ -120,7 +120,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG, the same bytes for the same numbers."""
+    """Return a plot as SVG; plots of the same numbers have the same bytes."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -128,7 +128,7 @@ def as_svg(figure: Figure) -> bytes:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
+    """Return a plot as PNG."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=130)
@@ -136,6 +136,6 @@ def as_png(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all. Raises OSError if it cannot be written."""
+    """Write a plot as a PNG file, atomically. Raises OSError if it cannot be written."""
     with rc_context(STYLE):
         replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))

@@ -1,6 +1,6 @@
-"""The curves and points of a comparison, each plot drawn from its numbers alone.
+"""Line and scatter plots of a comparison, drawn from its figures (measured quantities) alone.
 
-A plot is None if no arm has its numbers. Dot plots, with arms from top to bottom, are in `dot_plots`.
+A function returns None if no arm has the figures of its plot. Dot plots, with a row for each arm, are in `dot_plots`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from vae_cli.comparison.selection import SOURCES, source_title
 from vae_cli.comparison.statistics import Statistic
 from vae_cli.core.wording import capitalized
 
-Curves = dict[str, tuple[Any, list[Any]]]  # by the arm's label: x (points,) and y of each seed (points,)
+Curves = dict[str, tuple[Any, list[Any]]]  # by the arm's label: x (points,), and y (points,) for each seed
 
 
 def rate_distortion(comparison: Comparison) -> Figure | None:
-    """Draw distortion over rate: one curve per family of weights, points with bars over seeds, lines of equal ELBO."""
+    """Plot distortion against rate: a curve for each family of arms, bars of one standard deviation over seeds, and
+    lines of equal ELBO."""
     families = [f for f in comparison.families if any(_point(arm) for arm in f.arms)]
     points = [(arm.label, *point) for family in families for arm in family.arms if (point := _point(arm))]
     if len(points) < 2:
@@ -62,7 +63,7 @@ def _point(arm: Arm) -> tuple[float, float] | None:
 
 
 def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks) -> list[tuple[Statistic, Statistic]]:
-    """Draw one family, and return the points of its curve."""
+    """Draw one family, and return the points (rate, distortion) of its curve."""
     arms = [arm for arm in family.arms if _point(arm)]
     usual = next((arm for arm in arms if arm in comparison.shown and arm.beta != 0), arms[0])
     look = found[usual.label]
@@ -142,7 +143,7 @@ def _bit_curves(comparison: Comparison) -> Curves:
 def _noise(axes: Any) -> None:
     dotted_line(axes, 0.1, "a tenth")
     axes.set_xscale("log")
-    axes.set_xlim(0.08, 3.3)  # below, every curve is the same straight line: the square of the noise
+    axes.set_xlim(0.08, 3.3)  # at lower noise levels, the increase is quadratic for all arms
     axes.set_ylim(5e-3, 8)
     log_ticks(axes.xaxis)
     axes.set_title("Noise added to the code")
@@ -182,7 +183,7 @@ def rate_per_dimension(comparison: Comparison) -> Figure | None:
 
 
 def training(comparison: Comparison) -> Figure | None:
-    """Draw the part of the rate that the scales cost, and the mean sigma, over the epochs."""
+    """Plot the part of the rate due to the scales, and the mean sigma, against the epoch."""
     curves = {"training_rate_scale": "rate_scale", "training_scale_mean": "scale_mean"}
     drawn = [name for name in curves if any(arm.curves(name) for arm in comparison.shown)]
     if not drawn:
@@ -205,7 +206,7 @@ def training(comparison: Comparison) -> Figure | None:
 
 
 def importance_weighted_bound(comparison: Comparison) -> Figure | None:
-    """Draw the importance-weighted bound over the number of draws K."""
+    """Plot the importance-weighted bound against the number of draws K."""
     if not any(arm.curves("iw_curve") for arm in comparison.shown):
         return None
     with drawing(WIDTH, height_with_legend(comparison, 3.4)) as figure:
@@ -242,7 +243,7 @@ def sigma_histograms(comparison: Comparison) -> Figure | None:
             _draw_histogram(axes, arm, found[arm.label])
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
-        figure.supxlabel("sigma, on a logarithmic axis (filled: active dimensions, hatched: idle, dotted line: 1)")
+        figure.supxlabel("sigma, on a logarithmic axis (filled: active dimensions, hatched: idle, dotted: sigma = 1)")
         figure.supylabel("share of all sigmas")
         return figure
 
@@ -274,7 +275,7 @@ def _draw_histogram(axes: Any, arm: Arm, look: Look) -> None:
 
 
 def precision_and_recall(comparison: Comparison) -> Figure | None:
-    """Draw precision over recall, a panel for each source of codes."""
+    """Plot precision against recall, with a panel for each source of codes."""
     sources = [s for s in SOURCES if any(arm.stat(f"precision_{s}") for arm in comparison.shown)]
     if not sources:
         return None
@@ -298,7 +299,7 @@ def precision_and_recall(comparison: Comparison) -> Figure | None:
         return figure
 
 
-# The plots that are saved as files of their own, by the name of the file.
+# The plots that are saved as PNG files, by file name.
 SAVED: Mapping[str, Callable[[Comparison], Figure | None]] = {
     "rate_distortion": rate_distortion,
     "noise_and_bits": noise_and_bits,
@@ -310,7 +311,7 @@ SAVED: Mapping[str, Callable[[Comparison], Figure | None]] = {
 
 
 def draw_all(comparison: Comparison) -> dict[str, Figure]:
-    """Draw every plot of SAVED that has numbers, by name."""
+    """Return the plots of SAVED, by name, without those whose figures no arm has."""
     return {name: figure for name, draw in SAVED.items() if (figure := draw(comparison)) is not None}
 
 
@@ -318,7 +319,7 @@ def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write plots into a folder as PNG, and return their paths. Raises OSError if one cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SAVED.keys() - figures.keys():
-        (folder / f"{name}.png").unlink(missing_ok=True)  # drawn for an earlier set of figures
+        (folder / f"{name}.png").unlink(missing_ok=True)  # left from an earlier comparison
     paths = {name: folder / f"{name}.png" for name in SAVED if name in figures}
     for name, path in paths.items():
         save_png(figures[name], path)

@@ -1,6 +1,6 @@
-"""The report of a comparison: one HTML file that needs no other, opens offline and prints.
+"""The report of a comparison: one self-contained HTML file that opens offline and can be printed.
 
-This module computes the values; `report.html.j2` is the page.
+This module computes the values; the template `report.html.j2` lays out the page.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = "report.html.j2"
-ACROSS = 6  # arms beside each other in a table of the appendix
+ACROSS = 6  # at most this many arms side by side in a table of the appendix
 AT_EQUAL_RATE: tuple[ClaimName, ...] = ("bits", "price")  # sections that compare distortions at equal rate
-# The plots of the report that are not saved as files of their own.
+# The plots that are in the report only, and not saved as PNG files.
 ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
     "jacobians": dot_plots.jacobians,
     "neighbours": dot_plots.neighbours,
@@ -45,7 +45,7 @@ ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
 
 @dataclass
 class Pictures:
-    """Pictures of the arms as PNG, the seed of each arm's pictured run, and the reason if there are no pictures."""
+    """Pictures of the arms as PNG, the seed of the run that shows each arm, and the reason if there are no pictures."""
 
     samples: bytes | None = None
     mixtures: bytes | None = None
@@ -56,12 +56,12 @@ class Pictures:
     reason: str = ""
 
 
-# What the template gets.
+# The values that the template receives.
 
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column: a figure with its unit, or an arm."""
+    """The heading of a column: a figure (its unit, its definition and which direction is better) or an arm."""
 
     title: str
     unit: str = ""
@@ -92,7 +92,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and its footnotes by text, each with its mark."""
+    """A table; `footnotes` maps the text of each footnote to its mark."""
 
     head: str
     columns: list[Column]
@@ -102,7 +102,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """A headline figure of a claim, and what the comparison shows of it."""
+    """A headline figure of a claim, with sentences on its extremes and its differences from the reference."""
 
     entry: Entry
     unit: str
@@ -111,7 +111,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Section:
-    """A claim: its answer, its headline figures, sentences at equal rate, and its table, None without figures."""
+    """The section of a claim: answer, headline figures, sentences on distortions at equal rate, and table, if any."""
 
     claim: Claim
     answer: Answer
@@ -135,7 +135,7 @@ def render(
     title: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the report, given the plots that are drawn already. `notes` say which runs are left out."""
+    """Return the report as HTML. `figures` are the plots drawn so far, by name; `notes` are printed at the top."""
     report = Report(comparison)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
     environment = Environment(
@@ -169,7 +169,7 @@ def render(
 
 
 class Report:
-    """The values of a report's parts."""
+    """The tables, sections and facts of a report."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -187,12 +187,12 @@ class Report:
         return Table("arm", [Column(name) for name in [*keys, "seeds"]], rows)
 
     def equal_settings(self) -> str:
-        """Return the settings that all runs share, as they are typed."""
+        """Return the settings that all runs share, written as on the command line."""
         equal = sorted(self.comparison.equal.items())
         return ", ".join(f"{key}={show(value)}" for key, value in equal if value is not None)
 
     def facts(self) -> dict[str, str]:
-        """Return how the runs were evaluated and on what they were trained."""
+        """Return facts about the evaluations, and the software and device of the runs, by name."""
         members = self.comparison.members
         versions = [m.summary.get("versions", {}) for m in members]
         names = list(dict.fromkeys(name for version in versions for name in version))
@@ -225,7 +225,7 @@ class Report:
         )
 
     def appendix(self) -> list[AppendixPart]:
-        """Return all scalar figures by claim; those without a known claim come last."""
+        """Return tables of all scalar figures by claim; figures without a known claim come last."""
         figures = self.comparison.figures
         claims = [*CLAIMS, *dict.fromkeys(info.claim for info in figures.values() if info.claim not in CLAIMS)]
         parts = []
@@ -238,7 +238,7 @@ class Report:
         return parts
 
     def over_weights(self) -> Table | None:
-        """Return the arms of each family with several weights."""
+        """Return a table of the arms in families with several weights; None if there are no such families."""
         families = [family for family in self.comparison.families if len(family.arms) > 1]
         names = [name for name in OVER_WEIGHTS if self._has(name)]
         return self._table(names, [arm for family in families for arm in family.arms]) if families else None
@@ -265,7 +265,7 @@ class Report:
         return Table("arm", heads, rows, footnotes.marks)
 
     def _tall_tables(self, names: Sequence[str]) -> list[Table]:
-        """Return tables with figures as rows and a few arms as columns; the last one has the footnotes of all."""
+        """Return tables with figures as rows and a few arms as columns; the last table has the footnotes of all."""
         arms, footnotes = self.comparison.shown, Footnotes()
         across = math.ceil(len(arms) / math.ceil(len(arms) / ACROSS))
         tables = []
@@ -294,7 +294,7 @@ class Report:
 
 
 class Footnotes:
-    """Notes below a table, each once, marked a, b, c ... z, aa, bb ...
+    """The distinct notes below a table, marked a, b, c ... z, aa, bb ...
 
     >>> footnotes = Footnotes()
     >>> [footnotes.mark(text) for text in ("one", "two", "one")]
@@ -305,7 +305,7 @@ class Footnotes:
         self.marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """Return the mark of a note, which is added if it is new."""
+        """Return the mark of a note; a new note is added."""
         place = len(self.marks)
         return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
 
@@ -320,7 +320,7 @@ def _plot(figure: Figure | None) -> str:
 
 
 def _embedded(pictures: Pictures) -> dict[str, Any]:
-    """Return the pictures as addresses for HTML, empty for pictures that are missing."""
+    """Return the pictures as data URIs for the template, empty if a picture is missing."""
     single = {name: getattr(pictures, name) for name in ("samples", "mixtures", "reconstructions", "scatter")}
     return {
         **{name: _data_uri(data, "image/png") if data else "" for name, data in single.items()},
@@ -335,5 +335,5 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _distinct(values: Iterable[Any]) -> str:
-    """Return the different values as a list in words, without None."""
+    """Return the distinct values, separated by commas, without None."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))

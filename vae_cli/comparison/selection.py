@@ -1,10 +1,10 @@
-"""Which figures the table on the terminal and the report show, beyond what the register of figures can say."""
+"""The figures shown in the terminal table and the report, in addition to the headline figures of the register."""
 
 from __future__ import annotations
 
 from vae_cli.config.claims import ClaimName, entry
 
-# The table on the terminal, most telling first: it shows as many as fit.
+# The columns of the terminal table, the most important first; the terminal shows as many as fit.
 TERMINAL = (
     "rate",
     "distortion",
@@ -16,8 +16,8 @@ TERMINAL = (
     "frechet_prior",
     "frechet_mixture",
 )
-# Figures that a claim's section shows in its table, beyond the claim's headline figures. "iw_bound_k" stands for the
-# importance-weighted bound of the largest K that a run has.
+# Figures in the table of a claim's section, in addition to the claim's headline figures. "iw_bound_k" stands for the
+# importance-weighted bound with the largest K that any run has.
 BESIDE_HEADLINES: dict[ClaimName, tuple[str, ...]] = {
     "bits": ("rate_bits",),
     "neighbours": ("jacobian_frobenius_codes", "jacobian_frobenius_prior"),
@@ -25,12 +25,12 @@ BESIDE_HEADLINES: dict[ClaimName, tuple[str, ...]] = {
     "scale": ("rate_scale",),
     "price": ("elbo_mixture_prior", "iw_bound_k"),
 }
-# The table over the weights of the regularizer.
+# The columns of the table that compares weights of the regularizer.
 OVER_WEIGHTS = ("rate", "distortion", "elbo", "elbo_gaussian_prior", "scale_mean", "active_units")
-# Where the decoded codes come from, as the names of figures end.
+# The sources of decoded codes, as in the name frechet_prior.
 SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 
 
 def source_title(source: str) -> str:
-    """Return what the register calls a source of codes: 'fitted mixture' for 'mixture'."""
+    """Return the register's name for a source of codes: 'fitted mixture' for 'mixture'."""
     return entry(f"precision_{source}").title.partition(", ")[2] or source

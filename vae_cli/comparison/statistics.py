@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 class Statistic(NamedTuple):
-    """A figure over n seeds: its mean and its standard deviation s (n - 1 in the denominator), None for one seed."""
+    """The mean of a figure over n seeds, and its standard deviation s (n - 1 in the denominator; None for one seed)."""
 
     mean: float
     sd: float | None
@@ -29,7 +29,7 @@ class Statistic(NamedTuple):
 
 
 def statistic(values: Sequence[float]) -> Statistic:
-    """Return the statistic of one or more values."""
+    """Return the mean and standard deviation of one or more values."""
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
@@ -49,8 +49,9 @@ def quantile(degrees: float) -> float:
 class Difference:
     """How much higher a figure is in one arm than in another, with a 95 % interval.
 
-    If both arms have at least two seeds in common, the interval is Student's over the differences between runs of the
-    same seed (which share the order of the images); otherwise it is Welch's. With one seed in either arm it is None.
+    If the arms have at least two seeds in common, it is a paired comparison: Student's t interval over the differences
+    between runs with the same seed, which train on the images in the same order. Otherwise it is Welch's interval, or
+    None if either arm has only one seed.
     """
 
     figure: str
@@ -70,7 +71,7 @@ class Difference:
 def difference(
     figure: str, arm: str, of: Mapping[int, float], reference: str, than: Mapping[int, float]
 ) -> Difference | None:
-    """Return the difference between two arms, given their values by seed; None if one of them has no value."""
+    """Return the difference between two arms, from their values `of` and `than` by seed; None if either is empty."""
     if not of or not than:
         return None
     common = sorted(of.keys() & than.keys())
@@ -95,7 +96,7 @@ def exact_difference(a: float, b: float) -> float:
 
 
 def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | None:
-    """Return the value at `at` of the straight lines between points (x, y), or None outside of their range.
+    """Interpolate linearly between points (x, y), and return y at x = `at`; None outside of their range.
 
     >>> interpolate([(0.0, 1.0), (2.0, 5.0)], 1.0)
     3.0

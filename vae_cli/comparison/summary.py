@@ -1,4 +1,4 @@
-"""The arms of a comparison and their main figures, as the table on the terminal shows them."""
+"""The content of the terminal table: the arms of a comparison and their main figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The table of a comparison on the terminal: arms as rows, and as many of the main figures as fit.
+"""The table that `vae compare` prints: arms as rows, and as many of the main figures as fit.
 
-It is printed from the cache too, so nothing slow is imported here.
+It can be printed from the cache, so this module must be fast to import.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-NARROW = 14  # characters: a heading on a terminal is broken into lines of this length
+NARROW = 14  # characters in a line of a heading, on a terminal
 LEAST = 3  # columns that are shown even if they do not fit
 
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """The arms, with how many runs each has; columns by heading, most telling first; and a remark below."""
+    """The arms with their numbers of runs, the columns by heading, most important first, and a remark below."""
 
     title: str
     arms: list[str]
@@ -28,7 +28,7 @@ class SummaryTable:
 
 
 def print_table(console: Console, table: SummaryTable) -> None:
-    """Print a table: on a terminal as many columns as fit, into a pipe all of them, one line for each arm."""
+    """Print a table: on a terminal with as many columns as fit, in a pipe with all columns and one line per arm."""
     heads = {title: title for title in table.columns}
     if console.is_terminal:
         heads = {title: textwrap.fill(title, NARROW) for title in table.columns}
@@ -37,7 +37,7 @@ def print_table(console: Console, table: SummaryTable) -> None:
         while len(heads) > LEAST and sum(cells[title] for title in heads) > room:
             heads.popitem()
     else:
-        console.width = 10_000  # a pipe has no edge to break lines at
+        console.width = 10_000  # a pipe has no width, so lines are never broken
     printed = Table(box=Table().box if console.is_terminal else None, title=escape(table.title), title_justify="left")
     printed.add_column("arm")
     printed.add_column("runs", justify="right")

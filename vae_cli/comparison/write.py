@@ -57,7 +57,7 @@ def _csv(comparison: Comparison) -> str:
 
 
 def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | None) -> Pictures:
-    """Return pictures of the arms, or the reason why there are none: a report of numbers beats no report."""
+    """Return pictures of the arms or, if a run cannot be loaded, the reason: the report is written without pictures."""
     try:
         gallery = Gallery(comparison.shown, device, data_dir)
         return Pictures(
@@ -73,8 +73,8 @@ def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | No
 
 
 def write_curves(comparison: Comparison, folder: Path) -> None:
-    """Write the mean and standard deviation over seeds of every scalar of each arm as TensorBoard runs `ARM/mean` and
-    `ARM/sd`, over the epochs that all of its seeds have."""
+    """Write the mean and standard deviation over seeds of every training curve as two TensorBoard runs for each arm,
+    `ARM/mean` and `ARM/sd`, for the epochs that all runs of the arm have recorded."""
     from vae_cli.training.tensorboard import EventWriter
 
     for arm in comparison.arms:
