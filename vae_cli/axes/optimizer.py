@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -83,9 +84,17 @@ class ScheduledOptimizer:
             return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the optimizer's state."""
+        """Restore the optimizer's state, on the device and in the memory layout of the parameters.
+
+        The state may come from another device, where the weights of convolutions were stored in another order. torch
+        keeps the order of the saved moments, and its fused kernels then pair a weight with the moments of another.
+        """
         with without_compiler():
             self.inner.load_state_dict(state)
+        for parameter, held in self.inner.state.items():
+            for name, value in held.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self._fused = None  # it holds the tensors of the old state
 
 
