@@ -27,7 +27,7 @@ from vae_cli.core.rng import initial_weights
 from vae_cli.core.values import NonNegative
 from vae_cli.machine import distributed
 from vae_cli.machine.cores import free_gpu
-from vae_cli.machine.device import check_precision, find_device, find_threads
+from vae_cli.machine.device import allow_tf32, check_precision, find_device, find_threads, make_deterministic
 from vae_cli.machine.memory import refuse_oversize, size_of, training_memory
 from vae_cli.model.vae import VAE
 
@@ -60,6 +60,7 @@ def build_experiment(config: Config) -> Experiment:
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, device)
+    make_deterministic(device)
     if device.type == "cuda" and distributed.count() > 1:
         torch.cuda.set_device(device)  # NCCL sends through the current device
     splits = dataset.load().to(device)
@@ -79,10 +80,10 @@ def build_experiment(config: Config) -> Experiment:
     model.to(device)
     regularizer.to(device)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config["precision"] == "tf32"
+        allow_tf32(config["precision"] == "tf32")
         model.to(memory_format=torch.channels_last)  # the layout in which cuDNN's convolutions are fastest
     if config["compile"]:
-        compile_networks(model, splits.train)
+        compile_networks(model, splits.train, math.ceil(config["batch_size"] / distributed.count()))
     parameters = [*model.parameters(), *regularizer.parameters()]
     return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
 
@@ -95,17 +96,26 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def compile_networks(model: VAE, images: Split) -> None:
-    """Compile encoder and decoder, which makes later steps faster. Raises Failure if they cannot be compiled."""
+def compile_networks(model: VAE, images: Split, batch_size: int) -> None:
+    """Compile encoder and decoder, which makes later steps faster. Raises Failure if they cannot be compiled.
+
+    torch compiles a network at its first pass, for the size of its batch, so one batch is passed forward and backward.
+    Running statistics are restored afterwards, and the likelihood's scale is not fitted to the batch.
+    """
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         for network in (model.encoder, model.decoder):
             network.compile()
-        with torch.no_grad():
-            model(images.batch(torch.arange(min(2, len(images)))))  # compilation starts at the first call
+        x = model.likelihood.observe(images.batch(torch.arange(min(batch_size, len(images)))))  # type: ignore[operator]
+        model.decode(model.encode(x).mean).log_prob(x).sum().backward()
     except Exception as error:  # compilers fail in many ways; most often none is installed
         raise Failure(
             f"compile=true: the networks cannot be compiled here ({first_line(error)}); leave it out."
         ) from error
+    for parameter in model.parameters():
+        parameter.grad = None
+    for name, buffer in model.named_buffers():
+        buffer.copy_(statistics[name])
 
 
 def check_config(config: Config) -> VAE:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,6 +62,43 @@ def check_precision(precision: str, device: torch.device) -> None:
     """Raise UserError if the device does not support a precision."""
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"precision=tf32 needs a CUDA GPU, and the device is {device.type}; type precision=float32.")
+
+
+def computing_in(precision: str, device: str) -> AbstractContextManager[object]:
+    """Return a context in which networks compute in a precision on a kind of device, `cpu`, `cuda` or `mps`.
+
+    On CUDA, torch rounds the factors of float32 convolutions to TF32 unless it is told not to; `float32` tells it.
+    The backward pass runs outside the context, so training also calls `allow_tf32`.
+    """
+    if precision == "bfloat16":
+        return torch.autocast(device, torch.bfloat16)
+    return tf32_allowed(precision == "tf32") if device == "cuda" else nullcontext()
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA round the factors of float32 products and convolutions to TF32, or forbid it, in the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 inside the block, and restore the process's setting afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Have cuDNN choose convolutions that sum in a fixed order, so that a resumed run ends with the same bits.
+
+    Of torch's operations that the networks use, only these may sum in any order. This sets torch's state for the whole
+    process; on other devices than a CUDA GPU it does nothing.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def find_threads(config: Mapping[str, Any], model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from vae_cli.axes.dataset.pack import exclusive
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.rng import derive_seed, initial_weights
+from vae_cli.machine.device import tf32_allowed
 from vae_cli.metrics.base import BATCH, MeasuredRun
 from vae_cli.model.kernels import without_compiler
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -66,7 +67,8 @@ class FeatureNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return the features (N, F) of images (N, C, H, W) on any device; the result is on the net's device."""
         device = self.head.weight.device
-        return torch.cat([self.body(part.to(device).clamp(0, 1)) for part in x.split(BATCH)])
+        with tf32_allowed(False):  # whatever the precision of the run
+            return torch.cat([self.body(part.to(device).clamp(0, 1)) for part in x.split(BATCH)])
 
     @torch.no_grad()
     def classes(self, x: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ def _load(file: Path, splits: Splits, device: torch.device) -> FeatureNet | None
 
 
 def _train(file: Path | None, splits: Splits, device: torch.device) -> FeatureNet:
-    net = train_net(_empty(splits).to(device), splits.train)
+    with tf32_allowed(False):
+        net = train_net(_empty(splits).to(device), splits.train)
     net.accuracy = accuracy(net, splits.test)
     if file is not None:
         shape = list(splits.train.images.shape[1:])

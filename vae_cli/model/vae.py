@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vae_cli.machine.device import computing_in
 from vae_cli.model.inference import Inference
 
 
@@ -41,12 +41,9 @@ class VAE(nn.Module):
         self.prior = prior
         self.precision = precision
 
-    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
-        return torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-
     def encode(self, x: Tensor) -> Distribution:
         """Return q(z|x), batch (B,) and event (D,), of images (B, C, H, W) as `likelihood.observe` returns them."""
-        with self._autocast(x):
+        with computing_in(self.precision, x.device.type):
             raw = self.encoder(x)
         posterior: Distribution = self.sigma(raw.float())
         return posterior
@@ -57,7 +54,7 @@ class VAE(nn.Module):
         return likelihood
 
     def _raw(self, z: Tensor) -> Tensor:
-        with self._autocast(z):
+        with computing_in(self.precision, z.device.type):
             raw: Tensor = self.decoder(z if z.dim() == 2 else z.flatten(0, -2)).float()
         return raw if z.dim() == 2 else raw.unflatten(0, z.shape[:-1])
 
