@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.optim import SGD, Adam, Optimizer
 
+from vae_cli.axes.dataset import Digits
+from vae_cli.axes.dataset import split as splits
 from vae_cli.axes.optimizer import ScheduledOptimizer
+from vae_cli.config import build
 from vae_cli.config.build import build_experiment
-from vae_cli.machine.device import allow_tf32, computing_in, make_deterministic
+from vae_cli.core.errors import UserError
+from vae_cli.machine import device as devices
+from vae_cli.machine import memory
+from vae_cli.machine.device import allow_tf32, computing_in, make_deterministic, take_device
 from vae_cli.model import vae
 
 Compose = Callable[..., dict[str, Any]]
@@ -133,3 +139,63 @@ def test_compiling_changes_neither_statistics_nor_scale_nor_gradients(
     for name, before in plain.model.state_dict().items():
         assert torch.equal(before, compiled.model.state_dict()[name]), name
     assert all(parameter.grad is None for parameter in compiled.model.parameters())
+
+
+# Images and memory ---------------------------------------------------------------------------------------------------
+
+
+def test_images_that_do_not_fit_onto_the_device_stay_with_their_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the pixels of a batch are copied; a position that was sent to a GPU would have to be waited for."""
+    monkeypatch.setattr(splits, "free_memory", lambda device: 1000)
+    here = Digits(validation=10).load()
+    for before, after in zip(here[:3], here.to("meta")[:3], strict=True):
+        assert after.images is before.images
+        assert after.labels is before.labels
+        for positions in (next(after.shuffled(torch.Generator(), 5)), next(after.in_order(5))):
+            assert positions.device == after.index.device == torch.device("cpu")
+            assert after.batch(positions).device == after.batch_labels(positions).device == torch.device("meta")
+        assert after.mean().device == torch.device("meta")
+
+
+def test_the_images_of_a_batch_are_the_same_on_their_way_to_another_device() -> None:
+    split = Digits().load().train
+    moved = splits.replace(split, target=torch.device("cpu", 0))
+    positions = torch.tensor([3, 1, 4])
+    assert torch.equal(moved.batch(positions), split.batch(positions))
+    assert torch.equal(moved.batch_labels(positions), split.batch_labels(positions))
+
+
+def test_an_array_that_splits_share_is_moved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[int, ...]] = []
+    plain = Tensor.to
+
+    def noted(tensor: Tensor, *given: Any, **more: Any) -> Tensor:
+        moved.append(tuple(tensor.shape))
+        return plain(tensor, *given, **more)
+
+    here = Digits(validation=10).load()
+    monkeypatch.setattr(Tensor, "to", noted)
+    here.to("meta")
+    assert moved.count(tuple(here.train.images.shape)) == 1
+
+
+def test_the_memory_of_a_gpu_is_what_this_process_can_still_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"mem_get_info": (3000, 80_000), "memory_reserved": 500, "memory_allocated": 200}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_memory(torch.device("cuda")) == 3300
+
+
+def test_a_training_that_a_busy_gpu_cannot_hold_is_refused(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "free_memory", lambda device: 10**6)
+    with pytest.raises(UserError, match=r"would need [\d.]+ MB of memory, but there are 1\.0 MB: give smaller"):
+        build_experiment(compose("network.hidden=[1024]"))
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [("auto", "cuda:1"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
+)
+def test_auto_takes_the_least_busy_gpu(name: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "free_gpu", lambda count: count - 1)
+    assert take_device(name) == torch.device("cuda:1" if name == "auto" else name)

@@ -26,9 +26,15 @@ from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.rng import initial_weights
 from vae_cli.core.values import NonNegative
 from vae_cli.machine import distributed
-from vae_cli.machine.cores import free_gpu
-from vae_cli.machine.device import allow_tf32, check_precision, find_device, find_threads, make_deterministic
-from vae_cli.machine.memory import refuse_oversize, size_of, training_memory
+from vae_cli.machine.device import (
+    allow_tf32,
+    check_precision,
+    find_device,
+    find_threads,
+    make_deterministic,
+    take_device,
+)
+from vae_cli.machine.memory import free_memory, memory_of, refuse_oversize, size_of, training_memory
 from vae_cli.model.vae import VAE
 
 QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels of a model that is built, and applied to two images, at once
@@ -53,13 +59,11 @@ def build_experiment(config: Config) -> Experiment:
     """Check a whole configuration and build its experiment. Raises UserError, or Failure if the data are missing."""
     check_settings(config)
     flush_denormals()
-    device = find_device(config["device"])
+    device = take_device(config["device"])
     check_precision(config["precision"], device)
-    if config["device"] == "auto" and device.type == "cuda" and distributed.count() == 1:
-        device = torch.device("cuda", free_gpu(torch.cuda.device_count()))
     dataset = build(config["dataset"], "dataset", Dataset)
     parts = build_parts(config, dataset)
-    check_memory(config, dataset.shape, device)
+    check_memory(config, dataset.shape, free_memory(device))
     make_deterministic(device)
     if device.type == "cuda" and distributed.count() > 1:
         torch.cuda.set_device(device)  # NCCL sends through the current device
@@ -127,7 +131,7 @@ def check_config(config: Config) -> VAE:
     dataset = build(config["dataset"], "dataset", Dataset)
     dataset.check()
     parts = build_parts(config, dataset)
-    check_memory(config, dataset.shape, device)
+    check_memory(config, dataset.shape, memory_of(device))
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
     build_optimizer(config["optimizer"], [*model.parameters(), *parts["regularizer"].parameters()])
     return model
@@ -154,8 +158,8 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     return parts
 
 
-def check_memory(config: Config, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Raise UserError if training the model would not fit into memory, before much memory is allocated."""
+def check_memory(config: Config, shape: tuple[int, int, int], available: int | None) -> None:
+    """Raise UserError if training the model needs more than the available bytes, before much memory is allocated."""
     plain = {**config, "precision": "float32"}
     try:
         with torch.device("meta"):  # on which tensors have a shape but no content
@@ -169,7 +173,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], device: torch.devi
         needed,
         f"network={config['choices']['network']} with latent={config['latent']} and batch_size={config['batch_size']}",
         "give smaller numbers",
-        device,
+        available,
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vae_cli.core.errors import UserError
 from vae_cli.machine import distributed
-from vae_cli.machine.cores import cores
+from vae_cli.machine.cores import cores, free_gpu
 from vae_cli.machine.launch import launched
 
 THREADS = torch.get_num_threads()  # read at import, before a run of a sweep sets its own number
@@ -35,6 +35,17 @@ def find_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if not exists or (device.index or 0) >= count:
         raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
+    return device
+
+
+def take_device(name: str) -> torch.device:
+    """Return the device of this name, for this process to compute on; of several GPUs, `auto` is the least busy one.
+
+    The GPU counts as used by this process until it ends (see `free_gpu`). Raises UserError.
+    """
+    device = find_device(name)
+    if name == "auto" and device.type == "cuda" and distributed.count() == 1:
+        return torch.device("cuda", free_gpu(torch.cuda.device_count()))
     return device
 
 

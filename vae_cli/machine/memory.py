@@ -15,11 +15,11 @@ COPIES = 4  # of a parameter: itself, its gradient and the two moments of Adam
 SAMPLE = 2  # images that memory is measured with; batch statistics need two
 
 
-def refuse_oversize(needed: int, what: str, advice: str, device: torch.device | str = "cpu") -> None:
-    """Raise UserError if `needed` bytes are more than the device has in total."""
-    total = memory_of(torch.device(device))
-    if total is not None and needed > total:
-        raise UserError(f"{what} would need {_words(needed)} of memory, but there are {_words(total)}: {advice}.")
+def refuse_oversize(needed: int, what: str, advice: str, available: int | None = None) -> None:
+    """Raise UserError if `needed` bytes are more than are available: by default, the total memory of the CPU."""
+    available = memory_of(torch.device("cpu")) if available is None else available
+    if available is not None and needed > available:
+        raise UserError(f"{what} would need {_words(needed)} of memory, but there are {_words(available)}: {advice}.")
 
 
 def memory_of(device: torch.device) -> int | None:
@@ -34,6 +34,18 @@ def memory_of(device: torch.device) -> int | None:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):
         return total
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the memory in bytes that this process can still use on a GPU; elsewhere, the total memory of the device.
+
+    On a GPU this is what no process uses, plus what torch has reserved here and not given out. To ask for it costs some
+    memory of the GPU, so `memory_of` is for processes that only check a configuration.
+    """
+    if device.type != "cuda":
+        return memory_of(device)
+    unused, _ = torch.cuda.mem_get_info(device)
+    return unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> int:

@@ -22,7 +22,7 @@ from vae_cli.config.naming import show
 from vae_cli.config.settings import SETTINGS, Config, check_latent
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.rng import evaluating
-from vae_cli.machine.device import find_device, make_deterministic
+from vae_cli.machine.device import make_deterministic, take_device
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
@@ -85,7 +85,7 @@ class Run:
         self.config: Config = self.folder.config()
         self._trust = (trust,) if isinstance(trust, str) else tuple(trust)
         self._reading = redirect_data(self.config, data_dir)
-        self.device = find_device(device)
+        self.device = take_device(device)
         make_deterministic(self.device)
         self.weights_file = self.folder.weights_file(weights)
         if weights == "best" and self.weights_file != self.folder.best_file and self.folder.summary().get("validation"):

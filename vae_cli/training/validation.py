@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -136,4 +137,4 @@ def validate(experiment: Experiment, split: Split) -> dict[str, float]:
 def some_training_images(experiment: Experiment) -> Split:
     """Return some training images, to measure the posterior on if there is no validation set."""
     train = experiment.splits.train
-    return Split(train.images, train.labels, train.index[:MONITORED], train.mapped)
+    return replace(train, index=train.index[:MONITORED])

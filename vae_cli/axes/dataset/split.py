@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from vae_cli.axes.dataset.mapped import Mapped
 from vae_cli.core.errors import UserError
 from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Natural
-from vae_cli.machine.memory import memory_of
+from vae_cli.machine.memory import free_memory
 
 MEAN_BYTES = 1 << 20  # of pixels per step of Split.mean: they fit into the processor's cache
 STEPS_AHEAD = 32  # how many of these steps ahead a file is read
@@ -30,15 +30,17 @@ class Split:
     labels  int64 (N,), or None
     index   int64 (n,), the rows of `images` in this split
     mapped  the file of the images if they may not fit into memory, else None
+    target  the device of the batches; None for the device of the images
 
-    A position counts images within the split, 0 ... n - 1. Batches are on the device of the index; images that do not
-    fit onto it stay where they are and are copied batch by batch.
+    A position counts images within the split, 0 ... n - 1. Index, labels and positions are on the device of the images.
+    Images that do not fit onto a GPU stay in the memory of the CPU, and `target` is the GPU.
     """
 
     images: Tensor
     labels: Tensor | None
     index: Tensor
     mapped: Mapped | None = None
+    target: torch.device | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -49,15 +51,15 @@ class Split:
         The order depends on the generator alone. Images that may not fit into memory are shuffled in blocks.
         """
         if self.mapped is None:
-            order = torch.randperm(len(self), generator=generator).to(self.index.device)
+            order = torch.randperm(len(self), generator=generator).to(self.images.device)
             yield from order.split(batch_size)[skip:]
             return
         for positions in self.mapped.shuffled(self.index.cpu(), generator, batch_size, skip):
-            yield positions.to(self.index.device)
+            yield positions.to(self.images.device)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """Yield every position once, in order and in batches (B,)."""
-        for positions in torch.arange(len(self), device=self.index.device).split(batch_size):
+        for positions in torch.arange(len(self), device=self.images.device).split(batch_size):
             if self.mapped is not None:
                 for row in self._rows(positions).tolist():
                     self.mapped.will_need(row, row)  # asked for together; reading them one by one would wait for each
@@ -65,15 +67,14 @@ class Split:
 
     def batch(self, positions: Tensor) -> Tensor:
         """Return the images at positions (B,), float32 (B, C, H, W); 8-bit levels are divided by 255."""
-        rows = self._rows(positions)
-        images = self.images.index_select(0, rows.to(self.images.device)).to(rows.device)
+        images = self._on_target(self.images, self._rows(positions))
         return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
     def batch_labels(self, positions: Tensor) -> Tensor:
         """Return the labels at positions (B,), int64 (B,). Raises ValueError if the images have no labels."""
         if self.labels is None:
             raise ValueError("these images have no labels")
-        return self.labels.index_select(0, self._rows(positions))
+        return self._on_target(self.labels, self._rows(positions))
 
     def mean(self) -> Tensor:
         """Return the mean image, float32 (C, H, W), in the units of `batch`. Raises ValueError for an empty split."""
@@ -83,7 +84,7 @@ class Split:
         images_per_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
         # A file is read fastest in its own order. The sum of 8-bit levels is exact in any order.
         rows_in_order = self.index.sort().values if self.images.dtype == torch.uint8 else self.index
-        chunks = rows_in_order.to(self.images.device).split(images_per_step)
+        chunks = rows_in_order.split(images_per_step)
         for number, rows in enumerate(chunks):
             if self.mapped is not None:
                 ahead = chunks[min(number + STEPS_AHEAD, len(chunks) - 1)]
@@ -91,17 +92,27 @@ class Split:
             total += self.images.index_select(0, rows).cpu().sum(0, dtype=torch.float64)
         if self.images.dtype == torch.uint8:
             total /= 255
-        return (total / len(self)).to(self.index.device, torch.float32)
+        return (total / len(self)).to(self.target or self.images.device, torch.float32)
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the split on a device; its images are moved too if they take at most half of the device's memory."""
-        labels = None if self.labels is None else self.labels.to(device)
-        there = memory_of(torch.device(device)) if torch.device(device) != self.images.device else None
-        fits = there is None or 2 * self.images.numel() * self.images.element_size() <= there
-        return Split(self.images.to(device) if fits else self.images, labels, self.index.to(device), self.mapped)
+        """Return the split with batches on a device. Its images move there if they take at most half of the memory."""
+        target = torch.device(device)
+        there = free_memory(target) if target != self.images.device else None
+        if there is not None and 2 * self.images.numel() * self.images.element_size() > there:
+            return replace(self, target=target)
+        labels = None if self.labels is None else self.labels.to(target)
+        return Split(self.images.to(target), labels, self.index.to(target), self.mapped)
 
     def _rows(self, positions: Tensor) -> Tensor:
         return self.index.index_select(0, positions.to(self.index.device))
+
+    def _on_target(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Return some rows of the images or labels, on the device of the batches."""
+        if self.target is None or self.target == values.device:
+            return values.index_select(0, rows)
+        # From page-locked memory, a GPU copies by itself while the CPU goes on. torch does not reuse the memory before.
+        some = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, pin_memory=self.target.type == "cuda")
+        return torch.index_select(values, 0, rows, out=some).to(self.target, non_blocking=True)
 
 
 class Splits(NamedTuple):
@@ -113,12 +124,14 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None
 
     def to(self, device: torch.device | str) -> Splits:
-        """Return the splits on a device; splits that share one array still share it there."""
-        train, validation, test = self.train.to(device), self.validation.to(device), self.test.to(device)
-        if self.validation.images is self.train.images:
-            validation = Split(train.images, train.labels, validation.index, train.mapped)
-        if self.test.images is self.train.images:
-            test = Split(train.images, train.labels, test.index, train.mapped)
+        """Return the splits with batches on a device. An array that several splits share is moved once, and shared."""
+        train = self.train.to(device)
+        validation, test = (
+            replace(train, index=split.index.to(train.index.device))
+            if split.images is self.train.images
+            else split.to(device)
+            for split in (self.validation, self.test)
+        )
         return Splits(train, validation, test, self.classes)
 
 
