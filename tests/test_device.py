@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from io import StringIO
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.optim import SGD, Adam, Optimizer
+from torch.overrides import TorchFunctionMode
 
 from vae_cli.axes.dataset import Digits
 from vae_cli.axes.dataset import split as splits
@@ -22,6 +25,12 @@ from vae_cli.machine import device as devices
 from vae_cli.machine import memory
 from vae_cli.machine.device import allow_tf32, computing_in, make_deterministic, take_device
 from vae_cli.model import vae
+from vae_cli.runs.checkpoint import on_cpu
+from vae_cli.training.loop import log_step
+from vae_cli.training.progress import Progress
+from vae_cli.training.state import State, numbers
+from vae_cli.training.tensorboard import NoEvents
+from vae_cli.training.validation import evaluate_split
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -199,3 +208,62 @@ def test_auto_takes_the_least_busy_gpu(name: str, taken: str, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(devices, "free_gpu", lambda count: count - 1)
     assert take_device(name) == torch.device("cuda:1" if name == "auto" else name)
+
+
+# Waits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_the_same_on_its_way_through_the_cpu(compose: Compose) -> None:
+    experiment = build_experiment(compose("network.hidden=[8]"))
+    model = experiment.model.state_dict()
+    state = {"model": model, "betas": (0.9, 0.999), "list": [torch.ones(2), {"a": torch.zeros(1)}], "name": "x"}
+    copied = on_cpu(state)
+    assert copied is not state
+    assert list(copied["model"]) == list(model)
+    assert copied["model"]._metadata == model._metadata
+    assert all(copied["model"][name] is model[name] for name in model)  # tensors on the CPU are not copied
+    assert copied["betas"] == (0.9, 0.999)
+    assert copied["list"][1] == {"a": torch.zeros(1)}
+    assert copied["name"] == "x"
+
+
+def reads_of(do: Callable[[], object]) -> int:
+    """Return how many times a function reads a value from the device: on a GPU, each would be a wait."""
+    counter = Reads()
+    with counter:
+        do()
+    return counter.count
+
+
+class Reads(TorchFunctionMode):
+    """Counts the tensor methods that read values from the device."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__", "cpu"):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sigma", ["learned", "shared", "fixed", "deterministic"])
+def test_validation_does_not_wait_at_every_batch(compose: Compose, sigma: str) -> None:
+    experiment = build_experiment(compose("network.hidden=[8]", f"sigma={sigma}"))
+    split = experiment.splits.train
+    given = (experiment.model, experiment.regularizer, split, 0, experiment.device, None)
+    evaluate_split(*given, batch_size=500)  # once, for what is cached
+    assert reads_of(lambda: evaluate_split(*given, batch_size=100)) == reads_of(
+        lambda: evaluate_split(*given, batch_size=500)
+    )
+
+
+def test_the_curves_are_read_from_the_device_twice_whatever_is_shown(compose: Compose) -> None:
+    """Once for the means of the terms, and once for beta, scale and the other numbers together."""
+    words = ["regularizer.beta=2", "likelihood=gaussian", "sigma=fixed", "+schedule@sigma.value=linear"]
+    experiment = build_experiment(compose("network.hidden=[8]", *words, "sigma.value.start=0.1", "sigma.value.stop=1"))
+    state, events = State(), NoEvents()
+    progress = Progress(Console(file=StringIO()), 1, 10, 100, [], prints_epochs=False)
+    inference = experiment.model(experiment.splits.train.batch(torch.arange(4)))
+    state.meter.add(1, inference.terms(experiment.regularizer(inference)))
+    assert len(numbers(experiment)) == 3
+    assert reads_of(lambda: log_step(experiment, events, progress, state)) == 3  # and the count, which is on the CPU

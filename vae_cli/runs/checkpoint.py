@@ -6,6 +6,7 @@ import errno
 import pickletools
 import zipfile
 from collections.abc import Mapping
+from copy import copy as shallow_copy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,31 @@ PLAIN = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_par
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Replace a checkpoint by a new one. If it cannot be written, raises OSError and keeps the old one."""
     whole = BytesIO()  # then written at once: torch.save does not say that a disk is full
-    torch.save({"format": CHECKPOINT_FORMAT, **state}, whole)
+    torch.save({"format": CHECKPOINT_FORMAT, **on_cpu(dict(state))}, whole)
     replace_file(path, lambda file: file.write(whole.getbuffer()))
+
+
+def on_cpu(state: Any) -> Any:
+    """Return nested dicts, lists and tuples with the tensors of a GPU copied to the CPU, waiting for the GPU only once.
+
+    torch.save would copy them one by one, and wait for each.
+    """
+    gpus: set[torch.device] = set()
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            gpus.add(value.device)
+            return value.detach().to("cpu", non_blocking=True)  # into page-locked memory
+        if isinstance(value, dict):
+            copied = shallow_copy(value)  # keeps the attribute in which torch notes the versions of modules
+            copied.update((key, copy(item)) for key, item in value.items())
+            return copied
+        return type(value)(map(copy, value)) if isinstance(value, list | tuple) else value
+
+    on_its_way = copy(state)
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)
+    return on_its_way
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

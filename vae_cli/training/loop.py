@@ -82,8 +82,9 @@ def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) ->
 def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
     """Write a point of each training curve: means since the last point, and the current beta, learning rate ..."""
     means = state.meter.point()
-    values = {**means, **{name: float(number().detach()) for name, number in numbers(experiment).items()}}
-    values["learning_rate"] = experiment.optimizer.rate
+    current = {name: number().detach() for name, number in numbers(experiment).items()}
+    read = torch.stack(list(current.values())).tolist() if current else []  # the device is waited for once
+    values = {**means, **dict(zip(current, read, strict=True)), "learning_rate": experiment.optimizer.rate}
     events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)
     progress.step(state.step, means)
 

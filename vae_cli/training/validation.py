@@ -99,7 +99,7 @@ class Posterior:
         self.square: Sum = 0.0
         self.scale: Sum = 0.0
         self.scale_square: Sum = 0.0
-        self.least = math.inf
+        self.least: Sum = math.inf
 
     def update(self, inference: Inference, penalty: Tensor) -> None:
         loc = inference.loc.detach().double()
@@ -109,7 +109,7 @@ class Posterior:
             scale = inference.scale.detach().double()
             self.scale = self.scale + scale.sum(0)
             self.scale_square = self.scale_square + scale.square().sum(0)
-            self.least = min(self.least, float(scale.min()))
+            self.least = scale.min().clamp_max(self.least)  # not read here: each reading waits for the device
         self.count += len(loc)
 
     def compute(self) -> dict[str, float]:
@@ -121,7 +121,7 @@ class Posterior:
             mean = self.scale / self.count
             values["active_units"] = float((variance > 0.01 * self.scale_square / self.count).sum())
             values["scale_mean"] = float(mean.mean())
-            values["scale_min"] = self.least
+            values["scale_min"] = float(self.least)
             values["collapsed"] = float((mean < 0.01 * variance.sqrt()).double().mean())
         return values
 
