@@ -26,7 +26,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import kernels
-from vae_cli.model.distributions import BinaryCrossEntropy, Delta, FastBernoulli
+from vae_cli.model.distributions import BernoulliLogProb, Delta, FastBernoulli
 from vae_cli.model.inference import Inference
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard
@@ -385,17 +385,17 @@ def test_the_fast_bernoulli_is_torchs() -> None:
     torch.testing.assert_close(FastBernoulli(logits).log_prob(several), theirs.log_prob(several))
 
 
-def test_the_gradients_of_a_cross_entropy_are_those_of_its_formula() -> None:
+def test_the_gradients_of_a_bernoulli_are_those_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    function = BinaryCrossEntropy.apply
+    function = BernoulliLogProb.apply
     assert torch.autograd.gradcheck(function, (logits, value), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, (logits, value))
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 10.0, 1e2, 1e4])
-def test_a_cross_entropy_is_exact_for_logits_of_any_size(size: float) -> None:
+def test_a_bernoulli_is_exact_for_logits_of_any_size(size: float) -> None:
     logits = size * torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     for value in (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)), (logits > 0).float()):
         exact = F.binary_cross_entropy_with_logits(logits.double(), value.double(), reduction="none").sum((1, 2, 3))

@@ -57,7 +57,6 @@ def test_private_names_are_used_in_one_module_only() -> None:
         "torch.ops.mkldnn._linear_pointwise",
         "torch._C",
         "torch._C._are_functorch_transforms_active",
-        "torch._foreach_add_",
         "torch._fused_adam_",
     }
     assert not {str(file.relative_to(PACKAGE)): names for file, names in used.items() if names}
@@ -131,7 +130,7 @@ def test_a_dense_layer_that_cannot_notice_them_is_linear(monkeypatch: pytest.Mon
     vmap(layer)(x.expand(2, -1, -1))
 
 
-# -- torch._fused_adam_ and torch._foreach_add_ ---------------------------------------------------------------------
+# -- torch._fused_adam_ ---------------------------------------------------------------------------------------------
 
 
 def steps(optimizer: Any, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
@@ -161,7 +160,7 @@ def test_a_fused_step_is_adams_to_the_last_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(steps(fused, ours), expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["_fused_adam_", "_foreach_add_"])
+@pytest.mark.parametrize("name", ["_fused_adam_"])
 @pytest.mark.parametrize("change", ["gone", "other arguments"])
 def test_an_optimizer_does_without_a_name(name: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"lr": 1e-2, "fused": False}  # torch itself uses the names for fused=true

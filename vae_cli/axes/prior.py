@@ -37,9 +37,12 @@ class StandardNormal(Prior):
         # Constants, so not part of a checkpoint.
         self.register_buffer("loc", torch.zeros(latent), persistent=False)
         self.register_buffer("scale", torch.ones(latent), persistent=False)
+        self._made: tuple[Tensor, Distribution] | None = None  # the distribution, and the loc that it was made from
 
     def forward(self) -> Distribution:
-        return diagonal_normal(self.loc, self.scale, Standard)
+        if self._made is None or self._made[0] is not self.loc:  # which is replaced on another device
+            self._made = self.loc, diagonal_normal(self.loc, self.scale, Standard)
+        return self._made[1]
 
 
 class ScaledNormal(Prior):
@@ -64,4 +67,5 @@ class ScaledNormal(Prior):
         self.scale = LearnedScale(latent)
 
     def forward(self) -> Distribution:
-        return diagonal_normal(self.loc, self.scale())
+        log_scale = self.scale.log()
+        return diagonal_normal(self.loc, log_scale.exp(), log_scale=log_scale)

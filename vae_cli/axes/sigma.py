@@ -14,7 +14,7 @@ from vae_cli.axes.schedule import Schedule, as_schedule
 from vae_cli.core.errors import UserError
 from vae_cli.core.values import Count
 from vae_cli.model.distributions import Delta
-from vae_cli.model.scales import LearnedScale, bounded_exp, diagonal_normal
+from vae_cli.model.scales import LearnedScale, bounded, diagonal_normal
 
 LEAST, MOST = 1e-6, 1e6  # bounds of a fixed scale: its square, and the inverse of its square, stay within float32
 
@@ -41,7 +41,8 @@ class Learned(Sigma):
 
     def forward(self, raw: Tensor) -> Distribution:
         loc, log_scale = raw.chunk(2, -1)
-        return diagonal_normal(loc, bounded_exp(log_scale))
+        log_scale = bounded(log_scale)
+        return diagonal_normal(loc, log_scale.exp(), log_scale=log_scale)
 
 
 class Shared(Sigma):
@@ -52,7 +53,8 @@ class Shared(Sigma):
         self.scale = LearnedScale(latent)
 
     def forward(self, raw: Tensor) -> Distribution:
-        return diagonal_normal(raw, self.scale())
+        log_scale = self.scale.log()
+        return diagonal_normal(raw, log_scale.exp(), log_scale=log_scale)
 
 
 class Fixed(Sigma):
@@ -79,7 +81,8 @@ class Fixed(Sigma):
         raise UserError(f"sigma.value={least:g} is not allowed: {allowed}.{none}")
 
     def forward(self, raw: Tensor) -> Distribution:
-        return diagonal_normal(raw, self.value())
+        scale = self.value()
+        return diagonal_normal(raw, scale, log_scale=scale.log())
 
 
 class Deterministic(Sigma):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from vae_cli.model.distributions import Delta
-from vae_cli.model.scales import Standard
+from vae_cli.model.scales import Standard, log_scale_of
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,30 @@ class Inference:
         The cost of the location is ((m - a) / t)^2 / 2, the cost of the scale (r - 1 - ln r) / 2 with r = s^2 / t^2.
         None unless posterior and prior are both diagonal normals.
         """
+        if self._twice_kl_parts is None:
+            return None
+        loc, scale = self._twice_kl_parts
+        return loc / 2, scale.expand_as(loc) / 2
+
+    @cached_property
+    def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
+        """Twice the parts of the KL, of which sums are halved when they are small. The cost of a scale that images or
+        dimensions share is not repeated for each: it broadcasts to (B, D)."""
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None
         # For N(0, I) the parts are m^2 / 2 and (s^2 - 1 - ln s^2) / 2: there is no 0 to subtract or 1 to divide by.
         is_standard = isinstance(p, Standard)
         distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
-        log_ratio = 2 * (q.scale if is_standard else q.scale / p.scale).log()
-        return distance.square() / 2, (torch.expm1(log_ratio) - log_ratio) / 2
+        log_ratio = 2 * (log_scale_of(q) if is_standard else log_scale_of(q) - log_scale_of(p))
+        return distance.square(), torch.expm1(log_ratio) - log_ratio
 
     @cached_property
     def kl(self) -> Tensor:
         """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc)."""
-        if self.rate_per_dimension is not None:
-            return self.rate_per_dimension.sum(-1)
+        if self._twice_kl_parts is not None:
+            loc, scale = self._twice_kl_parts
+            return (loc + scale).sum(-1) / 2
         return kl_divergence(self.posterior, self.prior)
 
     @property
@@ -97,9 +107,9 @@ class Inference:
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
         if self.rate is not None:
             terms["rate"] = self.rate
-            if self.normal_kl_parts is not None:
-                loc, scale = self.normal_kl_parts
-                terms |= {"rate_loc": loc.sum(-1), "rate_scale": scale.sum(-1)}
+            if self._twice_kl_parts is not None:
+                loc, scale = self._twice_kl_parts
+                terms |= {"rate_loc": loc.sum(-1) / 2, "rate_scale": scale.expand_as(loc).sum(-1) / 2}
         if self.elbo is not None:
             terms["elbo"] = self.elbo
         return terms

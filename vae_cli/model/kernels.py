@@ -6,8 +6,8 @@ only speed is lost.
 
 name                                        used by           gain                               public way
 torch.ops.mkldnn._linear_pointwise          Dense             half the time on AMD with AVX-512  nn.Linear
-torch._C._are_functorch_transforms_active   Dense             torch.func works on the layer      nn.Linear
-torch._fused_adam_, torch._foreach_add_     FusedAdam         half the time of a small update    Adam.step
+torch._C._are_functorch_transforms_active   Dense, Bernoulli  torch.func works on both           slower forms of both
+torch._fused_adam_                          FusedAdam         half the time of a small update    Adam.step
 __dynamo_disable                            without_compiler  most of a second of each start     the slower start
 
 tests/test_quarantine_torch.py fails if a name is gone or its result differs from the public way.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ class Dense(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if _is_for_onednn(x, self.weight) and onednn_is_faster():
+        if not torch.compiler.is_compiling() and onednn_is_faster() and _is_for_onednn(x, self.weight):
             product: Tensor = OneDNNLinear.apply(x, self.weight, self.bias)
             return product
         return super().forward(x)
@@ -66,18 +66,17 @@ def has_onednn() -> bool:
 
 def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
-        and x.dim() == 2
+        x.dim() == 2
         and len(x) * weight.numel() >= WORTHWHILE
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not _is_inside_torch_func()
+        and not is_inside_torch_func()
     )
 
 
-def _is_inside_torch_func() -> bool:
-    # Inside torch.func's jvp, vmap and so on, OneDNNLinear would have to be written in a slower form.
+def is_inside_torch_func() -> bool:
+    """Return whether torch.func's jvp, vmap and so on are at work, which need a slower form of autograd.Function."""
     try:
         return torch._C._are_functorch_transforms_active()
     except AttributeError:
@@ -119,6 +118,11 @@ def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
+# The settings of a group of parameters, their first and second moments, the number of steps taken with each (one
+# tensor), and views of its elements.
+Group = tuple[dict[str, Any], list[Tensor], list[Tensor], Tensor, list[Tensor]]
+
+
 class FusedAdam:
     """A step of torch's Adam with fused=true on the optimizer's own state: the one kernel, and nothing else.
 
@@ -126,7 +130,7 @@ class FusedAdam:
     type) takes as long as the kernel itself if the network is small.
     """
 
-    def __init__(self, groups: list[tuple[dict[str, Any], tuple[list[Tensor], ...]]]) -> None:
+    def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
 
     @classmethod
@@ -147,25 +151,29 @@ class FusedAdam:
             if len(kinds) > 1 or any(parameter.grad is None for parameter in parameters):
                 return None
             states = [optimizer.state[parameter] for parameter in parameters]
-            for parameter, state in zip(parameters, states, strict=True):
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            taken = torch.zeros(len(states), dtype=torch.float32, device=parameters[0].device)
+            views = list(taken.unbind())  # so that one operation counts the step of every parameter
+            for parameter, state, steps in zip(parameters, states, views, strict=True):
+                if state:
+                    steps.copy_(state["step"])
+                else:
                     state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            held = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-            groups.append((group, tuple(held)))
+                state["step"] = steps
+            means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+            groups.append((group, means, squares, taken, views))
         return cls(groups)
 
     @torch.no_grad()
     def step(self) -> bool:
         """Take a step and return True, or return False without taking one if a parameter has no gradient."""
-        every = [[parameter.grad for parameter in group["params"]] for group, _ in self._groups]
+        every = [[parameter.grad for parameter in group["params"]] for group, *_ in self._groups]
         if any(gradient is None for gradients in every for gradient in gradients):
             return False
-        for (group, (means, squares, steps)), gradients in zip(self._groups, every, strict=True):
-            torch._foreach_add_(steps, torch.ones_like(steps[0]))
+        for (group, means, squares, taken, views), gradients in zip(self._groups, every, strict=True):
+            taken.add_(1)
             torch._fused_adam_(
-                group["params"], gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
+                group["params"], gradients, means, squares, [], views, lr=group["lr"], beta1=group["betas"][0],
                 beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
                 maximize=group["maximize"],
             )  # fmt: skip
@@ -180,7 +188,8 @@ def has_fused_adam() -> bool:
         parameter.grad = torch.ones(1, device="cpu")
         settings = {"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
         group = {"params": [parameter], **settings}
-        return FusedAdam([(group, ([mean], [square], [torch.zeros((), device="cpu")]))]).step()
+        taken = torch.zeros(1, device="cpu")
+        return FusedAdam([(group, [mean], [square], taken, [taken[0]])]).step()
     except (AttributeError, RuntimeError, TypeError):
         return False
 

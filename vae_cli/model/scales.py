@@ -18,13 +18,13 @@ LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
 PACE = 10.0
 
 
-def bounded_exp(log_scale: Tensor) -> Tensor:
-    """Return exp(log_scale), clamped between e^-15 and e^15; any shape.
+def bounded(log_scale: Tensor) -> Tensor:
+    """Return log_scale, clamped between -15 and 15; any shape.
 
-    >>> bounded_exp(torch.tensor([-100.0, 0.0, 100.0]))
+    >>> bounded(torch.tensor([-100.0, 0.0, 100.0])).exp()
     tensor([3.0590e-07, 1.0000e+00, 3.2690e+06])
     """
-    return log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND).exp()
+    return log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
 
 class LearnedScale(nn.Module):
@@ -45,22 +45,29 @@ class LearnedScale(nn.Module):
         with torch.no_grad():
             self.raw.fill_(math.log(scale) / PACE)
 
+    def log(self) -> Tensor:
+        """Return the logarithms of the scales."""
+        return bounded(PACE * self.raw)
+
     def forward(self) -> Tensor:
-        return bounded_exp(PACE * self.raw)
+        return self.log().exp()
 
 
 class Factors(Normal):
     """The univariate factors N(loc, scale^2) of a diagonal normal; scale broadcasts to the shape of loc.
 
     The results are bit for bit those of torch's Normal, whose broadcasting and checks would slow a training step.
+    log_scale, if it is known, spares the KL divergence a logarithm; it broadcasts to the shape of loc, too.
     """
 
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, log_scale: Tensor | None = None) -> None:
         self.loc, self.scale = loc, scale if scale.shape == loc.shape else scale.expand_as(loc)
+        self.log_scale = log_scale
         Distribution.__init__(self, loc.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Factors:
-        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+        log_scale = None if self.log_scale is None else self.log_scale.expand(batch_shape)
+        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape), log_scale)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = (*sample_shape, *self.loc.shape)
@@ -74,12 +81,21 @@ class Standard(Factors):
         return -value.square() / 2 - LOG_ROOT_2_PI
 
 
-def diagonal_normal(loc: Tensor, scale: Tensor, kind: type[Factors] = Factors) -> Distribution:
+def log_scale_of(normal: Normal) -> Tensor:
+    """Return ln(scale) of a normal, which broadcasts to the shape of its loc."""
+    log_scale = normal.log_scale if isinstance(normal, Factors) else None
+    return normal.scale.log() if log_scale is None else log_scale
+
+
+def diagonal_normal(
+    loc: Tensor, scale: Tensor, kind: type[Factors] = Factors, log_scale: Tensor | None = None
+) -> Distribution:
     """Return N(loc, diag(scale^2)), batch (*S,) and event (D,), from loc (*S, D) and a scale that broadcasts to it.
 
-    The arguments are not checked: checks would slow a training step.
+    log_scale is ln(scale), if the scale was computed from it. The arguments are not checked: checks would slow a
+    training step.
 
     >>> diagonal_normal(torch.zeros(3), torch.ones(3)).log_prob(torch.zeros(3))  # -3/2 ln(2 pi)
     tensor(-2.7568)
     """
-    return Independent(kind(loc, scale), 1, validate_args=False)
+    return Independent(kind(loc, scale, log_scale), 1, validate_args=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -46,8 +47,10 @@ class Meter:
         is not finite."""
         if not self._pending:
             return
-        summed = [torch.stack(terms).sum(1) for _, terms in self._pending]
-        rows = distributed.total(torch.stack(summed)).tolist()
+        # Steps of equally many images are summed by one operation.
+        by_size = [list(steps) for _, steps in groupby((terms for _, terms in self._pending), key=lambda t: len(t[0]))]
+        summed = [torch.stack(list(chain(*steps))).sum(1).view(len(steps), -1) for steps in by_size]
+        rows = distributed.total(torch.cat(summed)).tolist()
         counts = distributed.total(torch.tensor([len(terms[0]) for _, terms in self._pending])).tolist()
         for (step, _), count, row in zip(self._pending, counts, rows, strict=True):
             not_finite = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
