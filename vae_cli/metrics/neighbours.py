@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.runs.codes import between
@@ -56,15 +54,38 @@ def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
     return likelihood.mean
 
 
+class Derivative:
+    """The derivative of a function at codes z (B, D): products with its Jacobian J at each of them.
+
+    J v is the derivative of J^T w with respect to w in the direction v, so reverse derivatives give both products. For
+    forward derivatives torch imports its compiler, which takes longer than a quick evaluation.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+        with torch.enable_grad():
+            self._z = z.detach().requires_grad_()
+            self._value = function(self._z)
+            self._w = torch.zeros_like(self._value, requires_grad=True)
+            (self._pulled,) = torch.autograd.grad(self._value, self._z, self._w, create_graph=True)
+
+    def push(self, v: Tensor) -> Tensor:
+        """Return J v (B, C, H, W) for directions v (B, D)."""
+        return torch.autograd.grad(self._pulled, self._w, v, retain_graph=True)[0]
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Return J^T w (B, D) for images w (B, C, H, W)."""
+        return torch.autograd.grad(self._value, self._z, w, retain_graph=True)[0]
+
+
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
     """Return |J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
 
-    Exact for up to R = MAX_DIRECTIONS dimensions: one forward derivative for each column of J. Beyond that, the root of
+    Exact for up to R = MAX_DIRECTIONS dimensions: one product with J for each of its columns. Beyond that, the root of
     the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990). That mean is unbiased with a relative standard
     deviation of at most sqrt(2 / R). The relative standard deviation of the norm is therefore at most 1 / sqrt(2 R), or
     4.4 %, and its bias at most 0.1 %, downward.
     """
-    dimensions = z.shape[1]
+    jacobian, dimensions = Derivative(function, z), z.shape[1]
     exact = dimensions <= MAX_DIRECTIONS
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     for direction in range(min(dimensions, MAX_DIRECTIONS)):
@@ -73,8 +94,7 @@ def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor
             tangent[:, direction] = 1
         else:
             tangent = torch.randint_like(z, 2) * 2 - 1
-        pushed = jvp(function, (z,), (unit * tangent,))[1]
-        total += pushed.flatten(1).double().square().sum(1)
+        total += jacobian.push(unit * tangent).flatten(1).double().square().sum(1)
     return (total if exact else total / MAX_DIRECTIONS).sqrt()
 
 
@@ -82,26 +102,27 @@ def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit
     """Return the largest singular value of J = d function(z) / d (z / unit) at each of the codes z (B, D), (B,), and
     whether it has converged, bool (B,).
 
-    Power iteration v <- J^T J v / |J^T J v| from a random start, with one forward and one reverse derivative per
-    iteration, until the relative change of |J v| is below POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v|
-    approaches the largest singular value from below. If the second largest is close to it, the result lies between the
-    two.
+    Power iteration v <- J^T J v / |J^T J v| from a random start, until the relative change of |J v| is below
+    POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v| approaches the largest singular value from below. If the second
+    largest is close to it, the result lies between the two.
     """
     value = torch.zeros(len(z), device=z.device)
     left = torch.arange(len(z), device=z.device)  # codes that have not converged
+    jacobian = Derivative(function, z)
     v = torch.randn_like(z)
     for _ in range(POWER_ITERATIONS):
         v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        pushed = jvp(function, (z[left],), (unit * v,))[1].detach()
+        pushed = jacobian.push(unit * v)
         norm = pushed.flatten(1).norm(dim=1)
         moves = (norm - value[left]).abs() > POWER_TOLERANCE * norm
         value[left] = norm
         left = left[moves]
         if not len(left):
             break
+        if not moves.all():
+            jacobian = Derivative(function, z[left])
         # Pull back normalized images, so that small derivatives do not underflow when they are squared.
-        direction = pushed[moves] / norm[moves].reshape(-1, 1, 1, 1)
-        v = unit * vjp(function, z[left])[1](direction)[0].detach()
+        v = unit * jacobian.pull(pushed[moves] / norm[moves].reshape(-1, 1, 1, 1))
     return value, torch.ones_like(value, dtype=torch.bool).index_fill(0, left, False)
 
 
@@ -131,10 +152,7 @@ class Jacobian(Metric):
             if reason or z is None:
                 both = undefined(reason or ONE_IMAGE), undefined(reason or ONE_IMAGE)
             else:
-                with warnings.catch_warnings():
-                    # torch warns about its own code at the first forward derivative.
-                    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-                    both = self._norms(z)
+                both = self._norms(z)
             figures[f"jacobian_frobenius_{name}"], figures[f"jacobian_norm_{name}"] = both
         return figures
 
