@@ -369,10 +369,15 @@ def test_a_run_uses_the_gpu_with_the_fewest_runs(tmp_path: Path, monkeypatch: py
     assert cores.free_gpu(2) == 0  # processes that have ended hold none
 
 
-def test_a_machine_runs_one_job_per_gpu_or_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_runs_as_many_jobs_as_cores_and_gpu_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores", lambda: 16)
     monkeypatch.setattr(cores, "gpus", lambda: 4)
-    assert [cores.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [4, 16, 4, 1]
+    for gigabytes, expected in {80: [16, 16, 16, 16], 10: [8, 16, 8, 2], 3: [4, 16, 4, 1]}.items():
+        monkeypatch.setattr(cores, "gpu_memories", lambda size=gigabytes: [size << 30] * 4)
+        assert [cores.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == expected
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    assert cores.jobs_at_once("auto") == 4  # no GPU is left idle
+    monkeypatch.setattr(cores, "cores", lambda: 16)
     assert [cores.gpus_for_each(device) for device in ("auto", "cpu", "cuda:1")] == [1, 0, 1]
     monkeypatch.setattr(cores, "gpus", lambda: 0)
     assert [cores.jobs_at_once(device) for device in ("auto", "cpu")] == [16, 16]

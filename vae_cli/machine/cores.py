@@ -9,6 +9,9 @@ from pathlib import Path
 
 from vae_cli.core.files import locked
 
+# A process with torch's kernels takes half a gigabyte of a GPU. The rest is for images, model and activations.
+GPU_MEMORY_PER_RUN = 4 << 30
+
 held_locks = ExitStack()  # the locks of the GPUs that this process has taken, held until it ends
 taken_gpus: dict[str, int] = {}
 
@@ -25,6 +28,13 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_memories() -> list[int]:
+    """Return the total memory of each GPU in bytes; nothing is allocated on them."""
+    import torch  # here, because it takes two seconds
+
+    return [torch.cuda.get_device_properties(number).total_memory for number in range(gpus())]
+
+
 def gpus_for_each(device: str = "auto") -> int:
     """Return how many GPUs a run uses, 1 or 0: the resolver ${gpus_for_each:device}."""
     return 1 if device.startswith("cuda") or (device == "auto" and gpus()) else 0
@@ -33,12 +43,15 @@ def gpus_for_each(device: str = "auto") -> int:
 def jobs_at_once(device: str = "auto") -> int:
     """Return how many runs train at a time: the resolver ${jobs_at_once:device}.
 
-    One for each GPU, or one for each core if they use no GPU: several processes with one thread are faster than one
-    process with several threads, because they never wait for each other.
+    Without a GPU, one for each core: several processes with one thread are faster than one process with several
+    threads, because they never wait for each other. On GPUs, also one for each core, since a small network leaves most
+    of a GPU idle; but each run has GPU_MEMORY_PER_RUN bytes, and each GPU at least one run.
     """
     if not gpus_for_each(device):
         return cores()
-    return max(1, gpus()) if device in ("auto", "cuda") else 1  # cuda:1 is one GPU for all runs
+    memories = gpu_memories()
+    used = memories if device in ("auto", "cuda") else memories[:1]  # cuda:1 is one GPU for all runs
+    return sum(max(1, min(cores() // len(used), memory // GPU_MEMORY_PER_RUN)) for memory in used)
 
 
 def free_gpu(count: int) -> int:
