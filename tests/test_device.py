@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from io import StringIO
 from typing import Any
 
@@ -26,9 +27,11 @@ from vae_cli.machine import memory
 from vae_cli.machine.device import allow_tf32, computing_in, make_deterministic, take_device
 from vae_cli.model import vae
 from vae_cli.runs.checkpoint import on_cpu
+from vae_cli.training import step as steps
 from vae_cli.training.loop import log_step
 from vae_cli.training.progress import Progress
 from vae_cli.training.state import State, numbers
+from vae_cli.training.step import Replayed, Step
 from vae_cli.training.tensorboard import NoEvents
 from vae_cli.training.validation import evaluate_split
 
@@ -264,6 +267,102 @@ def test_the_curves_are_read_from_the_device_twice_whatever_is_shown(compose: Co
     state, events = State(), NoEvents()
     progress = Progress(Console(file=StringIO()), 1, 10, 100, [], prints_epochs=False)
     inference = experiment.model(experiment.splits.train.batch(torch.arange(4)))
-    state.meter.add(1, inference.terms(experiment.regularizer(inference)))
+    state.meter.add(
+        1, {name: term.detach() for name, term in inference.terms(experiment.regularizer(inference)).items()}
+    )
     assert len(numbers(experiment)) == 3
     assert reads_of(lambda: log_step(experiment, events, progress, state)) == 3  # and the count, which is on the CPU
+
+
+# CUDA graphs ---------------------------------------------------------------------------------------------------------
+
+
+class FakeGraphs:
+    """Stands for machine.graphs: `capture` returns a function that writes to the same tensors each time it is called.
+
+    Unlike a GPU, it has to run what it captures; `model` and the random state are restored afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.model = nn.Module()
+
+    def beside(self, compute: Callable[[], Any]) -> Any:
+        self.calls.append("beside")
+        return compute()
+
+    def capture(self, compute: Callable[[], tuple[tuple[str, ...], Tensor]]) -> Any:
+        self.calls.append("capture")
+        random, state = torch.get_rng_state(), deepcopy(self.model.state_dict())
+        names, terms = compute()
+        torch.set_rng_state(random)
+        self.model.load_state_dict(state)
+        parameters = list(self.model.parameters())
+        written = [parameter.grad for parameter in parameters]
+
+        def replay() -> None:
+            self.calls.append("replay")
+            terms.copy_(compute()[1])
+            for parameter, gradient in zip(parameters, written, strict=True):
+                assert gradient is not None
+                assert parameter.grad is not None
+                gradient.copy_(parameter.grad)
+                parameter.grad = None  # a replay does not set attributes
+
+        return (names, terms), replay
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> FakeGraphs:
+    fake = FakeGraphs()
+    monkeypatch.setattr(steps, "graphs", fake)
+    return fake
+
+
+def trained(config: dict[str, Any], graphs: FakeGraphs | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """Train ten steps, of which the fifth and the last have fewer images; return the state and the terms' sums."""
+    experiment = build_experiment(config)
+    torch.manual_seed(0)
+    step = Step(experiment)
+    if graphs is not None:
+        graphs.model = experiment.model
+        step.passes = Replayed(step.compute, step.parameters, 32)
+    terms = []
+    for number in range(10):
+        found = step(torch.arange(7 if number in (4, 9) else 32) + number)
+        terms.append(torch.stack(list(found.values())).sum(1))
+    return {**experiment.model.state_dict(), **experiment.regularizer.state_dict()}, torch.stack(terms)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"sigma={sigma}"] for sigma in ("learned", "shared", "fixed", "deterministic")),
+        ["optimizer=sgd", "optimizer.lr=1e-4"],
+        ["max_grad_norm=1", "prior=scaled_normal", "regularizer=free_bits"],
+        ["network=conv", "network.width=4", "likelihood=bernoulli", "likelihood.binarize=dynamic"],
+    ],
+    ids=" ".join,
+)
+def test_a_replayed_step_is_the_eager_step(compose: Compose, graphs: FakeGraphs, words: list[str]) -> None:
+    config = compose("network.hidden=[8]" if "network=conv" not in words else "network.hidden=8", "latent=3", *words)
+    eager, eager_terms = trained(deepcopy(config))
+    replayed, terms = trained(deepcopy(config), graphs)
+    assert graphs.calls == ["beside"] * 3 + ["capture"] + ["replay"] * 5
+    assert torch.equal(terms, eager_terms)
+    for name, value in eager.items():
+        assert torch.equal(value, replayed[name]), name
+
+
+def test_a_step_that_cannot_be_captured_is_eager_and_says_so(
+    compose: Compose, graphs: FakeGraphs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(compute: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    config = compose("network.hidden=[8]", "latent=3")
+    (eager, _), (replayed, _) = (trained(deepcopy(config), fake) for fake in (None, graphs))
+    assert all(torch.equal(value, replayed[name]) for name, value in eager.items())
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("which is slower: operation not permitted when stream is capturing")

@@ -12,6 +12,7 @@ __all__ = [
     "provenance",
     "repeat",
     "state",
+    "step",
     "summary",
     "tensorboard",
     "validation",

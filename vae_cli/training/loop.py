@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from vae_cli.axes.optimizer import clip_gradient
 from vae_cli.config.build import Experiment
 from vae_cli.config.objective import POSTERIOR
 from vae_cli.core.rng import epoch_order
@@ -17,6 +16,7 @@ from vae_cli.training.meter import NotFinite
 from vae_cli.training.pictures import write_pictures
 from vae_cli.training.progress import Progress, is_milestone
 from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save
+from vae_cli.training.step import Step
 from vae_cli.training.tensorboard import EventWriter
 from vae_cli.training.validation import some_training_images, validate
 
@@ -27,13 +27,11 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     Raises NotFinite if the loss is not finite, KeyboardInterrupt or SystemExit if a signal asks to stop. The last good
     checkpoint is kept in both cases.
     """
-    config, optimizer = experiment.config, experiment.optimizer
-    model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
-    images = experiment.splits.train
+    config, images = experiment.config, experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
     steps = math.ceil(len(images) / batch_size)
     schedules = moving_schedules(experiment)
-    parameters = [*model.parameters(), *regularizer.parameters()]
+    step = Step(experiment)
     clock = Clock(state, config["checkpoint_minutes"])
 
     if state.step == 0 and config["on_divergence"] == "restart":
@@ -45,20 +43,10 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
             for positions in images.shuffled(epoch_order(seed, epoch), batch_size, skip=state.step % steps):
                 for schedule in schedules:
                     schedule.advance(state.step / steps)
-                optimizer.advance(state.step / steps)
-
-                with distributed.share(positions) as own:
-                    inference = model(images.batch(own))
-                    penalty = regularizer(inference)
-                    loss = distributed.mean_loss(inference.distortion + penalty)
-                    with torch.no_grad():
-                        state.meter.add(state.step + 1, inference.terms(penalty))
-                optimizer.zero_grad()
-                loss.backward()
-                clip_gradient(parameters, config["max_grad_norm"])
-                optimizer.step()
-
+                experiment.optimizer.advance(state.step / steps)
+                terms = step(positions)
                 state.step += 1
+                state.meter.add(state.step, terms)
                 is_point = state.step % min(config["log_every"], steps) == 0
                 if is_point:
                     log_step(experiment, events, progress, state)

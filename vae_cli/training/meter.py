@@ -37,10 +37,9 @@ class Meter:
         self._epoch: Sums = {}
 
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms of a step, each (B,), without waiting for the device. Images that a
-        process computes only to keep pace with the others do not count."""
+        """Add the terms of a step, each (B,), without waiting for the device."""
         self._names = tuple(terms)
-        self._pending.append((step, [distributed.counted(term.detach()) for term in terms.values()]))
+        self._pending.append((step, list(terms.values())))
 
     def read(self) -> None:
         """Wait for the device and sum the pending steps over all processes. Raises NotFinite with the first step that

@@ -1,0 +1,44 @@
+"""CUDA graphs: a computation that is recorded once and then replayed by a single launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    """Record a computation on the current GPU, and return its result and a function that replays it.
+
+    The computation is recorded, not run: the tensors of the result have values after the first replay, and each replay
+    overwrites them. It reads its inputs from the same memory each time. Random numbers continue as if it ran anew.
+
+    Raises RuntimeError if it contains anything that a graph cannot, such as reading a value from the GPU. The states
+    of the random generators are then as before.
+    """
+    random = torch.cuda.get_rng_state()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = compute()
+    except Exception:
+        torch.cuda.synchronize()
+        torch.cuda.set_rng_state(random)
+        raise
+    return result, graph.replay
+
+
+def beside(compute: Callable[[], T]) -> T:
+    """Run a computation on a stream of its own, as is required before it is captured, and return its result.
+
+    Later work of the current stream waits for it; the CPU does not.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    return result

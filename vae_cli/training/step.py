@@ -1,0 +1,111 @@
+"""One training step, whose passes are replayed as a CUDA graph on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vae_cli.axes.optimizer import clip_gradient
+from vae_cli.config.build import Experiment
+from vae_cli.core.errors import first_line
+from vae_cli.machine import distributed, graphs
+
+log = logging.getLogger(__name__)
+
+Terms = dict[str, Tensor]  # of the loss, each (B,)
+
+WARM_UP = 3  # steps before a graph is captured, in which libraries allocate what they need
+
+
+class Step:
+    """A training step: compute the loss of a batch and its gradient, and update the parameters."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.model, self.regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
+        self.parameters = [*self.model.parameters(), *self.regularizer.parameters()]
+        self.passes: Callable[[Tensor], Terms] = self.compute
+        images = experiment.splits.train.images
+        if images.is_cuda and distributed.count() == 1:
+            self.passes = Replayed(self.compute, self.parameters, experiment.config["batch_size"])
+
+    def __call__(self, positions: Tensor) -> Terms:
+        """Train on the images at these positions (B,), and return the terms of the loss before the update."""
+        terms = self.passes(positions)
+        clip_gradient(self.parameters, self.experiment.config["max_grad_norm"])
+        self.experiment.optimizer.step()
+        return terms
+
+    def compute(self, positions: Tensor) -> Terms:
+        """Pass the images forward and backward; return the terms of the loss."""
+        with distributed.share(positions) as own:
+            inference = self.model(self.experiment.splits.train.batch(own))
+            penalty = self.regularizer(inference)
+            loss = distributed.mean_loss(inference.distortion + penalty)
+            with torch.no_grad():
+                terms = {name: distributed.counted(term) for name, term in inference.terms(penalty).items()}
+        self.experiment.optimizer.zero_grad()
+        loss.backward()
+        return {name: term.detach() for name, term in terms.items()}
+
+
+class Replayed:
+    """The passes of a step, captured as a CUDA graph and replayed: one launch instead of about a hundred.
+
+    A small network keeps a GPU busy for less time than the CPU needs to launch its operations one by one. The graph
+    contains the passes of a batch of `batch_size` images, which must be on the GPU. A smaller last batch is computed
+    eagerly, and so is every batch if the passes cannot be captured. The optimizer's update is not part of the graph, so
+    any optimizer and learning rate can be used. The results are bit for bit those of the eager passes.
+    """
+
+    positions: Tensor  # what the graph reads
+    names: tuple[str, ...]  # of the terms
+    terms: Tensor  # what the graph writes, (number of terms, B)
+    gradients: list[Tensor | None]  # what the graph writes, for each parameter
+
+    def __init__(self, compute: Callable[[Tensor], Terms], parameters: Sequence[Tensor], batch_size: int) -> None:
+        self.compute = compute
+        self.parameters = parameters
+        self.batch_size = batch_size
+        self.warm_up = WARM_UP
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, positions: Tensor) -> Terms:
+        """Pass the images at these positions forward and backward; return the terms of the loss, each (B,)."""
+        if len(positions) != self.batch_size or self.warm_up < 0:
+            return self.compute(positions)
+        if self.warm_up > 0:
+            self.warm_up -= 1
+            return graphs.beside(lambda: self.compute(positions))
+        if self.replay is None and not self._is_captured(positions):
+            return self.compute(positions)
+        assert self.replay is not None
+        self.positions.copy_(positions)
+        self.replay()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient  # which an eager step replaces
+        return dict(zip(self.names, self.terms.clone(), strict=True))
+
+    def _is_captured(self, positions: Tensor) -> bool:
+        """Capture the passes; return False, and never try again, if that is not possible."""
+        self.positions = positions.clone()
+
+        def passes() -> tuple[tuple[str, ...], Tensor]:
+            terms = self.compute(self.positions)
+            return tuple(terms), torch.stack(list(terms.values()))
+
+        try:
+            (self.names, self.terms), self.replay = graphs.capture(passes)
+        except Exception as error:  # a user's own class may do anything
+            self.warm_up = -1
+            log.warning(
+                "The training step is not captured as a CUDA graph, and its operations are launched one by one, which "
+                "is slower: %s",
+                first_line(error),
+            )
+            return False
+        self.gradients = [parameter.grad for parameter in self.parameters]
+        return True
