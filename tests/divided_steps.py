@@ -24,6 +24,7 @@ from vae_cli.core.rng import derive_seed
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import launched
 from vae_cli.training.meter import Meter, NotFinite
+from vae_cli.training.step import Step
 
 BATCHES = [7, 2, 1]  # 7 does not divide evenly; 1 leaves a process without an image
 
@@ -70,22 +71,18 @@ def steps(experiment: Experiment) -> Steps:
     """Take a step on each batch without the optimizer, and return the gradients, losses, buffers and random state."""
     before = deepcopy(experiment.model.state_dict())
     torch.manual_seed(derive_seed(0, "noise"))
-    model, regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
-    meter, found = Meter(), {}
+    step, meter, found, seen = Step(experiment), Meter(), {}, list[Any]()
+    hook = experiment.model.register_forward_hook(lambda *given: seen.append(given[-1]))
     parameters = {**dict(experiment.model.named_parameters()), **dict(experiment.regularizer.named_parameters())}
     for batch in BATCHES:
-        with distributed.share(torch.arange(batch)) as own:
-            inference = model(experiment.splits.train.batch(own))
-            penalty = regularizer(inference)
-            loss = distributed.mean_loss(inference.distortion + penalty)
-            meter.add(batch, inference.terms(penalty))
-            own_z = distributed.counted(inference.z.detach()).sum(0)
         for parameter in parameters.values():
             parameter.grad = None
-        loss.backward()
+        terms = step.compute(torch.arange(batch))
+        meter.add(batch, terms)
         found |= {f"{batch} {name}": p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-        found[f"{batch} loss"] = distributed.total(loss.detach()) / distributed.count()
-        found[f"{batch} mean z"] = distributed.total(own_z)
+        found[f"{batch} loss"] = distributed.total(terms["loss"].sum()) / batch
+        found[f"{batch} sum of z"] = distributed.total(seen.pop().z.detach()[: len(terms["loss"])].sum(0))
+    hook.remove()
     found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
     found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}
     experiment.model.load_state_dict(before)  # an optimal scale follows the batches

@@ -1,0 +1,211 @@
+"""How fast a GPU trains: waits per step, images per second, and the share of what the card can do.
+
+Nothing here is asserted in seconds. pytest prints the figures at the end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_cli.config.build import Experiment
+from vae_cli.training.meter import Meter
+from vae_cli.training.step import Step
+
+Built = Callable[..., Experiment]
+Record = Callable[[str, object], None]
+
+STEPS = 200
+MNIST = ("dataset=mnist", "likelihood=bernoulli", "batch_size=128", "device=cuda")
+CASES = {
+    "mlp 784-400-16": (*MNIST, "network.hidden=[400]"),
+    "conv, MNIST": (*MNIST, "network=conv"),
+    "resnet, CIFAR-10": ("dataset=cifar10", "network=resnet", "batch_size=128", "device=cuda"),
+}
+RUNS_AT_ONCE = (1, 4, 16)
+
+
+def batches(experiment: Experiment) -> list[Tensor]:
+    """Return whole batches of positions in random order."""
+    images = experiment.splits.train
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.images.device)
+    return list(order.split(experiment.config["batch_size"])[:-1])
+
+
+def seconds_per_step(step: Callable[[Tensor], object], order: list[Tensor], steps: int = STEPS) -> float:
+    """Return the least of three means over some steps, after a warm-up."""
+    for positions in order[:10]:
+        step(positions)
+    means = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for number in range(steps):
+            step(order[number % len(order)])
+        torch.cuda.synchronize()
+        means.append((time.perf_counter() - begin) / steps)
+    return min(means)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_waits_for_the_gpu(built: Built, name: str) -> None:
+    experiment = built(*CASES[name])
+    step, meter, order = Step(experiment), Meter(), batches(experiment)
+    for number, positions in enumerate(order[:10]):
+        meter.add(number, step(positions))
+    meter.point()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for number, positions in enumerate(order[10:30]):
+                meter.add(number, step(positions))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert not [f"{said.filename}:{said.lineno}" for said in caught if "synchroniz" in str(said.message)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_images_per_second(built: Built, name: str, precision: str, record_property: Record) -> None:
+    experiment = built(*CASES[name], f"precision={precision}")
+    batch, order = experiment.config["batch_size"], batches(experiment)
+    replayed, eager = Step(experiment), Step(experiment)
+    eager.passes = eager.compute
+    for kind, step in (("eager", eager), ("CUDA graph", replayed)):
+        torch.cuda.reset_peak_memory_stats()
+        seconds = seconds_per_step(step, order)
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        record_property(f"{name}, {precision}, {kind}", f"{batch / seconds:,.0f} images/s, {peak:,.0f} MB")
+
+
+def test_compiled_images_per_second(built: Built, record_property: Record) -> None:
+    for name in ("mlp 784-400-16", "resnet, CIFAR-10"):
+        experiment = built(*CASES[name], "precision=bfloat16", "compile=true")
+        seconds = seconds_per_step(Step(experiment), batches(experiment))
+        record_property(f"{name}, bfloat16, compiled, CUDA graph", f"{128 / seconds:,.0f} images/s")
+
+
+def test_share_of_the_matrix_products(built: Built, record_property: Record) -> None:
+    """The products of the mlp alone, forward and backward, as one CUDA graph: what no step can beat."""
+    experiment = built(*CASES["mlp 784-400-16"])
+    sizes = [(784, 400), (400, 32), (16, 400), (400, 784)]
+    operands = [[torch.randn(*size, device="cuda") for size in ((128, a), (a, b), (128, b))] for a, b in sizes]
+
+    def products() -> None:
+        for number, (x, weight, gradient) in enumerate(operands):
+            x @ weight
+            x.T @ gradient
+            if number:
+                gradient @ weight.T
+
+    products()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        products()
+    order = batches(experiment)
+    floor = seconds_per_step(lambda positions: graph.replay(), order)
+    share = floor / seconds_per_step(Step(experiment), order)
+    record_property("mlp 784-400-16, share of its matrix products", f"{share:.2f}")
+
+
+class Example(nn.Module):
+    """The network of the usual example: two heads, a sigmoid at the end, and the default Adam."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.loc, self.log_variance = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+        self.back, self.out = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = F.relu(self.hidden(x))
+        loc, log_variance = self.loc(h), self.log_variance(h)
+        z = loc + torch.exp(0.5 * log_variance) * torch.randn_like(loc)
+        return torch.sigmoid(self.out(F.relu(self.back(z)))), loc, log_variance
+
+
+def test_against_the_usual_example(built: Built, record_property: Record) -> None:
+    """The usual way: a DataLoader that collates images one by one, a copy and a read of the loss at every step."""
+    experiment = built(*CASES["mlp 784-400-16"], "latent=20")
+    ours = 128 / seconds_per_step(Step(experiment), batches(experiment))
+    images = experiment.splits.train.images.cpu()[:10_000].float().div(255).flatten(1)
+    loader = torch.utils.data.DataLoader(list(images), batch_size=128, shuffle=True, num_workers=1, pin_memory=True)  # type: ignore[arg-type]
+    model = Example().cuda()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    speeds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        for batch in loader:
+            x = batch.cuda()
+            optimizer.zero_grad()
+            y, loc, log_variance = model(x)
+            distortion = F.binary_cross_entropy(y, x, reduction="sum")
+            loss = distortion - 0.5 * (1 + log_variance - loc.square() - log_variance.exp()).sum()
+            loss.backward()
+            loss.item()
+            optimizer.step()
+        speeds.append(len(images) / (time.perf_counter() - begin))
+    record_property("mlp, against the usual example", f"{ours / max(speeds):.1f} times as many images/s")
+
+
+def test_several_runs_on_one_gpu(tmp_path: Path, record_property: Record) -> None:
+    """The images per second of several processes together, relative to one."""
+    program = (
+        "import sys, time, torch\n"
+        "from hydra import compose, initialize_config_dir\n"
+        "from vae_cli.axes.dataset import Split, Splits\n"
+        "from vae_cli.axes.dataset.torchvision import Torchvision\n"
+        "from vae_cli.config.build import build_experiment\n"
+        "from vae_cli.config.catalog import configs_dir\n"
+        "from vae_cli.config.compose import to_plain\n"
+        "from vae_cli.training.step import Step\n"
+        "import vae_cli.commands.train\n"
+        "images = torch.randint(0, 255, (12000, 1, 28, 28), dtype=torch.uint8)\n"
+        "rows = torch.arange(12000).split([10000, 1000, 1000])\n"
+        "Torchvision.load = lambda self: Splits(*(Split(images, None, part) for part in rows), None)\n"
+        "with initialize_config_dir(str(configs_dir()), version_base='1.3'):\n"
+        "    config = to_plain(compose('train', sys.argv[2:], return_hydra_config=True))\n"
+        "experiment = build_experiment(config)\n"
+        "step = Step(experiment)\n"
+        "order = torch.randperm(10000).cuda().split(128)[:-1]\n"
+        "for positions in order[:20]: step(positions)\n"
+        "torch.cuda.synchronize()\n"
+        "while time.time() < float(sys.argv[1]): time.sleep(0.01)\n"
+        "count, begin = 0, time.time()\n"
+        "while time.time() < begin + 5:\n"
+        "    for positions in order: step(positions)\n"
+        "    torch.cuda.synchronize()\n"
+        "    count += len(order) * 128\n"
+        "print(count / (time.time() - begin))\n"
+    )
+    speeds: dict[int, float] = {}
+    for count in RUNS_AT_ONCE:
+        start = str(time.time() + 15 + 2 * count)
+        command = [sys.executable, "-c", program, start, *CASES["mlp 784-400-16"], "threads=1"]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(count)]
+        speeds[count] = sum(float(process.communicate()[0]) for process in processes)
+        record_property(
+            f"{count:2d} runs at a time", f"{speeds[count]:,.0f} images/s, {speeds[count] / speeds[1]:.1f} times one"
+        )
+
+
+def test_memory_does_not_grow(built: Built) -> None:
+    experiment = built(*CASES["mlp 784-400-16"])
+    step, meter, order = Step(experiment), Meter(), batches(experiment)
+    peaks: list[Any] = []
+    for _ in range(3):
+        for number, positions in enumerate([*order, order[0][:7]]):
+            meter.add(number, step(positions))
+        meter.point()
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[2] == peaks[1]
