@@ -1,4 +1,4 @@
-"""The register of subcommands. Their modules import nothing heavy until a command runs, so help comes at once."""
+"""The register of subcommands. Their modules import nothing heavy until a command runs, so `vae --help` is fast."""
 
 from __future__ import annotations
 

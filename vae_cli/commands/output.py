@@ -1,4 +1,4 @@
-"""What commands share that write pictures and arrays: names, places, and numbers of test images."""
+"""Shared by the commands that write pictures and arrays: names, paths, and lists of test images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
 
 
 def named(kind: str, **differences: object) -> str:
-    """Name an output by its kind and by the options that differ from their defaults (None and False do not), so that
-    other options do not overwrite it.
+    """Return a name for an output, made of its kind and the options that differ from their defaults (None or False
+    means the default), so that outputs with different options do not overwrite each other.
 
     >>> named("prior", count=9, draw=True, seed=None)
     'prior_count-9_draw'

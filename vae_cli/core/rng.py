@@ -1,7 +1,7 @@
 """Random numbers: seeds, generators and their states.
 
-Every purpose draws from a stream of its own, seeded by the run's seed and the purpose, so that no draw shifts another:
-runs of one seed start from the same decoder and see the images in the same order, whatever their sigma mode.
+Each purpose has its own random stream, seeded by the run's seed and the purpose, so draws for one purpose do not affect
+another. Runs with the same seed start from the same decoder and see the images in the same order in every sigma mode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 @contextmanager
 def initial_weights(seed: int, part: str) -> Iterator[None]:
-    """Draw the initial weights of a part from a stream of its own; the global CPU generator is restored afterwards."""
+    """Draw a part's initial weights from their own random stream; the global CPU generator is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, part))
         yield
@@ -34,7 +34,7 @@ def initial_weights(seed: int, part: str) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Use a model without any effect on its training.
+    """Use a model without affecting its training.
 
     Inside, no gradient is recorded, the model is in evaluation mode (so running statistics do not change) and random
     numbers come from `seed`. On leaving, its mode and the states of the generators are restored.

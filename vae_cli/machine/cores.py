@@ -43,9 +43,9 @@ def gpus_for_each(device: str = "auto") -> int:
 def jobs_at_once(device: str = "auto") -> int:
     """Return how many runs train at a time: the resolver ${jobs_at_once:device}.
 
-    Without a GPU, one for each core: several processes with one thread are faster than one process with several
-    threads, because they never wait for each other. On GPUs, also one for each core, since a small network leaves most
-    of a GPU idle; but each run has GPU_MEMORY_PER_RUN bytes, and each GPU at least one run.
+    Without a GPU, one run per core: several processes with one thread each are faster than one process with several
+    threads, because they never wait for each other. With GPUs, also one run per core, because a small network leaves
+    most of a GPU idle; but no more runs than the GPUs have memory for (GPU_MEMORY_PER_RUN), and at least one per GPU.
     """
     if not gpus_for_each(device):
         return cores()
@@ -55,8 +55,8 @@ def jobs_at_once(device: str = "auto") -> int:
 
 
 def free_gpu(count: int) -> int:
-    """Return which of the `count` GPUs that this process sees it should train on: the one with the fewest of the user's
-    runs. Each run holds a lock file of its GPU until its process ends.
+    """Return the number of the least busy of the `count` GPUs that this process sees: the one with the fewest of the
+    user's runs. Each run locks a file for its GPU until its process ends.
     """
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     names = visible if len(visible) == count else [str(number) for number in range(count)]

@@ -14,7 +14,7 @@ def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     """Record a computation on the current GPU, and return its result and a function that replays it.
 
     The computation is recorded, not run: the tensors of the result have values after the first replay, and each replay
-    overwrites them. It reads its inputs from the same memory each time. Random numbers continue as if it ran anew.
+    overwrites them. It reads its inputs from the same memory each time. Each replay draws new random numbers.
 
     Raises RuntimeError if it contains anything that a graph cannot, such as reading a value from the GPU. The states
     of the random generators are then as before.
@@ -32,7 +32,7 @@ def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
 
 
 def beside(compute: Callable[[], T]) -> T:
-    """Run a computation on a stream of its own, as is required before it is captured, and return its result.
+    """Run a computation on its own CUDA stream, as torch requires before a capture, and return its result.
 
     Later work of the current stream waits for it; the CPU does not.
     """

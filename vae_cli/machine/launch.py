@@ -22,7 +22,7 @@ class Launch:
 
 
 def launched() -> Launch:
-    """Return what the environment says. Raises UserError if it is incomplete or contradicts itself."""
+    """Return the launch that the environment describes. Raises UserError if it is incomplete or contradicts itself."""
     count = _number("WORLD_SIZE", 1)
     if count <= 1:
         return Launch()

@@ -1,4 +1,4 @@
-"""The memory of a device, and an estimate of what a training needs, so that what cannot fit is refused beforehand."""
+"""The memory of a device, and an estimate of what a training needs, so that a training that cannot fit is refused before it starts."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def memory_of(device: torch.device) -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Return the memory in bytes that this process can still use on a GPU; elsewhere, the total memory of the device.
 
-    On a GPU this is what no process uses, plus what torch has reserved here and not given out. To ask for it costs some
-    memory of the GPU, so `memory_of` is for processes that only check a configuration.
+    On a GPU this is the memory that no process uses, plus what torch has reserved in this process and not handed out.
+    Asking takes some GPU memory, so processes that only check a configuration use `memory_of`.
     """
     if device.type != "cuda":
         return memory_of(device)

@@ -139,8 +139,8 @@ class ContinuousBernoulliDistribution(Distribution):
     """p(x) = e^(l x) l / (e^l - 1) on [0, 1], from the logits l, which have the batch shape.
 
     torch's ContinuousBernoulli clamps the probability in the normalizing constant but not elsewhere, so it does not
-    integrate to 1 if |l| exceeds 16, which decoders of images reach. Here everything is computed from l itself, with
-    its sign split off. Loaiza-Ganem and Cunningham, The continuous Bernoulli, NeurIPS 2019.
+    integrate to 1 if |l| exceeds 16, which decoders of images reach. Here everything is computed from the sign
+    and the magnitude of l. Loaiza-Ganem and Cunningham, The continuous Bernoulli, NeurIPS 2019.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}

@@ -52,8 +52,8 @@ class Inference:
 
     @cached_property
     def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """Twice the parts of the KL, of which sums are halved when they are small. The cost of a scale that images or
-        dimensions share is not repeated for each: it broadcasts to (B, D)."""
+        """Twice the parts of the KL: it is cheaper to halve their sums. The part of a scale that images or dimensions
+        share is not expanded; it broadcasts to (B, D)."""
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None

@@ -1,10 +1,9 @@
 """Fast paths through torch's private functions: matrix products by oneDNN, and a step of Adam in one kernel.
 
-What unites them: this is the only module that uses torch's private names, those with a leading underscore. For each
-name there is a public way to the same numbers, up to rounding. It is taken if the name is gone or has changed, and
-only speed is lost.
+This is the only module that uses torch's private names, those with a leading underscore. If a name is missing or has
+changed, public functions compute the same numbers, up to rounding, more slowly.
 
-name                                        used by           gain                               public way
+name                                        used by           gain                               without the name
 torch.ops.mkldnn._linear_pointwise          Dense             half the time on AMD with AVX-512  nn.Linear
 torch._C._are_functorch_transforms_active   Dense, Bernoulli  torch.func works on both           slower forms of both
 torch._fused_adam_                          FusedAdam         half the time of a small update    Adam.step
@@ -76,11 +75,11 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_inside_torch_func() -> bool:
-    """Return whether torch.func's jvp, vmap and so on are at work, which need a slower form of autograd.Function."""
+    """Return whether this code runs inside a transform of torch.func (jvp, vmap ...), which needs slower functions."""
     try:
         return torch._C._are_functorch_transforms_active()
     except AttributeError:
-        return True  # perhaps: the public way works inside and outside
+        return True  # unknown, and the public functions work in both cases
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -124,7 +123,7 @@ Group = tuple[dict[str, Any], list[Tensor], list[Tensor], Tensor, list[Tensor]]
 
 
 class FusedAdam:
-    """A step of torch's Adam with fused=true on the optimizer's own state: the one kernel, and nothing else.
+    """A step of torch's Adam with fused=true on the optimizer's own state, by a direct call of the fused kernel.
 
     What torch does around the kernel (hooks, grouping by device, counting each tensor's steps by a number of another
     type) takes as long as the kernel itself if the network is small.
@@ -194,16 +193,16 @@ def has_fused_adam() -> bool:
         return False
 
 
-DISABLE_ATTRIBUTE = "__dynamo_disable"  # the attribute in which torch remembers a function's form that is not compiled
+DISABLE_ATTRIBUTE = "__dynamo_disable"  # the attribute in which torch stores a function's uncompiled form
 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Make an optimizer, or read or load its state, without importing torch's compiler.
 
-    torch marks these functions as not to be compiled. On the first call it imports its compiler, which takes most of
-    a second, only to be given the function itself back. Here that answer is written down beforehand. Inside the `with`
-    block this changes torch's state for the whole process; on leaving, the state is as before.
+    torch marks these functions as not to be compiled. At the first call it imports its compiler, which takes most of a
+    second, only to look up the uncompiled function. Here the result of the lookup is stored beforehand. Inside the
+    `with` block this changes torch's state for the whole process; on leaving, the state is restored.
     """
     wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
     unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, DISABLE_ATTRIBUTE)]

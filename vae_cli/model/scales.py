@@ -1,4 +1,4 @@
-"""Scales of noise: how they are bounded, how a scale without a network is learned, and normals made from them."""
+"""The scales of the noise: their bounds, scales that are learned as parameters, and normals with these scales."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.distributions import Distribution, Independent, Normal
 LOG_SCALE_BOUND = 15.0
 LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
 
-# Adam moves a lone parameter by one learning rate per step, but the output of a layer by about one for each input that
-# agrees. Without this factor a scale would need thousands of steps to reach what a network reaches at once.
+# Adam moves a single parameter by about one learning rate per step, but a layer's output by the sum of many such moves.
+# Without this factor, a scale would need thousands of steps to reach a value that a network reaches in a few.
 PACE = 10.0
 
 

@@ -1,4 +1,4 @@
-"""The variational autoencoder, put together from parts whose classes it does not know."""
+"""The variational autoencoder, assembled from parts of any class."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, samples: tuple[int, ...] = ()) -> Inference:
         """Pass images (B, C, H, W) with values in [0, 1] through the model, with one draw of z per image.
 
-        samples, the shape *S, asks for more: (K,) gives K draws of z per image.
+        samples is the shape *S of the draws: (K,) gives K draws of z per image.
         """
         x = self.likelihood.observe(x)  # type: ignore[operator]
         posterior = self.encode(x)

@@ -1,4 +1,4 @@
-"""The border of the program: every error becomes one message and an exit code."""
+"""The outermost layer of the program: every error becomes one message and an exit code."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def exit_code(call: Callable[[], object]) -> int:
     """
     try:
         code = call()
-        sys.stdout.flush()  # raises if the disk is full or the reader has gone
+        sys.stdout.flush()  # raises if the disk is full or the reader has closed the pipe
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         raise
-    except SystemExit as stop:  # how completion ends, and what Typer makes of a broken pipe
+    except SystemExit as stop:  # completion ends like this, and Typer turns a broken pipe into it
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None
         return stop.code if isinstance(stop.code, int) else 1

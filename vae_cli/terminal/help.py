@@ -35,7 +35,7 @@ class Subcommands(TyperGroup):
 class Command(TyperCommand):
     """A subcommand whose help ends with its examples.
 
-    Its epilog holds one example a line: the command, two spaces, and what the command does.
+    Its epilog has one example per line: the command, two spaces, and what the command does.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -50,7 +50,7 @@ def likely_cause(terms: Sequence[str]) -> str:
 
 
 def divergence_message(error: NotFinite, experiment: Experiment, folder: RunDir) -> str:
-    """Say what is not finite, since which step, why, which checkpoint is kept, and what to type."""
+    """Return a message: what is not finite and since when, the likely cause, which checkpoint is kept, what to type."""
     config = experiment.config
     kept = "no checkpoint was saved before"
     if folder.checkpoint_file.exists():

@@ -1,4 +1,4 @@
-"""Stop a training between two steps: signals are recorded, and the loop asks for them."""
+"""Stop a training between two steps: signals are only recorded, and the loop checks for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Interruption:
     """A context in which the first SIGINT or SIGTERM is only recorded; a second one stops at once.
 
     A signal that was ignored before stays ignored. SIGUSR1 and SIGUSR2 are recorded too if they have a handler, which
-    is called when the loop asks. Each of several processes records its own signals; they agree on them in `arrived` and
+    is called when the loop checks. Each of several processes records its own signals; they agree on them in `arrived` and
     `stop_if_asked`, which all must call.
     """
 
@@ -73,7 +73,7 @@ class Interruption:
         """If a signal arrived, print the message and exit with the signal's code: 130 for SIGINT, 143 for SIGTERM.
 
         A handler of SIGUSR1 or SIGUSR2 decides how the process ends; if it returns, training continues. Raises Stopped
-        if it raises an error.
+        if the handler raises an error.
         """
         if not self.arrived():
             return

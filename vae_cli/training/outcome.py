@@ -64,9 +64,9 @@ def recording_failure(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def recording_failed_build(folder: RunDir, config: Config) -> Iterator[None]:
-    """If a run of a sweep cannot be built, for example because its data are missing, make a folder that says so.
+    """If a run of a sweep cannot be built, for example because its data are missing, record that in its folder.
 
-    A folder that contains a run already is not touched.
+    A folder that already contains a run is not changed.
     """
     try:
         yield

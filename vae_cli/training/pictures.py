@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside curves: histograms, reconstructions, samples, latent codes."""
+"""What TensorBoard shows besides curves: histograms, reconstructions, samples, latent codes."""
 
 from __future__ import annotations
 

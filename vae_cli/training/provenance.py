@@ -15,7 +15,7 @@ from vae_cli.machine import distributed
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Return what a summary says of how the run was trained: configuration, versions, commit, device, threads."""
+    """Return how a run was trained, for its summary: configuration, versions, commit, device, threads."""
     packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     cuda = experiment.device.type == "cuda"

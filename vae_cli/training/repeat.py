@@ -22,12 +22,12 @@ from vae_cli.runs.plan import plan
 from vae_cli.runs.run import redirect_data
 from vae_cli.training.lifecycle import run_experiment
 
-MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # settings that do not make another run
+MAY_DIFFER = ("data_dir", "device", "threads", "overwrite")  # settings that do not define a different run
 COMPARED = ("versions", "git_commit", "device", "threads", "processes", "determinism")
 
 
 def repeat_run(name: str, overrides: Sequence[str]) -> None:
-    """Train a finished run again beside it, as <run>_repeat, and print how weights, figures and machines differ.
+    """Train a finished run again, in the folder <run>_repeat, and print how weights, figures and machines differ.
 
     Raises UserError or Failure if the run is not finished or cannot be trained here.
     """

@@ -1,4 +1,4 @@
-"""The table that ends a training: figures, files, and commands to type next."""
+"""The table printed at the end of a training: figures, files, and commands to type next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_cli.config.instantiate import trusted
 from vae_cli.runs.folder import RunDir
 
 ROWS = ("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", "loss", "active_units")
-WIDE = 120  # columns in which definitions have room beside the figures
+WIDE = 120  # columns of a terminal on which definitions fit beside the figures
 
 
 def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> 
 
 
 def print_summary_line(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print the test figures of one run of many on a line."""
+    """Print the test figures of one of many runs on one line."""
     console.print(f"  {summary_line(folder.path, summary)}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -295,14 +295,14 @@ def _points(values: Mapping[str, float], described: Collection[str]) -> Any:
 
 
 def _description(tag: str) -> Any:
-    """Return what TensorBoard shows of a scalar beside its curve; None if the register does not hold the figure."""
+    """Return what TensorBoard shows of a scalar beside its curve; None if the figure is not in the register."""
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, SummaryMetadata
 
     figure = entry(tag.rpartition("/")[2])
     if not figure.definition:
         return None
     parts = [figure.definition, f"`{figure.formula}`" if figure.formula else "", figure.unit]
-    # TensorBoard's data server keeps the words only if the plugin and the class of the data are named too.
+    # TensorBoard's data server keeps title and description only if the plugin and the class of the data are named too.
     return SummaryMetadata(
         display_name=figure.title,
         summary_description="\n\n".join(filter(None, parts)),
