@@ -1,4 +1,4 @@
-"""The axis `prior`: the distribution p(z), batch () and event (D,), from which codes are expected to come."""
+"""The axis `prior`: the distribution p(z) of the codes before an image is seen, batch () and event (D,)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The axis `sigma`: who sets the scale of the encoder's noise in z = loc(x) + sigma * epsilon, epsilon ~ N(0, I).
+"""The axis `sigma`: how the scale of the encoder's noise is set in z = loc(x) + sigma * epsilon, epsilon ~ N(0, I).
 
 Each choice maps the encoder's output raw (B, raw_size * D) to q(z|x), a distribution of batch (B,) and event (D,).
 """

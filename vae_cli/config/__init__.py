@@ -1,4 +1,4 @@
-"""From words to objects: the catalog of choices, Hydra, names, checks, and the experiment they build."""
+"""From overrides to an experiment: the catalog of choices, Hydra, names, checks, and the objects that they build."""
 
 __all__ = [
     "aliases",

@@ -140,7 +140,7 @@ def check_config(config: Config) -> VAE:
 def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     """Build the parts of all axes except the optimizer.
 
-    Raises UserError, also for parts that cannot be combined if the dataset is given.
+    Raises UserError; if the dataset is given, also for parts that cannot be combined.
     """
     kinds: dict[str, type] = {
         "network": Network,

@@ -1,7 +1,7 @@
 """The register of claims and figures: what each figure is called, means, and says about the encoder's noise.
 
 The entries are in figures.toml. Everything that shows a figure to a person (tables, plots, the report, TensorBoard,
-`vae explain`) takes its words from here. Nothing heavy is imported, so that `vae explain` answers at once.
+`vae explain`) takes its words from here. Nothing heavy is imported, so that `vae explain` is fast.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class Entry:
     """The description of a figure, independent of any run.
 
     name        the identifier in files and tags; {k} stands for a number, as in iw_bound_k{k}
-    title       the figure as a person says it, at the start of a table's row: "Rate"
+    title       its display name, as at the start of a table's row: "Rate"
     phrase      the same inside a sentence: "the rate"
     definition  one sentence
     formula     plain text
     unit        nats, bits ...; empty for a ratio or a count
-    better      which direction is better, where that can be said
+    better      which direction is better, if either is
     source      the paper that introduced it, or nothing
     claim       the claim that it is evidence for or against; None for a term that only training reports
-    headline    whether tables with little room show it
+    headline    whether short tables show it
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From what Hydra has composed to plain values, and to the folder of the run that they describe.
+"""Turn what Hydra has composed into plain values, and into the folder of the run that they describe.
 
 Importing this module changes one thing in the process: a warning of Hydra's is ignored (see below).
 """
@@ -17,8 +17,8 @@ from vae_cli.config.catalog import configs_dir
 from vae_cli.config.naming import AXES, run_folder, run_name
 from vae_cli.core.errors import UserError
 
-# Hydra takes this package's settings of a launcher or sweeper for a file that the plugin's own schema validates
-# automatically, and warns of that. Workers of a launcher compose too, so it must be ignored in every process.
+# Hydra warns that this package's settings of a launcher or sweeper have the name of a schema, the plugin's own, with
+# which old versions validated them. Workers of a launcher compose too, so every process must ignore the warning.
 warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
 
 

@@ -43,8 +43,8 @@ def explain_word(word: str, *extra_dirs: Path) -> list[Meaning]:
     """Return everything that a word means: in the register of figures, and in the configuration files.
 
     The word is an identifier, title or tag of a figure, the name of a claim, a group, a choice (alone or as
-    group=choice), or a setting (alone or as group.setting). Raises UserError, with the nearest word, if it means
-    nothing.
+    group=choice), or a setting (alone or as group.setting). Raises UserError, with the nearest word, if it has no
+    meaning.
     """
     groups = catalog.groups(*extra_dirs) | {catalog.launchers().name: catalog.launchers()}
     # As in an override: +schedule@regularizer.beta=linear is a choice of the group schedule.
@@ -225,7 +225,7 @@ def _sentence(phrase: str) -> str:
 def documentation(target: str) -> str:
     """Return the docstring of a class of this package, read from its source without importing it; empty for others.
 
-    Doctests and sentences about errors are left out: they are for who calls the class.
+    Doctests and sentences about errors are left out: they are for callers of the class.
 
     >>> documentation("vae_cli.axes.sigma.Deterministic").partition(":")[0]
     'A point mass at loc(x)'

@@ -62,7 +62,7 @@ def run(
                 task()
             else:
                 _show_package(task, package)
-        except SystemExit as stop:  # Hydra ends its views this way
+        except SystemExit as stop:  # how Hydra ends after showing a view
             if stop.code:
                 raise
         except Exception as error:  # every failure passes here; only what the user can change becomes a message

@@ -52,7 +52,7 @@ def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
 
 
 def _elsewhere(axis: str, key: str) -> str:
-    """Name another choice of an axis that has a setting; an empty string if none has it."""
+    """Return a hint at another choice of the axis that has this setting; an empty string if there is none."""
     choices = catalog.groups()[axis].choices.values() if axis in catalog.defaults() else ()
     return next((f" {axis}={choice.name} has it." for choice in choices if key in choice.settings), "")
 

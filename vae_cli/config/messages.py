@@ -47,7 +47,7 @@ PLUGINS = {
     "hydra/sweeper/nevergrad": ("nevergrad", "hydra-nevergrad-sweeper"),
 }
 
-# OmegaConf wraps one error in another. Of a chain these say most: which key it is, and what is wrong with it.
+# OmegaConf wraps one error in another. These are the most specific ones: they name the key and what is wrong with it.
 SPECIFIC = (
     InterpolationKeyError,
     InterpolationToMissingValueError,
@@ -144,7 +144,7 @@ def _missing_value(refusal: Refusal) -> str:
 
 
 def _missing_reference(refusal: Refusal) -> str:
-    key = refusal.found[1]  # what the reference leads to; the error's own key is where the reference is
+    key = refusal.found[1]  # the key referred to; the error's own key is the one that contains the reference
     return f"{key} needs a value: type {key}=VALUE."
 
 
@@ -216,7 +216,9 @@ def _first_line(refusal: Refusal) -> str:
 
 
 def _cannot_build(refusal: Refusal) -> str:
-    return first_line(refusal.error).partition(", set env var")[0]  # HYDRA_FULL_ERROR, which the front sets itself
+    return first_line(refusal.error).partition(", set env var")[
+        0
+    ]  # HYDRA_FULL_ERROR, which config/hydra.py sets itself
 
 
 def _invalid_yaml(refusal: Refusal) -> str:
@@ -322,7 +324,7 @@ def _near_elsewhere(key: str, group: catalog.Group) -> str:
 
 
 def _choice_of(parent: Any, group: catalog.Group | None, overrides: Sequence[str]) -> catalog.Choice | None:
-    """Find the choice in force: by the word that was typed, or else by the class that it builds, because the choice may
+    """Find the current choice: by the word that was typed, or else by the class that it builds, because the choice may
     come from a default or a preset."""
     if group is None or not isinstance(parent, DictConfig):
         return None

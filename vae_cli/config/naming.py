@@ -1,4 +1,4 @@
-"""The name of a run: its differences from the defaults, in words that no shell and no Hydra override must quote."""
+"""The name of a run: its differences from the defaults, in words that need no quotes in a shell or an override."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def check_path(key: str, value: Any) -> None:
     if not words.isprintable():
         raise UserError(f"{key}={words!r} contains invisible characters, such as a line break: leave them out.")
     if any(len(part.encode(errors="replace")) > 255 for part in words.split("/")):
-        raise UserError(f"{key}={words[:40]}... is too long: file systems allow at most 255 bytes a name.")
+        raise UserError(f"{key}={words[:40]}... is too long: file systems allow at most 255 bytes per name.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -124,7 +124,7 @@ def show(value: Any) -> str:
 
 
 def clean(word: str) -> str:
-    """Reduce a word to letters, digits, dots, plus and minus signs, which no shell and no Hydra override must quote.
+    """Reduce a word to letters, digits, dots, plus and minus signs, which need no quotes in a shell or an override.
 
     >>> clean("(0.9, 0.999)")
     '0.9-0.999'
@@ -133,7 +133,7 @@ def clean(word: str) -> str:
 
 
 def digest(name: str) -> str:
-    """Return eight hexadecimal digits that tell a name that is too long apart from others."""
+    """Return eight hexadecimal digits that distinguish a shortened name from others."""
     return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 

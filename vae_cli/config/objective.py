@@ -32,7 +32,7 @@ def check_objective(name: str) -> None:
 
 
 def better_direction(name: str) -> Literal["maximize", "minimize"] | None:
-    """Return which way a search must optimize an objective; None if either way can make sense.
+    """Return the direction in which a search optimizes an objective; None if both directions can make sense.
 
     >>> better_direction("validation/elbo"), better_direction("test/rate")
     ('maximize', None)

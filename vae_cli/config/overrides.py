@@ -31,7 +31,7 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
 
 
 def _form_fault(override: str, groups: Groups) -> str | None:
-    """Say what is wrong with the form of an override, whatever it sets."""
+    """Return what is wrong with the syntax of an override, whatever its key; None if nothing is."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     if re.search(r"\d{1000}", override):
@@ -103,7 +103,7 @@ def _bare_word_message(word: str, groups: Groups) -> str:
 
 
 def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
-    """Find the override that Hydra must have refused, when its exception does not name it, and say why; else None."""
+    """Return a message about the override that Hydra must have refused, if its exception names none; None if unknown."""
     for text in overrides:
         try:
             override = parse(text)

@@ -1,4 +1,4 @@
-"""The memory of a device, and an estimate of what a training needs, so that a training that cannot fit is refused before it starts."""
+"""The memory of a device, and an estimate of what a training needs: one that cannot fit is refused before it starts."""
 
 from __future__ import annotations
 

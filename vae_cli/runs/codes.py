@@ -1,4 +1,4 @@
-"""Latent codes: drawn from a prior, a Gaussian or a mixture, or on a path between two others; and their images."""
+"""Latent codes drawn from a prior, a fitted Gaussian or a mixture, or on a path between two codes; and their images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
 
 
 def training_codes(run: Run, most: int = FITTED) -> Tensor:
-    """Draw z, with its noise, once for each of at most `most` training images, (N, D)."""
+    """Draw one noisy code z for each of at most `most` training images, (N, D)."""
     return torch.cat([inference.z for inference in inferences(run, run.splits.train, most)]).cpu()
 
 

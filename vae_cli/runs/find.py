@@ -12,7 +12,7 @@ from vae_cli.core.errors import Failure, UserError, nearest
 from vae_cli.core.files import is_printable, read_text, write_json
 from vae_cli.runs.folder import RunDir
 
-SWEEP_FILE = "sweep.json"  # in the folder of a sweep; its runs are beside those of other sweeps
+SWEEP_FILE = "sweep.json"  # in a sweep's folder, which lists its runs but does not contain them
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import is_locked, is_printable, read_text, reporting_path, write_json, write_text
 from vae_cli.core.values import is_finite
 
-# What to type when a file is damaged: one that cannot be replaced, and one that can.
+# What to do about a damaged file that cannot be rebuilt, and about one that can.
 RETRAIN = "Train the run again from the start: type its command with overwrite=true."
 RECOVER = (
     "Remove the file and type the run's command again: it resumes from its checkpoint. With overwrite=true it starts "
@@ -131,7 +131,7 @@ class RunDir:
         write_json(self.summary_file, summary)
 
     def remove_files(self) -> None:
-        """Remove the files of the run that is here, and nothing else in the folder."""
+        """Remove the files of this run, and nothing else in its folder."""
         for event in self.path.glob("events.*"):
             event.unlink()
         for name in ("samples", "interpolations", "evaluation", "projector"):
@@ -206,7 +206,7 @@ def _is_shallow(text: str) -> bool:
 
 
 def _is_config(config: object) -> bool:
-    """Whether this has the form of a run's configuration, as far as commands that build no model rely on it."""
+    """Whether a value has the structure of a run's configuration, as far as commands rely on it without a model."""
     if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
         return False
     if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
@@ -227,7 +227,7 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
 
 
 def _is_summary(summary: object) -> bool:
-    """Whether this has the form of a summary: fields have their type, and figures are finite numbers."""
+    """Whether a value has the structure of a summary: fields have their type, and figures are finite numbers."""
     if not isinstance(summary, dict) or not is_printable(summary):
         return False
     if not all(isinstance(summary[key], kind) for key, kind in SUMMARY.items() if key in summary):

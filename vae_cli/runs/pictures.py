@@ -27,7 +27,7 @@ MEASURED = 2000  # test images from which the spread and the rate of each dimens
 
 
 class Rendered(NamedTuple):
-    """A picture with the arrays it shows, its captions, and the frames of an animation, if one was asked for."""
+    """A picture with the arrays it shows, its captions, and the frames of an animation, if requested."""
 
     picture: Picture
     arrays: dict[str, Tensor]
@@ -59,7 +59,7 @@ def samples(run: Run, source: str, count: int, components: int, temperature: flo
 def posterior_samples(
     run: Run, indices: Sequence[int], draws: int, temperature: float, seed: int, draw: bool
 ) -> Rendered:
-    """Decode draws from the posteriors of test images, each row beside the image and the reconstruction from loc(x)."""
+    """Decode draws from the posteriors of test images, in rows that begin with the image and its reconstruction."""
     chosen = torch.tensor(indices)
     with evaluating(run.model, seed, run.device):
         inference = run.model(run.images(run.splits.test.batch(chosen)), (draws,))
@@ -89,7 +89,7 @@ def ends_in_files(run: Run, files: Sequence[Path]) -> Ends:
 
 
 def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
-    """Take pairs of test images by their indices."""
+    """Return pairs of test images by their indices."""
     images = run.splits.test.batch(torch.tensor(pairs).flatten()).unflatten(0, (-1, 2))
     return Ends(images, [f"{a} to {b}" for a, b in pairs])
 

@@ -69,7 +69,7 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
 
 
 def submission() -> str | None:
-    """Identify the submitit job of this process. A job that is requeued keeps its identity."""
+    """Return an identifier of the submitit job of this process, or None. A requeued job keeps its identifier."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
 

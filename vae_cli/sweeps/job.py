@@ -23,7 +23,7 @@ from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
 from vae_cli.sweeps.runner import is_plugin, stop_file
 
-# The imports inside functions bring torch along, which `--cfg` and a misspelt word do not need.
+# Imports inside functions load torch, which `--cfg` and misspelled overrides do not need.
 
 _experiments: dict[str, Any] = {}  # what checked_run_dir has built, by folder, until the task trains it
 
@@ -75,7 +75,7 @@ def task(config: DictConfig) -> float | None:
     try:
         summary = _train(folder, plain, console, is_one_of_many)
     except SystemExit as stop:
-        if is_alone or stop.code != 128 + signal.SIGTERM:  # otherwise a queue sent it, which starts the run again
+        if is_alone or stop.code != 128 + signal.SIGTERM:  # otherwise a cluster sent it, and will requeue the run
             raise
         raise Failure("interrupted; type the same command again to resume it") from None
     except Exception as error:

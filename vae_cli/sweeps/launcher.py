@@ -3,7 +3,7 @@
 Two public names of Hydra's are used in a way that Hydra does not promise. `Plugins.instantiate_launcher` is replaced,
 because Hydra has no hook around the launcher that a user chooses; if the name is gone, `check_sweeps` raises
 AttributeError, because a sweep must not start unchecked. `HydraConfig.instance().cfg` is restored after a job's
-configuration was looked at; `HydraConfig` has a setter only for configurations that include Hydra's node.
+configuration has been checked; `HydraConfig` has a setter only for configurations that include Hydra's node.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
 
     `check` gets each job's whole configuration, including Hydra's part. If it raises UserError, nothing is started and
     the message names the job; if it returns False, as for a finished run, the job is skipped. A sweeper that learns
-    from results does not know all of its jobs beforehand: it gets the launcher that `learn` puts around its own.
+    from results does not know all of its jobs beforehand, so `learn` wraps its launcher in another one.
     """
     instantiate = Plugins.instantiate_launcher
     made: list[CheckedLauncher] = []
@@ -127,7 +127,7 @@ class CheckedLauncher(Launcher):
                 place.rmdir()
 
     def is_to_run(self, job: Job) -> bool:
-        """Check one job; False if it is finished. Raises UserError, which names the job."""
+        """Check one job; return False if it is finished. Raises UserError, which names the job."""
         try:
             with composed(self.hydra_context, self.config, job.words, job.number) as config:
                 if config.get("arms") != self.config.get("arms"):

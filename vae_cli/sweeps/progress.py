@@ -24,7 +24,7 @@ from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.runner import State
 from vae_cli.training.summary import summary_line
 
-BARS = 12  # most runs that get a bar of their own
+BARS = 12  # at most this many runs have their own bar
 TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last record
 ENDED = ("finished", "failed")
 
@@ -145,7 +145,7 @@ class SweepProgress:
         return sum(course.has_ended for course in self._courses.values())
 
     def _seconds_left(self) -> float | None:
-        """Estimate the time left from the share of all epochs that was trained so far; None before there is any."""
+        """Estimate the time left from the share of all epochs that was trained so far; None at the start."""
         work = sum(1 - course.done_before for course in self._courses.values())
         left = sum(1 - course.done for course in self._courses.values())
         elapsed = time.monotonic() - self._began

@@ -1,4 +1,4 @@
-"""What a person at the terminal reads about a sweep, from its check to its last run."""
+"""What the terminal shows of a sweep, from the check of its jobs to the table of its runs."""
 
 from __future__ import annotations
 

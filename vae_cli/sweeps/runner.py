@@ -28,7 +28,7 @@ GRACE = 60  # seconds that runs have to save a checkpoint after they were asked 
 
 
 class JobMonitor(Protocol):
-    """Follows jobs that run in other processes; a job is named by its number."""
+    """Follows jobs that run in other processes; a job is identified by its number."""
 
     def look(self) -> None:
         """Read the states of all jobs and show the progress; called every LOOK seconds."""
@@ -71,7 +71,7 @@ Outcome = JobReturn | Exception
 
 def is_plugin(node: Any, name: str) -> bool:
     """Return whether a node of Hydra's configuration describes a launcher or sweeper of the class with this name."""
-    # By name, because Hydra executes the modules of plugins itself: their classes are not the ones an import gives.
+    # By name, because Hydra executes the modules of plugins itself: an import would return other classes.
     return str(node.get("_target_", "")).rpartition(".")[2] == name
 
 
@@ -203,7 +203,7 @@ class Runner:
                     alive[0].join(LOOK)
                     if self._monitor is not None:
                         self._monitor.look()
-        except BaseException:  # Ctrl-C most often
+        except BaseException:  # usually Ctrl-C
             with suppress(queue.Empty):
                 while True:
                     waiting.get_nowait()

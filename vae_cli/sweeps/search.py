@@ -1,4 +1,4 @@
-"""A search: a sweep whose sweeper proposes runs by what earlier ones have reached."""
+"""A search: a sweep whose sweeper proposes runs based on the results of earlier ones."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Search:
     """Checks a search before it starts, reports each trial, and ends with a table of all trials.
 
-    A run that fails is an outcome like any other, and the search continues. As a context manager it raises Failure if
-    no run was finished, and if a run failed for another reason than a UserError, such as divergence or an impossible
-    combination of settings.
+    A failed run is an outcome like any other, and the search continues. As a context manager it raises Failure if no
+    run finished, or if a run failed unexpectedly: for a reason other than a UserError, such as divergence or settings
+    that cannot be combined.
     """
 
     trials: Trials = field(default_factory=Trials)
@@ -189,7 +189,7 @@ class Search:
         unexpected = [trial for trial in failed if not isinstance(trial.error, UserError)]
         if unexpected:
             raise Failure(
-                f"The search has a best run, but not every failure is one of training: {unexpected[0].reason()}"
+                f"The search has a best run, but a run failed for an unexpected reason: {unexpected[0].reason()}"
             )
 
     def _say_next(self) -> None:
@@ -214,7 +214,7 @@ class SearchLauncher(Launcher):
         """Do nothing: the launcher inside is set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Return one result for each proposal. That of a failed trial raises its error when its value is read."""
+        """Return one result for each proposal. The result of a failed trial raises its error when its value is read."""
         setup_globals()
         search = self.search
         proposed = [Trial(list(words)) for words in job_overrides]
@@ -272,7 +272,7 @@ class SearchLauncher(Launcher):
         self._check_value(trial)
 
     def _progress(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> SweepProgress:
-        """Show bars for trials that are trained side by side; their outcomes are printed as those of all others."""
+        """Show bars for trials that are trained side by side; their outcomes are printed like those of all others."""
         from rich.console import Console
 
         from vae_cli.sweeps.progress import SweepProgress

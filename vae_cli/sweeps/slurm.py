@@ -1,7 +1,7 @@
-"""Watch the jobs of a Slurm cluster that keeps no accounts.
+"""Watch the jobs of a Slurm cluster without job accounting.
 
-submitit asks sacct alone for the states of jobs. Where Slurm keeps no accounts sacct cannot answer, and submitit waits
-forever for a job that was cancelled. `watch_jobs` lets it ask squeue instead.
+submitit asks only sacct for the states of jobs. Without job accounting sacct cannot answer, and submitit waits forever
+for a job that was cancelled. `watch_jobs` makes it ask squeue instead.
 
 Private names of submitit's: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If it is gone, submitit
 asks sacct again: a sweep on such a cluster waits forever for a cancelled job, and every other sweep is unaffected.
@@ -37,7 +37,7 @@ def watch_jobs() -> None:
 
 
 def queue_watcher() -> Any:
-    """Return a watcher of submitit's that asks squeue for the states of all jobs that have not ended."""
+    """Return a submitit watcher that asks squeue for the states of all jobs that have not ended."""
     from submitit.slurm.slurm import SlurmInfoWatcher
 
     class QueueWatcher(SlurmInfoWatcher):
@@ -73,7 +73,7 @@ def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
     """
     states = dict(line.strip().split("|") for line in listed.splitlines() if line.strip())
     # A job that the queue no longer lists has ended, and submitit then looks for its result. A state that submitit does
-    # not know, such as CONFIGURING, would mean an end to it.
+    # not know, such as CONFIGURING, would count as an end.
     return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 

@@ -88,7 +88,7 @@ class Trials:
         return min(done, key=self._cost) if done else None
 
     def ranked(self) -> list[Trial]:
-        """The trials from the best to the worst, failed ones last, one for each run."""
+        """The trials from the best to the worst, failed ones last; of several trials of the same run only one."""
         once: dict[str, Trial] = {}
         for trial in self.trials:
             once.setdefault(str(trial.path or trial.words), trial)
@@ -129,7 +129,7 @@ class Trials:
         write_text(folder / "trials.csv", text.getvalue())
 
     def print(self) -> None:
-        """Print the table; to a pipe without lines, and as wide as it is."""
+        """Print the table; if the output is a pipe, without lines and at full width."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table

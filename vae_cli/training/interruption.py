@@ -23,8 +23,8 @@ class Interruption:
     """A context in which the first SIGINT or SIGTERM is only recorded; a second one stops at once.
 
     A signal that was ignored before stays ignored. SIGUSR1 and SIGUSR2 are recorded too if they have a handler, which
-    is called when the loop checks. Each of several processes records its own signals; they agree on them in `arrived` and
-    `stop_if_asked`, which all must call.
+    is called when the loop checks. Each of several processes records its own signals; they agree on them in `arrived`
+    and `stop_if_asked`, which all must call.
     """
 
     def __init__(self) -> None:

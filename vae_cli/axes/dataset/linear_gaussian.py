@@ -20,7 +20,7 @@ from vae_cli.machine.memory import refuse_oversize
 class LinearGaussian(Dataset):
     """Images x = U diag(eigenvalues)^(1/2) e with e ~ N(0, I) and a random rotation U: what probabilistic PCA models.
 
-    Each split is centered and whitened on its own before it is given its covariance. So its mean is 0 and its empirical
+    Each split is centered and whitened separately, and then given its covariance. So its mean is 0 and its empirical
     covariance (a mean over its images) has exactly these eigenvalues and eigenvectors, up to float32: closed forms such
     as those of the linear VAE (Lucas et al., Don't Blame the ELBO!, NeurIPS 2019) hold on every split without sampling
     error. Pixel values are not bounded and have no levels. An image has d pixels, one per eigenvalue: a square if d is

@@ -35,7 +35,7 @@ class Shapes(Dataset):
 
     They follow dSprites (Matthey et al. 2017), but with continuous factors of variation.
 
-    factors is float32 (N, 5), one row per row of `Split.images`: `factors[split.index]` are those of a split. The
+    factors is float32 (N, 5), one row per row of `Split.images`: `factors[split.index]` are the factors of a split. The
     columns, all independent and uniform, are
 
     shape        0, 1 or 2, which is also the label

@@ -1,4 +1,4 @@
-"""What every dataset returns: images in three disjoint splits, drawn with a seed of their own."""
+"""What every dataset returns: images in three disjoint splits, drawn with their own seed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Split:
         """Return some rows of the images or labels, on the device of the batches."""
         if self.target is None or self.target == values.device:
             return values.index_select(0, rows)
-        # From page-locked memory, a GPU copies by itself while the CPU goes on. torch does not reuse the memory before.
+        # A GPU copies from page-locked memory while the CPU continues; torch reuses this memory only after the copy.
         some = torch.empty(len(rows), *values.shape[1:], dtype=values.dtype, pin_memory=self.target.type == "cuda")
         return torch.index_select(values, 0, rows, out=some).to(self.target, non_blocking=True)
 
