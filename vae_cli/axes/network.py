@@ -1,7 +1,7 @@
-"""The axis `network`: the layers of encoder and decoder, which map tensors to tensors and know nothing about probability.
+"""The axis `network`: the layers of encoder and decoder, which map tensors to tensors and know no distributions.
 
 Each choice builds an encoder, images (B, C, H, W) -> raw (B, raw_size * D), and a decoder of the same kind,
-codes (B, D) -> raw (B, raw_size * C, H, W). The sigma mode defines the encoder's raw_size, the likelihood the decoder's.
+codes (B, D) -> raw (B, raw_size * C, H, W). The encoder's raw_size is the sigma mode's, the decoder's the likelihood's.
 """
 
 from __future__ import annotations

@@ -216,9 +216,7 @@ def _first_line(refusal: Refusal) -> str:
 
 
 def _cannot_build(refusal: Refusal) -> str:
-    return first_line(refusal.error).partition(", set env var")[
-        0
-    ]  # HYDRA_FULL_ERROR, which config/hydra.py sets itself
+    return first_line(refusal.error).partition(", set env var")[0]  # HYDRA_FULL_ERROR, which config.hydra sets itself
 
 
 def _invalid_yaml(refusal: Refusal) -> str:

@@ -103,7 +103,7 @@ def _bare_word_message(word: str, groups: Groups) -> str:
 
 
 def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
-    """Return a message about the override that Hydra must have refused, if its exception names none; None if unknown."""
+    """Return a message about the override that Hydra must have refused, if its exception names none; else None."""
     for text in overrides:
         try:
             override = parse(text)

@@ -35,7 +35,7 @@ Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 
 
 class ImageFolder(Dataset):
-    """All images in a folder and its subfolders, of any size, mode and format that Pillow reads, as squares of one size.
+    """All images in a folder and its subfolders, of any size, mode and format that Pillow reads, as equal squares.
 
     The largest centered square is resized to `side` pixels. The images are packed once, into a memory-mapped array in
     the data folder, and again if the folder changes. If every image is in a subfolder, the top-level subfolders are the
