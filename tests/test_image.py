@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from vae_cli.core.errors import UserError
-from vae_cli.core.images import BACKGROUND, SEPARATOR, grid, load_image, save_gif, save_png, to_uint8
+from vae_cli.core.images import BACKGROUND, SEPARATOR, fast_png, grid, load_image, save_gif, save_png, to_uint8
 
 
 def test_to_uint8_clamps_and_rounds_and_maps_nan_and_infinity_to_0() -> None:
@@ -180,3 +181,11 @@ def test_a_photograph_is_rotated_upright(tmp_path: Path) -> None:
     loaded = load_image(tmp_path / "a.png", (1, 8, 4))
     assert loaded[0, :4].eq(1).all()
     assert loaded[0, 4:].eq(0).all()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_fast_png_has_the_same_pixels(channels: int, mode: str) -> None:
+    picture = grid(torch.rand(6, channels, 5, 4, generator=torch.Generator().manual_seed(0)), columns=3)
+    with Image.open(BytesIO(fast_png(picture))) as image:
+        assert image.mode == mode
+        assert (np.array(image.convert("RGB")) == picture).all()

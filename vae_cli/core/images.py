@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -121,6 +122,16 @@ def save_png(path: Path, picture: Picture) -> None:
     image = Image.fromarray(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: image.save(file, format="PNG"))
+
+
+def fast_png(picture: Picture) -> bytes:
+    """Return a picture (H, W, 3) as PNG, compressed quickly rather than well, and in one channel if it is gray."""
+    from PIL import Image
+
+    is_gray = bool((picture == picture[..., :1]).all())
+    file = BytesIO()
+    Image.fromarray(picture[..., 0] if is_gray else picture).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:

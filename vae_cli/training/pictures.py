@@ -14,6 +14,8 @@ IN_HISTOGRAMS = 500  # images
 IN_PROJECTOR = 1000  # test images
 PAIRS = 10  # images beside their reconstructions
 SAMPLES = 64
+SIDE = 32  # pixels of the longer side of an image, if it is smaller: a card of TensorBoard shows no more
+PAD = 3  # pixels between images
 
 
 def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> None:
@@ -30,9 +32,9 @@ def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> No
         events.histograms(histograms, step)
         count = min(PAIRS, len(inference.x))
         pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
-        events.pictures("images/reconstructions", grid(pairs, count), step)
+        events.pictures("images/reconstructions", grid(pairs, count, SIDE, PAD), step)
         samples = model.decode(model.prior().sample((SAMPLES,))).mean
-        events.pictures("images/samples", grid(samples, 8), step)
+        events.pictures("images/samples", grid(samples, 8, SIDE, PAD), step)
 
 
 def write_embedding(experiment: Experiment, events: EventWriter, step: int) -> None:

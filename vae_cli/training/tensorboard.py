@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from vae_cli.config.claims import entry
 from vae_cli.core.errors import is_failure
 from vae_cli.core.files import replace_file, reporting_path, write_text
-from vae_cli.core.images import grid, save_png
+from vae_cli.core.images import fast_png, grid, save_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,9 +144,11 @@ class EventWriter:
 
     def pictures(self, tag: str, picture: Picture, step: int) -> None:
         """Write one uint8 picture (H, W, 3)."""
-        from torch.utils.tensorboard.summary import image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._write(image(tag, picture, dataformats="HWC"), step)
+        height, width, _ = picture.shape
+        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=fast_png(picture))
+        self._write(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)
 
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1], if given.
