@@ -223,9 +223,9 @@ train --config-path x | with --config-dir
 train -- --foo | flags go before any '--'
 train --trust | requires an argument
 sample | Missing argument
-sample nowhere | There is no run 'nowhere' below runs.* The runs there are:
+sample nowhere | There is no run 'nowhere' below runs.* Existing runs:
 sample '' | contains 2 runs; type one of them
-sample digits | runs; type one of them|fits 2 runs
+sample digits | runs; type one of them|matches 2 runs
 sample runs | contains 2 runs; type one of them
 sample empty | empty is not a run: it has no config.yaml
 sample file.txt | There is no run 'file.txt'

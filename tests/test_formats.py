@@ -135,4 +135,4 @@ def test_a_newer_format_is_refused_in_words(here: Path, ask: Ask) -> None:
     torch.save({**state, "format": CHECKPOINT_FORMAT + 1}, run / "best.pt")
     found = ask("sample", str(run))
     assert found.code == 1
-    assert f"knows formats up to {CHECKPOINT_FORMAT}. Install a newer vae" in found.err
+    assert f"can read formats up to {CHECKPOINT_FORMAT}. Install a newer version of vae" in found.err

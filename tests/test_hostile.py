@@ -364,7 +364,7 @@ class TestLinks:
     ) -> None:
         (tmp_path / "out").mkdir()
         (RUN / kind).symlink_to(tmp_path / "out")
-        assert "is a link that leads out" in refused(*QUESTIONS[question])
+        assert "is a link to a folder outside the run's folder" in refused(*QUESTIONS[question])
         assert not list((tmp_path / "out").iterdir())
 
     def test_files_that_lead_out_are_replaced_and_not_written_through(
