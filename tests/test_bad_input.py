@@ -1,4 +1,4 @@
-"""Wrong input to every subcommand: one message that says what is wrong and what to type, and nothing written."""
+"""Every subcommand answers wrong input with a message that says what is wrong and what to type, and writes nothing."""
 
 from __future__ import annotations
 

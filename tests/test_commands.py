@@ -163,7 +163,7 @@ def test_bad_input(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], wor
     assert sorted(runs.rglob("*")) == before
 
 
-def test_runs_lists_them(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vae_runs_lists_all_runs(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("runs") == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(name in lines[0] for name in ("run", "status", "epochs", "distortion", "rate", "elbo", "seconds"))

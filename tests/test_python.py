@@ -35,7 +35,7 @@ def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def python(code: str) -> str:
-    """Run Python in a process of its own and return its output."""
+    """Run Python in a separate process and return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     return done.stdout
 
@@ -119,7 +119,7 @@ def test_8_bit_images_and_arrays_are_accepted(here: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", ["mine", ["mine"]])
-def test_consent_to_a_class_of_ones_own_is_for_one_run(
+def test_trust_in_a_users_own_class_is_for_one_run(
     trust: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., Any]
 ) -> None:
     (tmp_path / "mine.py").write_text(
