@@ -30,10 +30,10 @@ from typing import Any
 
 
 class Fault:
-    """An error, or the death of the process, at the n-th call of a function that works on files.
+    """An error, or a kill of the process, at the n-th call of a function that works on files.
 
-    at      write, fsync, replace or mkstemp; with `size`, no file can grow beyond `number` bytes instead
-    file    part of the path of the files concerned
+    at      the function: write, fsync, replace or mkstemp. Or size: no file can grow beyond `number` bytes
+    file    only calls on files whose path contains this text count
     number  which call fails, counted from 1
     error   an errno, or 0 for SIGKILL
     after   whether the call fails after its work is done; otherwise it fails before, a write halfway through
@@ -47,7 +47,7 @@ class Fault:
         self.calls = 0
 
     def is_due(self, name: object) -> bool:
-        """Count a call on the file of this name, and say whether it must fail."""
+        """Count a call on the file of this name, and return whether it must fail."""
         if self.file not in os.fsdecode(name):  # type: ignore[arg-type]
             return False
         self.calls += 1
@@ -60,7 +60,7 @@ class Fault:
         raise OSError(self.error, os.strerror(self.error))
 
     def install(self) -> None:
-        """Replace the functions concerned by versions that fail in time."""
+        """Replace the function by a version that fails when the fault is due, or limit the size of files."""
         if self.at == "size":
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.number, resource.RLIM_INFINITY))
             return
@@ -123,7 +123,7 @@ class FaultyFile:
 
 
 def carry_out(asked: dict[str, Any]) -> None:
-    """Become the command, in a forked process, and exit."""
+    """Run the command in this forked process, and exit."""
     if asked["group"]:
         os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):

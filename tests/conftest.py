@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def is_long(pytestconfig: pytest.Config) -> bool:
-    """Whether --long was given; without it a test runs a seeded selection of its long form."""
+    """Return whether --long was given. Without it, a stress test runs a seeded random selection of its cases."""
     return bool(pytestconfig.getoption("--long"))
 
 
@@ -133,7 +133,7 @@ class Process:
         return self.returncode
 
     def send(self, number: int, to_all: bool = False) -> None:
-        """Send it a signal if it is still running; to_all sends the signal to its process group in any case."""
+        """Send it a signal if it is still running. With to_all, send the signal to its process group in any case."""
         if self.poll() is None or to_all:
             with suppress(ProcessLookupError):
                 (os.killpg if to_all else os.kill)(self.pid, number)
@@ -227,7 +227,7 @@ def tensorboard() -> Iterator[Callable[..., Get]]:
                 except ValueError:  # a picture, a tensor, a list of labels
                     return content
 
-            # TensorBoard serves while it still reads: wait until it shows every run and its events no longer change.
+            # TensorBoard answers before it has read all events: wait until it shows every run and nothing changes.
             runs = {str(file.parent.relative_to(logdir)) for file in logdir.rglob("*tfevents*")}
             before: object = None
             for _ in range(150):
@@ -283,7 +283,7 @@ def answer(*words: str) -> Answer:
             main()
         except SystemExit as stop:
             return Answer(stop.code if isinstance(stop.code, int) else 1, out.getvalue(), err.getvalue())
-    raise AssertionError("the program ends by SystemExit")
+    raise AssertionError("the program did not end with SystemExit")
 
 
 def listing(folder: Path) -> dict[str, object]:
@@ -320,14 +320,14 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of these runs, made the current folder, which a test may damage; no training starts there."""
+    """Change to a copy of the folder `two_runs`, which a test may damage; no training starts there."""
 
     def stop(*_: object, **__: object) -> None:
         raise Accepted
 
     shutil.copytree(two_runs, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    # `repeat` first: if it were imported only now, it would import the patched function and keep it for good.
+    # Patch `repeat` first: if it were first imported after the other patch, it would keep the patched function.
     monkeypatch.setattr("vae_cli.training.repeat.run_experiment", stop)
     monkeypatch.setattr("vae_cli.training.lifecycle.run_experiment", stop)
     monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path / "data"))

@@ -1,4 +1,4 @@
-"""Started by torchrun: check that steps on a divided batch equal the steps of one process.
+"""Check, under torchrun, that a step on a batch divided between processes equals the step of one process.
 
 Each process first takes the steps alone, then together with the others.
 """
@@ -68,7 +68,7 @@ def build(overrides: list[str]) -> Experiment | None:
 
 
 def steps(experiment: Experiment) -> Steps:
-    """Take a step on each batch without the optimizer, and return the gradients, losses, buffers and random state."""
+    """Run each batch forward and backward, and return the gradients, losses, buffers and random state."""
     before = deepcopy(experiment.model.state_dict())
     torch.manual_seed(derive_seed(0, "noise"))
     step, meter, found, seen = Step(experiment), Meter(), {}, list[Any]()
@@ -85,7 +85,7 @@ def steps(experiment: Experiment) -> Steps:
     hook.remove()
     found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
     found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}
-    experiment.model.load_state_dict(before)  # an optimal scale follows the batches
+    experiment.model.load_state_dict(before)  # the batches change buffers, such as the optimal scale of a likelihood
     return {**found, "random state": torch.get_rng_state()}
 
 

@@ -55,7 +55,7 @@ OLD_NAMES = [
 
 
 @pytest.mark.parametrize("old", OLD_NAMES)
-def test_an_old_name_is_a_class_of_today(old: str) -> None:
+def test_an_old_name_refers_to_a_current_class(old: str) -> None:
     found = find_class(current_target(old), "it", object)
     assert isinstance(found, type)
     assert found.__name__ == old.rpartition(".")[2]
@@ -94,13 +94,13 @@ def test_a_run_stored_under_old_names_is_resumed(
         plan(run, {**fresh, "latent": 3})
 
 
-def test_an_old_name_in_a_file_of_the_users(compose: Callable[..., dict[str, Any]], place: Path, ask: Any) -> None:
+def test_an_old_name_works_in_a_users_file(compose: Callable[..., dict[str, Any]], place: Path, ask: Any) -> None:
     (place / "own/sigma").mkdir(parents=True)
     (place / "own/sigma/mine.yaml").write_text("_target_: vae_cli.sigma.Fixed\nvalue: 0.7\n")
     shown = ask("train", "--config-dir", "own", "sigma=mine", "--cfg", "job")
     assert shown.code == 0
     refused = ask("train", "--config-dir", "own", "sigma=mine", "sigma.value=0")
-    assert "sigma.value=0" in refused.err  # the class itself refuses it: the class was found and built
+    assert "sigma.value=0" in refused.err  # the class raises this error itself, so it was found and built
     assert "type sigma=deterministic" in refused.err
     config = with_current_targets({**compose(), "sigma": {"_target_": "vae_cli.sigma.Fixed", "value": 0.7}})
     assert type(check_config(config).sigma).__name__ == "Fixed"

@@ -36,7 +36,7 @@ WORD = st.one_of(
 
 
 def profile(examples: int) -> Callable[[Any], Any]:
-    """Settings that give the same examples each time, and report a failure without shrinking it, which takes long."""
+    """Return settings for the same examples each time, without shrinking a failing one, which takes long."""
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -49,7 +49,7 @@ def profile(examples: int) -> Callable[[Any], Any]:
 
 @pytest.fixture
 def survives(ask: Ask, accepted: type[BaseException], listed: Callable[[], Any], place: Path) -> Callable[..., int]:
-    """Call the program with any words, and return its exit code; 0 if a training would have started."""
+    """Run the program with any arguments, and return its exit code; 0 if training would have started."""
 
     def call(words: list[str]) -> int:
         before = listed()

@@ -15,7 +15,7 @@ import vae_cli
 
 PACKAGE = Path(vae_cli.__file__).parent
 
-# From top to bottom. Neither of two rooms on one line may import the other.
+# The rooms from top to bottom. Rooms on the same line may not import each other.
 ROOMS = """
 __main__
 cli
@@ -45,7 +45,7 @@ del MODULES[""]  # the package itself, the entry point for Python users
 
 
 def floor(module: str) -> int:
-    """Return the floor of a module, counted from the top."""
+    """Return the floor of a module: the index in FLOORS of the line with its room."""
     room = module.partition(".")[0]
     return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
@@ -93,7 +93,7 @@ def test_the_model_imports_no_axis() -> None:
     assert not any(name.startswith("axes") for file in PACKAGE.glob("model/*.py") for name in imports(file))
 
 
-def test_the_files_of_quick_exist(pytestconfig: pytest.Config) -> None:
+def test_the_files_that_quick_runs_exist(pytestconfig: pytest.Config) -> None:
     (conftest,) = (plugin for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "QUICK_FILES"))
     assert {file.name for file in Path(__file__).parent.glob("test_*.py")} >= conftest.QUICK_FILES
 
@@ -104,7 +104,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def is_private(name: str) -> bool:
-    """Whether a name has one leading underscore, or two but no trailing ones.
+    """Return whether a name has one leading underscore, or two but no trailing ones.
 
     >>> [is_private(name) for name in ("_run", "run", "__init__", "_")]
     [True, False, False, False]

@@ -1,4 +1,4 @@
-"""Wrong input to every subcommand: one message that says what is wrong and what to type, and nothing written."""
+"""Every subcommand answers wrong input with a message that says what is wrong and what to type, and writes nothing."""
 
 from __future__ import annotations
 
@@ -223,9 +223,9 @@ train --config-path x | with --config-dir
 train -- --foo | flags go before any '--'
 train --trust | requires an argument
 sample | Missing argument
-sample nowhere | There is no run 'nowhere' below runs.* The runs there are:
+sample nowhere | There is no run 'nowhere' below runs.* Existing runs:
 sample '' | contains 2 runs; type one of them
-sample digits | runs; type one of them|fits 2 runs
+sample digits | runs; type one of them|matches 2 runs
 sample runs | contains 2 runs; type one of them
 sample empty | empty is not a run: it has no config.yaml
 sample file.txt | There is no run 'file.txt'

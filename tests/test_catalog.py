@@ -1,4 +1,4 @@
-"""What is read as plain text is what the configuration libraries read."""
+"""The catalog, which reads YAML files as plain text, agrees with OmegaConf."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_choice_is_read_as_omegaconf_reads_it(group: catalog.Group, choice: ca
         assert OmegaConf.to_container(written, resolve=False) == {"x": value}
 
 
-def test_defaults_and_settings_are_those_of_the_wiring() -> None:
+def test_defaults_and_settings_are_those_of_train_yaml() -> None:
     root = OmegaConf.to_container(OmegaConf.load(catalog.configs_dir() / "train.yaml"))
     assert isinstance(root, dict)
     listed = [next(iter(item.items())) for item in root.pop("defaults") if isinstance(item, dict)]

@@ -1,4 +1,4 @@
-"""The register of figures: an entry for everything that is measured, in words that fit the measurement."""
+"""The register of figures has an entry for everything that is measured, and the entries match the measurements."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_every_claim_has_headlines_and_not_too_many() -> None:
     assert [claim.number for claim in CLAIMS.values()] == [1, 2, 3, 4, 5]
 
 
-def test_a_figure_of_the_users_own_has_its_name_in_plain_words() -> None:
+def test_a_users_own_figure_has_its_name_in_plain_words_as_title() -> None:
     assert entry("loudness_of_codes").title == "Loudness of codes"
     assert entry("iw_bound_k5000").title == "Importance-weighted bound, K = 5000"
 
 
-def test_a_search_may_not_look_for_the_worst() -> None:
+def test_only_figures_with_a_better_direction_can_be_searched_for() -> None:
     better = {name: better_direction(f"validation/{name}") for name in (*MEASURED, *POSTERIOR)}
     assert {name: way for name, way in better.items() if way} == {
         "elbo": "maximize",

@@ -145,7 +145,7 @@ def test_an_example_in_the_help_of_train_works(front: Any) -> None:
     assert (RAN[0]["sigma"]["value"], RAN[0]["latent"]) == (0.5, 8)
 
 
-# From words to calls --------------------------------------------------------------------------------------------------
+# Arguments and options ------------------------------------------------------------------------------------------------
 
 
 def parsed(name: str, *words: str) -> dict[str, Any]:

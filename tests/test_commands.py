@@ -136,7 +136,7 @@ def test_other_ways_to_interpolate(vae: Vae, runs: Path, tmp_path: Path) -> None
     [
         (["sample", "nowhere"], "There is no run 'nowhere'"),
         (["sample", "fixd"], "Did you mean 'fixed'"),
-        (["sample", "e"], "fits"),
+        (["sample", "e"], "matches"),
         (["sample", "."], "contains 4 runs"),
         (["sample", "fixed", "--from", "posterior", "--images", "0,x"], "--images 0,x is not a list"),
         (["sample", "fixed", "--from", "posterior", "--images", "297"], "there are 297 test images"),
@@ -163,7 +163,7 @@ def test_bad_input(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], wor
     assert sorted(runs.rglob("*")) == before
 
 
-def test_runs_lists_them(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vae_runs_lists_all_runs(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("runs") == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(name in lines[0] for name in ("run", "status", "epochs", "distortion", "rate", "elbo", "seconds"))
@@ -185,7 +185,7 @@ def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.Captur
         assert "damaged" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert vae("sample", str(folder)) == 2
-    assert "Type the command that started it again" in capsys.readouterr().err
+    assert "To train it, type the run's command again" in capsys.readouterr().err
     (folder / "config.yaml").write_text("a: [")
     assert vae("sample", str(folder)) == 1
     (folder / "summary.json").write_text("{")
@@ -299,8 +299,8 @@ def test_other_options_do_not_overwrite_earlier_output(vae: Vae, tmp_path: Path)
 def test_one_draw_differs_from_the_mean_code(vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("sample", "fixed", "--from", "posterior", "--draws", "1", "--out", str(tmp_path)) == 0
     said = capsys.readouterr().out
-    assert "one draw from its posterior" in said
-    assert float(said.partition("mean of a pixel by ")[2].split()[0]) > 0.001
+    assert "one decoded draw from its posterior" in said
+    assert float(said.partition("decoded mean by ")[2].split()[0]) > 0.001
 
 
 def test_a_malformed_file_does_not_hide_the_other_runs(

@@ -43,7 +43,7 @@ class Terms:
 
 
 def read_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """Return what the stand-in for the evaluation has written."""
+    """Return the evaluation that the stand-in has written."""
     file = folder.path / "evaluation/metrics.json"
     return json.loads(file.read_text()) if file.exists() else None
 
@@ -58,7 +58,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, evaluate_run: Callable[..., dict[s
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Evaluate with a stand-in that copies figures from the summary; give the runs that were evaluated."""
+    """Evaluate with a stand-in that copies figures from the summary; return the list of evaluated runs."""
     seen: list[Path] = []
 
     def evaluate_run(
@@ -138,7 +138,7 @@ def test_compare(vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.
     assert page.count("<img") >= 6
     assert "Pictures are of the runs with seed 0" in page
 
-    # The report's folder is not taken for a run, and runs are evaluated again only for a more thorough profile.
+    # The report's folder is not mistaken for a run, and runs are evaluated again only for a more thorough profile.
     assert vae("compare", "runs/digits", "--jobs", "1", "--out", "elsewhere", "--tensorboard") == 0
     assert len(evaluated) == 6
     assert (trained / "elsewhere/report.html").exists()
@@ -202,7 +202,7 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def compared(
     vae: Vae, trained: Path, evaluated: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Callable[..., str], Path, Path]:
-    """Give a function that compares copies of the runs and returns the output; their folder; the report's folder."""
+    """Return a function that compares copies of the runs and returns the output; their folder; the report's folder."""
     runs = tmp_path / "copies"
     for run in (trained / "runs/digits").glob("*latent*"):
         shutil.copytree(run, runs / run.name)

@@ -1,4 +1,4 @@
-"""What a comparison says: arms and labels, which runs go together, findings and answers, plots and the report."""
+"""Comparisons: arms and labels, which runs can be compared, findings and answers, plots and the report."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def labels(*settings: Mapping[str, Any]) -> list[str]:
 # Arms and labels.
 
 
-def test_labels_are_the_fewest_words() -> None:
+def test_labels_have_as_few_words_as_possible() -> None:
     fixed, half = {"sigma": "fixed", "sigma.value": 1.0}, {"sigma": "fixed", "sigma.value": 0.5}
     assert labels({}, half, fixed, {**fixed, "prior": "scaled_normal"}, {"regularizer.beta": 4}) == [
         "learned",
@@ -133,7 +133,7 @@ def test_twins_are_counted_once() -> None:
 
 
 def test_equal_rate_takes_the_rate_out_of_the_comparison() -> None:
-    """Two families on one curve D = 100 / R that sit at other rates are equal at equal rate; a third is 7 above it."""
+    """Two families at different rates on the curve D = 100 / R do not differ at equal rate; a third is 7 above it."""
 
     def run(seed: int, sigma: str, beta: float, rate: float, above: float = 0.0) -> Member:
         rate += 0.01 * seed
@@ -162,7 +162,7 @@ def test_equal_rate_takes_the_rate_out_of_the_comparison() -> None:
 
 
 def with_price(members: list[Member]) -> list[Member]:
-    """Return the same runs and an arm of constant sigma, which the question about its cost needs."""
+    """Return the same runs and an arm with constant sigma, without which the claim about its cost is not tested."""
     return [
         *members,
         *(
@@ -233,7 +233,7 @@ def test_in_a_folder_the_runs_comparable_with_the_newest_are_kept(monkeypatch: p
 
 
 def study(constant: float, refit: float, noise: float = 0.01) -> Comparison:
-    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one without a penalty."""
+    """Return three seeds each of a learned sigma, a constant one, a point mass, and a learned one with beta 0."""
     members = []
     for seed in (0, 1, 2):
         jitter = noise * (seed - 1)
@@ -338,7 +338,7 @@ def test_axes_leave_out_outliers_that_would_hide_the_rest() -> None:
 
 
 class Parsed(HTMLParser):
-    """The tags of a page, its text, and whatever it refers to."""
+    """The tags of a page, its text, and its links and sources."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ def test_the_report_needs_no_other_file_and_escapes_all_text() -> None:
     assert "@media print" in page
 
 
-def test_what_is_left_out_is_never_a_number() -> None:
+def test_a_missing_figure_is_shown_with_its_reason_and_never_as_a_number() -> None:
     comparison = study(constant=28.0, refit=1.4)
     html = page_of(comparison)
     row = re.search(r"deterministic</th>\s*((?:<td[^>]*>.*?</td>\s*)+)", html[html.index("<h2>1. The noise limits") :])
@@ -416,7 +416,7 @@ def test_any_figure_may_be_missing(gone: int) -> None:
     as_plain(rebuilt)
 
 
-def test_names_in_any_script_and_with_any_quotes_come_out_as_they_are() -> None:
+def test_names_in_any_script_and_with_any_quotes_are_shown_unchanged() -> None:
     odd = "<b>'dü\"nn'</b>"
     members = study(constant=28.0, refit=1.4).members
     members += [member(seed, {"sigma": odd}, {"distortion": 81.0, "rate": 1.0}) for seed in (0, 1)]

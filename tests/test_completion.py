@@ -21,7 +21,7 @@ def words(*typed: str) -> list[str]:
 def test_names_of_groups_and_settings() -> None:
     assert {"sigma=", "dataset=", "latent=", "overwrite="} <= set(words(""))
     assert not any("." in word for word in words(""))
-    # If there are values beside the only key, shells append no space to it.
+    # With values listed next to the only matching key, shells do not append a space to it.
     assert words("sig") == ["sigma=", *(f"sigma={name}" for name in catalog.groups()["sigma"].choices)]
     assert words("lat") == ["latent=", "latent=16"]
 

@@ -32,14 +32,14 @@ Commands = Any
 
 @pytest.fixture(scope="module")
 def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was not disturbed."""
+    """A run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     assert commands.run("train", *OFTEN, "run_name=a", cwd=folder).returncode == 0, commands.err
     return folder / "runs/a"
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nested values are equal, tensors bit for bit."""
+    """Return whether two nested values are equal, tensors bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
@@ -63,7 +63,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def check_survived(run: Path) -> None:
-    """Check that after a kill or a fault every file is whole."""
+    """Check that no file is damaged after a kill or a fault."""
     folder = RunDir(run)
     for file in (folder.checkpoint_file, folder.best_file):
         if file.exists():
@@ -75,7 +75,7 @@ def check_survived(run: Path) -> None:
 
 
 def check_finished(run: Path, whole: Path) -> None:
-    """Check that a finished run equals one that was not disturbed."""
+    """Check that a finished run equals one that was never interrupted."""
     ours, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
     for part in ("step", "model", "regularizer", "optimizer", "random", "meter"):
         assert equal(ours[part], theirs[part]), part
@@ -159,7 +159,7 @@ def appends(file: str, *numbers: int) -> list[Fault]:
     return [{"at": "write", "file": file, "number": number} for number in numbers]
 
 
-# Kills after which a session gets no further than the one before.
+# Kills before the first checkpoint: the next session starts over.
 BEFORE_THE_FIRST_CHECKPOINT = [
     *writes("/config.yaml", "/summary.json", "/best.pt", "/events.out.tfevents"),
     *writes("/checkpoint.pt")[:2],
@@ -169,7 +169,7 @@ BEFORE_THE_FIRST_CHECKPOINT = [
     *appends("/train.log", 1),
 ]
 UNDER_WAY = [
-    *appends("/metrics.jsonl", 2),  # the first of them: it leaves a checkpoint of the first epoch
+    *appends("/metrics.jsonl", 2),  # this kill comes first: it leaves a checkpoint of the first epoch
     *writes("/metrics.jsonl"),
     *writes("/checkpoint.pt", "/best.pt", number=2)[:-1],
     *writes("/checkpoint.pt")[2:],
@@ -217,7 +217,7 @@ def failing(
 
 
 ADDED = ("write", "fsync")
-# The part of a message that names the file, and the faults: during training and at its end.
+# The part of the message that names the file: the faults that hit it, during training and at its end.
 FAULTS = {
     "a/config.yaml": failing("a/config.yaml"),
     "a/summary.json": failing("a/summary.json"),
@@ -291,7 +291,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(
     record_property("faults survived", str(faults))
 
 
-def test_a_fault_while_it_packs_is_reported(
+def test_a_fault_while_packing_is_reported(
     commands: Commands, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     words = photos(tmp_path)
@@ -414,7 +414,7 @@ PACKING = [
 ]
 
 
-def test_killed_while_it_packs(
+def test_killed_while_packing(
     commands: Commands, tmp_path: Path, is_long: bool, record_property: Any, capsys: Any
 ) -> None:
     chance = random.Random(2)

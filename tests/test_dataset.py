@@ -83,7 +83,7 @@ def test_splits_depend_on_the_split_seed_alone(make: Callable[..., Dataset]) -> 
     assert rows(make(validation=50, split_seed=4).load().validation) != rows(first.validation)
 
 
-def test_no_validation_trains_on_all(make: Callable[..., Dataset]) -> None:
+def test_without_validation_all_images_are_for_training(make: Callable[..., Dataset]) -> None:
     some, none = make(validation=50).load(), make(validation=0).load()
     assert len(none.validation) == 0
     assert len(none.train) == len(some.train) + 50

@@ -64,7 +64,7 @@ def drawn(split: Split, seed: int, skip: int = 0) -> list[torch.Tensor]:
     return list(split.shuffled(torch.Generator().manual_seed(seed), 8, skip))
 
 
-def test_blocks_hold_every_image_once_in_an_order_of_the_seed(beyond: tuple[Split, list[int]]) -> None:
+def test_blocks_contain_every_image_once_in_an_order_set_by_the_seed(beyond: tuple[Split, list[int]]) -> None:
     split, _ = beyond
     order = torch.cat(drawn(split, 0))
     assert torch.equal(order.sort().values, torch.arange(90))
@@ -73,7 +73,7 @@ def test_blocks_hold_every_image_once_in_an_order_of_the_seed(beyond: tuple[Spli
     assert [len(batch) for batch in drawn(split, 0)] == [8] * 11 + [2]
     for one, other in zip(drawn(split, 0)[7:], drawn(split, 0, skip=7), strict=True):
         assert torch.equal(one, other)
-    # A batch has images of more than one block, and neighbors in the file part.
+    # A batch has images from more than one block, and neighbors in the file are separated.
     places = split.index[order].diff().abs()
     assert (places == 1).float().mean() < 0.3
 
@@ -222,7 +222,7 @@ def packs(photos: Path) -> list[Path]:
     return sorted((photos.parent / "data" / "packed").glob("*/*/images.npy"))
 
 
-def test_image_folder_holds_every_image_once_with_its_label(photos: Path) -> None:
+def test_image_folder_contains_every_image_once_with_its_label(photos: Path) -> None:
     splits = image_folder(photos).load()
     assert splits.classes == ("cats", "dogs")
     levels = []
@@ -274,7 +274,7 @@ def _touch(photos: Path) -> None:
     os.utime(photos / "cats" / "00.png", ns=(1, 1))
 
 
-def _move(photos: Path) -> None:  # to another class, and at the same place among all
+def _move(photos: Path) -> None:  # into another class, but still the same position in the sorted list of all images
     (photos / "cats" / "14.png").rename(photos / "dogs" / "14.png")
 
 
@@ -291,7 +291,7 @@ def test_a_changed_folder_is_packed_again_and_the_old_pack_removed(
     assert len(images) == sum(len(files) for _, _, files in os.walk(photos))
 
 
-def test_other_settings_have_a_pack_of_their_own(photos: Path) -> None:
+def test_other_settings_have_their_own_pack(photos: Path) -> None:
     image_folder(photos).load()
     assert image_folder(photos, side=4).load().train.images.shape == (30, 1, 4, 4)
     assert image_folder(photos, channels=3).load().train.images.shape == (30, 3, 8, 8)
@@ -565,7 +565,7 @@ def test_archives_as_downloaded_need_no_network(tmp_path: Path, monkeypatch: pyt
         file.unlink()
     monkeypatch.setattr(MNIST, "resources", resources)
     assert len(choice("mnist", tmp_path, validation=5).load().train) == 15
-    # Half an archive is not taken for a whole one.
+    # A truncated archive is not mistaken for a complete one.
     for file in (tmp_path / "MNIST" / "raw").glob("*ubyte"):
         file.unlink()
     os.truncate(archive, 20)
@@ -573,7 +573,7 @@ def test_archives_as_downloaded_need_no_network(tmp_path: Path, monkeypatch: pyt
         choice("mnist", tmp_path, validation=5).load()
 
 
-def test_a_download_that_fails_says_what_goes_where(tmp_path: Path) -> None:
+def test_a_failed_download_says_which_files_go_where(tmp_path: Path) -> None:
     for name in ("mnist", "emnist", "cifar10", "svhn", "celeba"):
         with pytest.raises(Failure) as caught:
             choice(name, tmp_path / name).load()
@@ -586,7 +586,7 @@ def test_a_download_that_fails_says_what_goes_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 1000])
-def test_a_file_that_was_cut_is_not_taken_for_a_whole_one(size: int, tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_mistaken_for_a_complete_one(size: int, tmp_path: Path) -> None:
     fake_mnist(tmp_path)
     os.truncate(tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte", size)
     with pytest.raises(Failure, match=r"incomplete or damaged.*dataset=digits"):
@@ -606,7 +606,7 @@ def test_files_named_in_the_configurations_are_those_of_torchvision() -> None:
     assert list(choice("celeba", ROOT).files[1:]) == texts
 
 
-def test_emnist_stands_upright(tmp_path: Path) -> None:
+def test_emnist_images_are_upright(tmp_path: Path) -> None:
     fake_mnist(tmp_path, ("emnist-balanced-train", "emnist-balanced-test"), "EMNIST")
     published = (tmp_path / "EMNIST" / "raw" / "emnist-balanced-test-images-idx3-ubyte").read_bytes()[16:]
     splits = choice("emnist", tmp_path, validation=5).load()
@@ -642,14 +642,16 @@ def test_images_are_resized_to_the_shape(tmp_path: Path) -> None:
         ({"source": "SVHN", "train": {"split": "tain"}}, r"tain"),
     ],
 )
-def test_settings_that_do_not_fit(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_settings_that_do_not_match_the_data_are_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     fake_mnist(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         choice("mnist", tmp_path, **{"validation": 5, **settings}).load()
     assert caught.value.exit_code == 2
 
 
-def test_cifar10_is_taken_as_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_is_read_as_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
     from torchvision.datasets import CIFAR10
@@ -676,7 +678,7 @@ def test_cifar10_is_taken_as_one_array(tmp_path: Path, monkeypatch: pytest.Monke
     assert splits.classes == tuple("abcdefghij")
 
 
-def test_svhn_is_taken_as_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhn_is_read_as_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
     from torchvision.datasets import SVHN
 
@@ -695,7 +697,7 @@ def test_svhn_is_taken_as_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CelebA of 14 images: 8 to train on, 3 to validate, 3 to test; the middle of number n has the level 10 n."""
+    """A CelebA of 14 images: 8 for training, 3 for validation, 3 for testing; the middle of image n has level 10 n."""
     from torchvision.datasets import CelebA
 
     folder = tmp_path / "celeba"

@@ -167,7 +167,7 @@ def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[s
 
 
 class Loudness(Metric):
-    """The mean of |loc|: a metric of the user's own."""
+    """The mean of |loc|, as a user's own metric."""
 
     claim = "scale"
 
@@ -175,7 +175,7 @@ class Loudness(Metric):
         return {"loudness": mean_figure(self.subject.codes().loc.abs().mean(1))}
 
 
-def test_a_metric_of_ones_own(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_metric(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
     monkeypatch.setattr(Loudness, "__module__", "mine")
     monkeypatch.delenv("VAE_TRUST", raising=False)
@@ -210,7 +210,7 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
         (["fixed", "--device", "tpu"], 2, "device=tpu"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
+def test_impossible_requests_are_refused_with_a_message(
     vae: Vae, words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert vae("evaluate", *words) == code
@@ -227,7 +227,7 @@ def test_a_run_that_is_not_finished_is_not_measured(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "weights": "best", "figures": 3}'])
-def test_a_damaged_evaluation_is_said_to_be_one(
+def test_a_damaged_evaluation_is_reported(
     vae: Vae, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json").write_text(text)
@@ -238,7 +238,7 @@ def test_a_damaged_evaluation_is_said_to_be_one(
 
 
 class Wild(Metric):
-    """A figure that is no number."""
+    """A metric whose figure is not a finite number."""
 
     claim = "scale"
 
@@ -246,7 +246,7 @@ class Wild(Metric):
         return {"wild": Figure(math.inf), "curve": Figure([1.0, math.nan]), "sure": Figure(0.0, error=0.0)}
 
 
-def test_what_is_no_finite_number_is_left_out(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_is_not_finite_is_left_out(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
     monkeypatch.setattr(Wild, "__module__", "mine")
     monkeypatch.setenv("VAE_TRUST", "mine")
@@ -256,7 +256,7 @@ def test_what_is_no_finite_number_is_left_out(vae: Vae, tmp_path: Path, monkeypa
     assert evaluation["figures"]["sure"]["error"] == 0
 
 
-def test_names_of_metrics_are_unlike_and_plain() -> None:
+def test_names_of_metrics_are_distinct_and_plain() -> None:
     words = [word(kind) for kind in METRICS]
     assert len(set(words)) == len(words)
     assert find_metrics(words) == list(METRICS)

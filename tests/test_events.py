@@ -39,7 +39,7 @@ def terms(hparams: Mapping[str, Hparam]) -> list[str]:
 
 
 def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: int, shift: float = 0.0) -> None:
-    """Write the events of some steps as a training would; `shift` marks them."""
+    """Write the events of some steps as a training would; `shift` is added to all values."""
     writer.hparams(hparams)
     writer.layout()
     images = torch.rand(8, 1, 8, 8)
@@ -104,7 +104,9 @@ def test_a_sweep_of_a_hundred_runs_is_a_hundred_rows(tmp_path: Path, tensorboard
 
 # TensorBoard reads with its data server if it can, otherwise in Python. They treat a resumed run differently.
 @pytest.mark.parametrize("reader", ["auto", "false"])
-def test_tensorboard_shows_each_run_once_and_whole(reader: str, logdir: Path, tensorboard: Callable[..., Get]) -> None:
+def test_tensorboard_shows_each_run_once_and_completely(
+    reader: str, logdir: Path, tensorboard: Callable[..., Get]
+) -> None:
     get = tensorboard(logdir, f"--load_fast={reader}")
 
     # Curves

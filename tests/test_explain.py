@@ -1,4 +1,4 @@
-"""`vae explain`: every word that it offers has an answer, which takes no heavy import."""
+"""`vae explain` explains every word that it offers, without heavy imports."""
 
 from __future__ import annotations
 

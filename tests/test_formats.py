@@ -1,4 +1,4 @@
-"""Runs of every checkpoint format ever released, in formats/<number>/<run>/. Their files never change."""
+"""Runs in every checkpoint format that was released, in formats/<number>/<run>/. Their files never change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def overrides(config: dict[str, Any]) -> list[str]:
-    """Return the overrides with which a person would have typed this configuration: its choices and all settings."""
+    """Return the overrides that a user would type for this configuration: its choices and all settings."""
     words = [f"{'+' * ('@' in group)}{group}={choice}" for group, choice in config["choices"].items()]
     for key, value in flatten({key: value for key, value in config.items() if key != "choices"}).items():
         if not key.endswith("_target_"):
@@ -42,7 +42,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return words
 
 
-def test_there_is_a_run_of_every_format() -> None:
+def test_there_is_a_run_in_every_format() -> None:
     assert {path.parts[0] for path in RUNS} == {str(number + 1) for number in range(CHECKPOINT_FORMAT)}
     for path in RUNS:
         assert load_checkpoint(FORMATS / path / "checkpoint.pt")["format"] == int(path.parts[0])
@@ -95,7 +95,7 @@ def test_it_is_finished_and_can_be_trained_further(path: Path, here: Path, ask: 
 
 
 @pytest.mark.parametrize("path", RUNS, ids=str)
-def test_its_repetition_has_its_weights(path: Path, here: Path, ask: Ask) -> None:
+def test_repeating_it_gives_the_same_weights(path: Path, here: Path, ask: Ask) -> None:
     """On another machine the last bits may differ."""
     found = ask("train", "--repeat", f"runs/{path}")
     assert found.code == 0, found.err
@@ -104,7 +104,7 @@ def test_its_repetition_has_its_weights(path: Path, here: Path, ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("path", RUNS, ids=str)
-def test_it_is_compared_with_a_run_of_today(path: Path, here: Path, ask: Ask) -> None:
+def test_it_can_be_compared_with_a_new_run(path: Path, here: Path, ask: Ask) -> None:
     typed = overrides(RunDir(here / "runs" / path).config())
     found = ask("train", *typed, "seed=1", "run_name=today")
     assert found.code == 0, found.err
@@ -113,7 +113,7 @@ def test_it_is_compared_with_a_run_of_today(path: Path, here: Path, ask: Ask) ->
     assert f"{RunDir(FORMATS / path).config()['choices']['sigma']}" in found.out
 
 
-def test_runs_of_one_likelihood_are_compared(here: Path, ask: Ask) -> None:
+def test_runs_of_one_likelihood_can_be_compared(here: Path, ask: Ask) -> None:
     by_likelihood: dict[str, list[Path]] = {}
     for path in RUNS:
         by_likelihood.setdefault(RunDir(FORMATS / path).config()["choices"]["likelihood"], []).append(path)
@@ -127,7 +127,7 @@ def test_runs_of_one_likelihood_are_compared(here: Path, ask: Ask) -> None:
     assert "cannot be compared" in found.err
 
 
-def test_a_newer_format_is_refused_in_words(here: Path, ask: Ask) -> None:
+def test_a_newer_format_is_refused_with_a_message(here: Path, ask: Ask) -> None:
     import torch
 
     run = here / "runs" / RUNS[0]
@@ -135,4 +135,4 @@ def test_a_newer_format_is_refused_in_words(here: Path, ask: Ask) -> None:
     torch.save({**state, "format": CHECKPOINT_FORMAT + 1}, run / "best.pt")
     found = ask("sample", str(run))
     assert found.code == 1
-    assert f"knows formats up to {CHECKPOINT_FORMAT}. Install a newer vae" in found.err
+    assert f"can read formats up to {CHECKPOINT_FORMAT}. Install a newer version of vae" in found.err

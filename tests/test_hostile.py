@@ -1,5 +1,5 @@
 """Files from somebody else: a run folder, a picture, a pack. Bad ones are refused with a message: none of their code
-runs, nothing is written outside the run's folder, and no memory is taken for sizes that they only claim."""
+runs, nothing is written outside the run's folder, and no memory is allocated for sizes that they merely claim."""
 
 from __future__ import annotations
 
@@ -359,15 +359,15 @@ class TestLinks:
         assert (tmp_path / "secret").read_text() == "root:secret:0:0\n"
 
     @pytest.mark.parametrize(("kind", "question"), [("samples", 0), ("interpolations", 1), ("evaluation", 2)])
-    def test_folders_that_lead_out_are_not_written_to(
+    def test_links_to_other_folders_are_not_written_through(
         self, place: Path, refused: Refused, kind: str, question: int, tmp_path: Path
     ) -> None:
         (tmp_path / "out").mkdir()
         (RUN / kind).symlink_to(tmp_path / "out")
-        assert "is a link that leads out" in refused(*QUESTIONS[question])
+        assert "is a link to a folder outside the run's folder" in refused(*QUESTIONS[question])
         assert not list((tmp_path / "out").iterdir())
 
-    def test_files_that_lead_out_are_replaced_and_not_written_through(
+    def test_links_to_other_files_are_replaced_and_not_written_through(
         self, place: Path, ask: Ask, tmp_path: Path
     ) -> None:
         secret = tmp_path / "secret"
@@ -408,7 +408,7 @@ class TestLinks:
                 assert find_runs(place / "runs/.sweeps/one") == []
 
 
-def test_names_cannot_steer_the_terminal_or_add_markup(place: Path, ask: Ask) -> None:
+def test_names_cannot_control_the_terminal_or_add_markup(place: Path, ask: Ask) -> None:
     name = "\x1b[31mred\n<b>[bold]x"
     RUN.rename(RUN.parent / name)
     for words in (["runs"], ["sample", str(RUN.parent / name), "--count", "2"], ["sample", "nowhere"]):

@@ -140,7 +140,7 @@ def test_kl_equals_monte_carlo(compose: Compose, sigma: str, prior: str) -> None
     unused = torch.zeros(5, 1, 1, 1)
     inference = Inference(unused, posterior, z, law(), Independent(Normal(unused, 1.0), 3))
     if inference.rate is None:
-        # A point mass: no density, so no rate; the energy -log p(loc) stands for it.
+        # A point mass has no density, so no rate; the energy -log p(loc) is used instead.
         torch.testing.assert_close(inference.kl, -law().log_prob(posterior.mean))
         assert inference.elbo is None
         assert set(inference.terms(unused[:, 0, 0, 0])) == {"loss", "distortion", "penalty"}

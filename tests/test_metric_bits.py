@@ -1,4 +1,4 @@
-"""What is measured of bits and scales equals what is known: closed forms of the linear model, channels, quantizers.
+"""Measured bits and scales equal known values: closed forms of the linear model, of channels and of quantizers.
 
 The linear model's closed forms are those of test_linear_vae.py: lam are the eigenvalues of the data covariance, eta = 1
 the decoder's scale, s the encoder's. Here its weights are set to the optimum, and nothing is trained.
@@ -80,7 +80,7 @@ class Linear(nn.Module):
 
 
 def optimum(compose: Compose, overrides: list[str]) -> tuple[MeasuredRun, dict[str, Tensor]]:
-    """A linear model at its optimum, and what the closed forms say of each of its dimensions, in nats."""
+    """A linear model at its optimum, and the closed-form values for each of its dimensions, in nats."""
     linear = Linear(compose, *overrides)
     if overrides == LEARNED:
         decoder, shrinkage, scale, s = (LAM - 1).sqrt(), 1 - 1 / LAM, LAM.rsqrt(), None
@@ -102,7 +102,7 @@ def figures(subject: MeasuredRun, kind: type[Metric]) -> dict[str, Any]:
 
 
 def near(figure: Figure, expected: float, bias: float = 0.0) -> None:
-    """The figure lies within four of its own standard errors of what is expected."""
+    """Assert that a figure is within four of its own standard errors of the expected value."""
     assert isinstance(figure.value, float)
     assert isinstance(figure.error, float)
     assert abs(figure.value - expected) < 4 * figure.error + bias, (figure, expected)
@@ -189,7 +189,7 @@ def test_information_of_a_normal_channel(compose: Compose, snr: float, size: flo
 
 def test_the_information_lies_between_its_two_ends(compose: Compose) -> None:
     linear = Linear(compose, *LEARNED, "dataset.images=1300")
-    subject = linear.set(torch.ones(4), LAM.rsqrt() * 5, torch.ones(4))  # SNR 25 in each dimension: 6.52 nats of 5.70
+    subject = linear.set(torch.ones(4), LAM.rsqrt() * 5, torch.ones(4))  # SNR 25: 6.52 nats exceed ln 300
     mutual = figures(subject, MutualInformation)
     assert "saturated" in mutual["mutual_information"].note
     subject = linear.set(torch.ones(4), LAM.rsqrt() * 2.5, torch.ones(4))
@@ -201,7 +201,7 @@ def test_the_information_lies_between_its_two_ends(compose: Compose) -> None:
 
 
 class Wide(nn.Module):
-    """Laplace noise of scale 1 about loc: a posterior that is no normal."""
+    """Laplace noise of scale 1 about loc: a posterior that is not normal."""
 
     provides = frozenset({"noise"})
 
@@ -216,7 +216,7 @@ def test_information_of_a_channel_that_is_not_normal(compose: Compose) -> None:
     mutual = figures(subject, MutualInformation)
 
     def known(loc: Tensor) -> float:
-        """I = h(z) - h(epsilon), with h(z) of the mixture of all codes on a grid."""
+        """Return I = h(z) - h(epsilon). The density of z, a mixture over all codes, is integrated on a grid."""
         grid = torch.linspace(-20, 20, 2001, dtype=torch.float64)
         density = ((grid[:, None] - loc.double().flatten()).abs().neg().exp() / 2).mean(1)
         entropy = -float(torch.xlogy(density, density).sum() * (grid[1] - grid[0]))
@@ -224,7 +224,7 @@ def test_information_of_a_channel_that_is_not_normal(compose: Compose) -> None:
 
     true = known(subject.codes("train").loc)
     near(mutual["mutual_information"], true, 1e-3)
-    # Several draws of each of a few images.
+    # Only a few images, with several draws of each.
     few = MeasuredRun(subject.run, Budget(2000, 20, 1, 1, 9990, 1, 1, 1))
     information = figures(few, MutualInformation)["mutual_information"]
     assert information.count == 9990
@@ -241,7 +241,7 @@ def test_densities_at_small_scales(size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     draw = {"generator": generator, "dtype": torch.float64}
     loc, scale = 3 + torch.randn(50, 5, **draw), size * (0.1 + torch.rand(50, 5, **draw))
-    loc[25:] = loc[:25] + scale[:25] * torch.randn(25, 5, **draw)  # each has a neighbor at hand
+    loc[25:] = loc[:25] + scale[:25] * torch.randn(25, 5, **draw)  # each of these has a close neighbor
     rows = torch.arange(120) % 50
     z = loc[rows] + scale[rows] * torch.randn(120, 5, **draw)
     all_ = Independent(torch.distributions.Normal(loc, scale), 1).log_prob(z[:, None])
@@ -264,7 +264,7 @@ def test_noise_probe_of_a_linear_decoder(compose: Compose) -> None:
     for step, value, error in zip(t, curve.value, curve.error, strict=True):
         expected = curve.value[0] + step**2 * steepness
         assert abs(value - expected) < 4 * error * min(1, step) + 1e-3
-    # Another image x' instead of x: E |x - W V x'|^2 = tr C + tr (W V C V' W'), for they are independent.
+    # Another image x' instead of x: E |x - W V x'|^2 = tr C + tr (W V C V' W'), because they are independent.
     noise = 16 * math.log(2 * math.pi) / 2
     covariance = torch.tensor([8, 5, 3, 2, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05]).double()
     kept = ((1 - s / LAM.sqrt()).square() * LAM).sum()
@@ -303,7 +303,7 @@ def test_the_tolerance_is_interpolated_in_the_logarithm_of_t() -> None:
 
 
 def test_quantizer() -> None:
-    """Its error is w^2 / 12 inside the range, and for a normal little above the best for cells of equal width."""
+    """The error is w^2 / 12 inside the range and, for a normal, close to that of the best quantizer of equal cells."""
     x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)[:, None]
     weight = torch.from_numpy(norm.pdf(x.numpy())) * float(x[1] - x[0])
     for bits in range(1, 9):
@@ -325,8 +325,8 @@ def test_quantizer() -> None:
 
 @pytest.mark.parametrize("sigma", ["fixed", "deterministic"])
 def test_quantization_of_a_linear_decoder(compose: Compose, sigma: str) -> None:
-    encoder = torch.tensor([1.0, 0.5, 3, 1e-2])  # the last carries next to nothing
-    decoder = torch.tensor([1.0, 2, 1 / 3, 0.2])  # and the others all of their pixels' variance
+    encoder = torch.tensor([1.0, 0.5, 3, 1e-2])  # the last dimension carries almost nothing
+    decoder = torch.tensor([1.0, 2, 1 / 3, 0.2])  # and the others carry all the variance of their pixels
     subject = Linear(compose, f"sigma={sigma}", "likelihood.scale=0.1").set(decoder, encoder)
     assert subject.active.tolist() == [True, True, True, False]
     found = figures(subject, Quantization)
@@ -338,12 +338,12 @@ def test_quantization_of_a_linear_decoder(compose: Compose, sigma: str) -> None:
     for b, value in enumerate(found["quantization_distortion"].value, 1):
         low, high = np.quantile(train, [4.0 ** -(b + 1), 1 - 4.0 ** -(b + 1)], axis=0)[:, :3]
         width = torch.from_numpy(high - low) / 2**b
-        # What lies inside has a uniform error, what lies outside is little, and an idle dimension is no more.
+        # Inside the range the error is uniform, outside it is negligible, and dropping the idle dimension adds 0.4.
         excess[b] = 0.4 + float((decoder[:3].double().square() * width.square()).sum() / 24) / 0.1**2
         if 5 <= b <= 8:
             assert value - unquantized == pytest.approx(excess[b], rel=0.1)
     assert found["quantization_distortion"].value[-1] == pytest.approx(unquantized + 0.4, abs=0.05)
-    # Where the line over 4^-b between the last step above 1 nat and the next crosses it.
+    # The bits at which the excess crosses 1 nat, interpolated linearly over 4^-b.
     over = [v - unquantized for v in found["quantization_distortion"].value]
     b = max(b for b, value in enumerate(over, 1) if value > 1)
     share = (over[b - 1] - 1) / (over[b - 1] - over[b])
@@ -405,7 +405,7 @@ FOR_ALL = {
     "quantization_distortion", "quantization_unquantized", "quantization_total_bits", "quantization_bits_within_1_nat",
     "training_epochs", "training_loc_std",
 }  # fmt: skip
-MAYBE = {"scale_active_quantiles", "scale_idle_quantiles", "noise_probe_tolerance"}  # by what was learned
+MAYBE = {"scale_active_quantiles", "scale_idle_quantiles", "noise_probe_tolerance"}  # depends on the trained model
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_all_figures_of_a_run(overrides: list[str], tmp_path: Path, monkeypatch:
     assert len(found["rate_per_dimension"].value) == run.config["latent"]
     assert sum(found["rate_per_dimension"].value) == pytest.approx(found["rate"].value, rel=1e-5)
     assert found["rate_loc"].value + found["rate_scale"].value == pytest.approx(found["rate"].value, rel=1e-5)
-    # The summary is of all 297 test images, this of 100 of them.
+    # The summary is a mean over all 297 test images, this figure over 100 of them.
     assert abs(found["rate"].value - summary["test"]["rate"]) < 5 * found["rate"].error + 1e-3
     assert found["mutual_information"].value <= math.log(300) + 1e-9
     assert sum(found["scale_histogram_active"].value + found["scale_histogram_idle"].value) == pytest.approx(1)

@@ -78,7 +78,7 @@ def subject(
 def figures(of: MeasuredRun, kind: type[Metric]) -> dict[str, Figure]:
     found = compute_metrics(of, [kind])[kind.__name__]
     for figure in found.values():
-        as_plain(figure)  # raises where a number is not finite
+        as_plain(figure)  # raises if a number is not finite
     return found
 
 
@@ -87,7 +87,7 @@ def numbers(of: MeasuredRun, kind: type[Metric]) -> dict[str, float]:
 
 
 class FakeNet:
-    """A feature net whose class of an image is what its first pixel says."""
+    """A feature net that classifies an image by its first pixel."""
 
     accuracy = 0.5
 
@@ -202,7 +202,7 @@ def test_a_missing_jacobian_has_a_reason() -> None:
     found = figures(subject(torch.ones(9, 3), None, None, linear), Jacobian)
     assert all(figure.value is None and "equal" in figure.reason for figure in found.values())
     with torch.no_grad():
-        linear[0].weight.zero_()  # a decoder that does not listen has a Jacobian: 0
+        linear[0].weight.zero_()  # a decoder that ignores the code has a Jacobian: 0
     assert set(numbers(subject(torch.randn(9, 3), None, None, linear), Jacobian).values()) == {0.0}
 
 
@@ -302,7 +302,7 @@ def test_class_change_is_the_probability_of_crossing_the_border() -> None:
         assert found[name].value == pytest.approx(truth, abs=4 * error)
         assert error == pytest.approx(math.sqrt(truth * (1 - truth) / 20_000), rel=0.1)
     assert found["class_change_from_label"].value == found["class_change_by_noise"].value
-    # Where a quarter of the labels is wrong, reconstructions are wrong about them, and draws nearly so.
+    # If a quarter of the labels are wrong, a quarter of the draws disagree with their label, even without noise.
     wrong = torch.where(torch.arange(4000) % 4 == 0, 1 - labels, labels)
     quiet = subject(codes, wrong, Fixed(1e-6))
     quiet.budget = of.budget
@@ -343,8 +343,8 @@ def test_neighbours_in_clusters_agree_and_in_noise_do_not(size: float) -> None:
 
 
 def test_neighbours_are_found_in_units_of_the_spread() -> None:
-    """A dimension that says nothing, but in large numbers, is no larger than the one that tells the classes apart, and
-    those in which only the last digit moves are nothing."""
+    """An uninformative dimension with large values counts no more than the one that separates the classes, and
+    dimensions in which only the last digit varies do not count."""
     torch.manual_seed(0)
     labels = torch.arange(600) % 2
     codes = torch.stack([labels + 0.01 * torch.randn(600), 1e4 * torch.randn(600)], 1)
@@ -393,7 +393,7 @@ def test_reidentification_of_two_overlapping_codes(ratio: float) -> None:
 
 
 def test_reidentification_uses_the_density_not_the_distance() -> None:
-    """Pairs at one place with scales 1 and 5: the best rule is right for half the integral of the larger density."""
+    """Pairs with the same loc and scales 1 and 5: the best accuracy is half the integral of the larger density."""
     grid = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
     densities = torch.stack([Normal(0.0, s).log_prob(grid).exp() for s in (1.0, 5.0)])
     truth = float(torch.trapezoid(densities.amax(0), grid)) / 2
@@ -407,7 +407,7 @@ def test_reidentification_of_a_point_mass_counts_distinct_codes() -> None:
     found = figures(subject(codes), Reidentification)
     assert found["reidentification"].value == pytest.approx(5 / 8)
     assert "distinct" in found["reidentification"].note
-    # Noise that vanishes tends to it; noise that covers all tends to chance.
+    # As noise vanishes, the share tends to that of a point mass; with very large noise, it tends to chance.
     distinct = torch.arange(600.0)[:, None]
     assert numbers(subject(distinct), Reidentification)["reidentification"] == 1
     assert numbers(subject(distinct, None, Fixed(1e-3)), Reidentification)["reidentification"] == 1
@@ -416,7 +416,7 @@ def test_reidentification_of_a_point_mass_counts_distinct_codes() -> None:
 
 def test_the_generalization_gap_is_the_extra_cost_of_test_images() -> None:
     """Codes that decode into themselves plus noise of scale 1, under a Gaussian of scale 1: the distortion is D / 2 +
-    D ln(2 pi) / 2, and the rate of a loc m is |m|^2 / 2, so that the whole gap is the rate's."""
+    D ln(2 pi) / 2, and the rate of a loc m is |m|^2 / 2, so the entire gap is due to the rate."""
     torch.manual_seed(0)
     train, test = torch.zeros(3000, 2), torch.full((1000, 2), 2.0)
     found = figures(subject(test, None, Fixed(1.0), train=(train, None)), Generalization)
@@ -443,7 +443,7 @@ def test_probes_find_labels_only_if_codes_carry_them() -> None:
     names = [f"{probe}_{code}" for probe in ("linear_probe", "nearest_neighbour") for code in ("loc", "z")]
     found = figures(subject(loc, labels, Fixed(0.1), train=train), Probes)
     assert {name: found[name].value for name in names} == dict.fromkeys(names, 1.0)
-    # Noise far larger than the distance of the clusters destroys what loc still says.
+    # Noise far larger than the distance between clusters hides from z what loc still shows.
     found = figures(subject(loc, labels, Fixed(1000.0), train=train), Probes)
     error = math.sqrt(1 / 3 * 2 / 3 / 1200)
     for name in names:
@@ -453,7 +453,7 @@ def test_probes_find_labels_only_if_codes_carry_them() -> None:
         else:
             assert figure.value == pytest.approx(1 / 3, abs=5 * error)
             assert figure.error == pytest.approx(error, rel=0.1)
-    # Codes that know nothing.
+    # Codes that do not depend on the labels.
     found = figures(subject(torch.randn(1200, 3), labels, train=(torch.randn(900, 3), others)), Probes)
     assert found["linear_probe_loc"].value == pytest.approx(1 / 3, abs=5 * error)
     assert found["nearest_neighbour_loc"].value == pytest.approx(1 / 3, abs=5 * error)
@@ -466,7 +466,7 @@ def test_probes_find_labels_only_if_codes_carry_them() -> None:
 
 
 def test_posterior_of_another_family() -> None:
-    """What is asked of a posterior is its density: one with tails works as one without."""
+    """Only the density of a posterior is used, so a heavy-tailed one works as well."""
 
     class Tailed(Fixed):
         def forward(self, raw: Tensor) -> Distribution:

@@ -1,7 +1,7 @@
-"""What a mode costs, and how good its images are, against closed forms.
+"""The cost of each mode, and the quality of its images, against closed forms.
 
-Linear models on Gaussian data of eigenvalues lam, eta = 1 the decoder's scale: the optimum of Lucas et al., Don't Blame
-the ELBO!, NeurIPS 2019, where sigma is learned, and the same calculation where it is held at s.
+Linear models on Gaussian data; lam: eigenvalues of the data covariance, eta = 1: the decoder's scale. Learned sigma:
+the optimum of Lucas et al., Don't Blame the ELBO!, NeurIPS 2019. Fixed sigma: the same calculation with a constant s.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_bounds_of_an_exact_posterior_are_the_likelihood(trained: Train, monkeyp
     run, lam = linear(trained, "learned", None)
     model = torch.cat([lam[:LATENT].clamp_min(1), torch.ones(len(lam) - LATENT)])
     budget = dataclasses.replace(BUDGET, samples=20, iw_images=1000)
-    monkeypatch.setattr(price, "DECODED_PIXELS", 37 * len(lam))  # parts that do not divide anything
+    monkeypatch.setattr(price, "DECODED_PIXELS", 37 * len(lam))  # parts of a size that divides no other size
     monkeypatch.setattr(price, "HELD_WEIGHTS", 20 * 83)
     together = []
 
@@ -111,7 +111,7 @@ def test_bounds_of_an_exact_posterior_are_the_likelihood(trained: Train, monkeyp
 
     monkeypatch.setattr(MeasuredRun, "distortion", decode)
     found = figures(run, Bound, budget)
-    assert max(size for size in together if size != 500) == 37  # batches of 500 are those of every metric
+    assert max(size for size in together if size != 500) == 37  # every metric decodes batches of 500
     bound = number(found["iw_bound_k20"])
     assert bound == pytest.approx(log_likelihood(lam, model), abs=1e-3)
     assert number(found["iw_gap"]) == pytest.approx(0, abs=1e-4)
@@ -119,10 +119,10 @@ def test_bounds_of_an_exact_posterior_are_the_likelihood(trained: Train, monkeyp
     assert curve(found["iw_curve_k"]).tolist() == [1, 2, 5, 10, 20]
     assert number(found["effective_sample_size"]) == pytest.approx(20, rel=1e-4)
     elbo = found["elbo"]
-    # The ELBO's own draws are of the distortion alone, so that it is exact in the mean only.
+    # Only the distortion in the ELBO is estimated from draws, so the ELBO is exact only on average.
     assert number(elbo) == pytest.approx(bound, abs=0.1)
     assert elbo.count == 1000
-    # The distortion by itself: E_q |x - Wz|^2 / 2 = sum (1 - shrinkage)^2 lam / 2 + sum w^2 s^2 / 2.
+    # The distortion alone: E_q |x - Wz|^2 / 2 = sum (1 - shrinkage)^2 lam / 2 + sum w^2 s^2 / 2.
     top = lam[:LATENT].clamp_min(1)
     residual = 1 / top.square() * lam[:LATENT] + (top - 1) / top
     expected = 0.5 * (residual.sum() + lam[LATENT:].sum() + len(lam) * math.log(2 * math.pi))
@@ -143,14 +143,14 @@ def test_bound_of_a_constant_scale_rises_to_the_likelihood(trained: Train) -> No
     assert rising[0] < truth - 0.5
     assert rising[-1] == pytest.approx(truth, abs=0.03)
     assert number(found["iw_gap"]) == pytest.approx(float(rising[-1] - rising[0]), abs=1e-9)
-    # Of the closed form: rate and distortion at the optimum.
+    # The closed form of rate and distortion at the optimum.
     root = lam[:LATENT].sqrt().clamp_min(1)
     rate = ((root - 1) / 2).sum()
     residual = ((lam[:LATENT] / root.square()).sum() + w_square.sum() + lam[LATENT:].sum()) / 2
     elbo = -float(rate + residual + len(lam) * math.log(2 * math.pi) / 2)
     assert number(found["elbo"]) == pytest.approx(elbo, abs=0.1)
     assert float(rising[0]) == pytest.approx(elbo, abs=0.1)
-    # The asymptotic distance that the docstring gives, where it holds.
+    # The asymptotic gap that the docstring gives, at a k for which it holds.
     k = curve(found["iw_curve_k"]).tolist().index(200.0)
     assert truth - float(rising[k]) == pytest.approx((2000 / size - 1) / 400, rel=0.35)
 
@@ -243,8 +243,7 @@ def test_a_refitted_prior_gains_the_divergence_of_the_aggregate_from_the_prior(t
 
 
 def test_a_mixture_gains_more_than_one_gaussian_on_clusters(trained: Train) -> None:
-    """Codes in two clusters at +-9 along an axis: the mixture gains the ln 2 less than a Gaussian each, the Gaussian
-    much less."""
+    """Codes in two clusters at +-9 along an axis: a mixture gains 81 / 2 - ln 2, a single Gaussian much less."""
     run, _ = linear(trained, "fixed", 1.0)
     encoder: Any = run.model.encoder
 
@@ -259,7 +258,7 @@ def test_a_mixture_gains_more_than_one_gaussian_on_clusters(trained: Train) -> N
         found = figures(run, RefittedPrior)
     finally:
         run.model.encoder = encoder
-    # Under N(0, I) the code costs 81 / 2; in its cluster, whose noise is N(0, I), ln 2.
+    # The loc of a code costs 81 / 2 nats under N(0, I), and ln 2 under the mixture, for the choice of its cluster.
     assert number(found["elbo_mixture_prior_gain"]) == pytest.approx(40.5 - math.log(2), abs=0.15)
     assert number(found["elbo_gaussian_prior_gain"]) == pytest.approx(0.5 * (82 - 1 - math.log(82)), abs=0.5)
 
@@ -364,7 +363,7 @@ def test_a_feature_net_fits_images_of_any_size(shape: tuple[int, int, int]) -> N
 
 @pytest.fixture
 def quick(trained: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[MeasuredRun, list[int]]:
-    """A subject whose feature net is not there yet, and soon trained; the list grows with each training."""
+    """A subject whose feature net is not trained yet but trains quickly; the list gets an entry per training."""
     trainings = []
     train = features.train_net
 
@@ -389,7 +388,7 @@ def test_the_feature_net_is_stored_in_the_cache_if_the_data_folder_is_read_only(
     (tmp_path / "features").write_text("no folder")
     assert feature_net(subject) is not None
     assert len(list((tmp_path / "cache").rglob("net.pt"))) == 1
-    monkeypatch.setattr(features, "loaded_nets", {})  # as another process begins
+    monkeypatch.setattr(features, "loaded_nets", {})  # as in a new process
     assert feature_net(subject) is not None
     assert len(trainings) == 1
 
@@ -501,10 +500,10 @@ def test_neighborhoods_of_equal_and_of_disjoint_sets() -> None:
     assert shares(points, points) == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
     far = points + 1000
     assert shares(far, points) == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
-    # What is made shows half of what there is.
+    # The decoded images cover half of the real ones.
     found = shares(points, torch.cat([points, far]))
     assert found == pytest.approx({"precision": 1, "recall": 0.5, "density": 6 / 5, "coverage": 0.5})
-    # One image again and again.
+    # The same image every time.
     found = shares(points[:1].expand(600, -1), points)
     assert found["precision"] == 1
     assert found["recall"] == 1 / 600
@@ -534,8 +533,8 @@ def test_neighborhoods_match_their_definition() -> None:
 
 
 def test_quality_of_a_perfect_decoder(digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Codes that are images, and a decoder that gives them back: reconstructions are the test images, and codes of the
-    training images' distribution are better than those of the prior."""
+    """Codes are images and the decoder is the identity: reconstructions equal the test images, and codes drawn from a
+    mixture fitted to training images decode to better images than codes drawn from the prior."""
     from types import SimpleNamespace
 
     splits, model = digits.splits, digits.model

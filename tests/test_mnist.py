@@ -1,4 +1,4 @@
-"""The table in the README, on the real MNIST if it is beside the clone.
+"""The table in the README, on the real MNIST if it is next to the clone.
 
 Reference figures of another implementation, one seed: test distortion, rate and -ELBO in nats per image.
 """

@@ -1,4 +1,4 @@
-"""One run on several processes equals the run that one process trains, and one process writes it."""
+"""A run trained by several processes equals the same run trained by one, and only one process writes files."""
 
 from __future__ import annotations
 

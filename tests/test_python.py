@@ -35,7 +35,7 @@ def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def python(code: str) -> str:
-    """Run Python in a process of its own and return its output."""
+    """Run Python in a separate process and return its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     return done.stdout
 
@@ -95,9 +95,9 @@ def test_a_description_never_raises(here: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: run.encode(torch.zeros(1, 8, 8)), r"\(1, 8, 8\): for one image type x\[None\]"),
-        (lambda run: run.encode(torch.zeros(5, 64)), r"\(5, 64\) do not fit this run: give it a batch \(B, 1, 8, 8\)"),
-        (lambda run: run.decode(torch.zeros(16)), r"codes \(B, 16\), not \(16,\): for one code type z\[None\]"),
+        (lambda run: run.encode(torch.zeros(1, 8, 8)), r"\(1, 8, 8\); for a single image, type x\[None\]"),
+        (lambda run: run.encode(torch.zeros(5, 64)), r"\(5, 64\) do not match this run: pass a batch \(B, 1, 8, 8\)"),
+        (lambda run: run.decode(torch.zeros(16)), r"codes \(B, 16\), not \(16,\); for a single code, type z\[None\]"),
         (lambda run: run.decode(torch.zeros(2, 3)), r"codes \(B, 16\), not \(2, 3\)\.$"),
         (
             lambda run: load_run(run.path, weights="newest"),
@@ -119,7 +119,7 @@ def test_8_bit_images_and_arrays_are_accepted(here: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", ["mine", ["mine"]])
-def test_consent_to_a_class_of_ones_own_is_for_one_run(
+def test_trust_in_a_users_own_class_is_for_one_run(
     trust: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., Any]
 ) -> None:
     (tmp_path / "mine.py").write_text(

@@ -1,6 +1,6 @@
-"""What this package uses of Hydra, submitit and torch beyond what they document.
+"""The undocumented parts of Hydra, submitit and torch that this package uses.
 
-Each test uses the real library and fails if a name is gone or has changed its meaning, and says where it is used.
+Each test uses the real library, fails if a name is gone or has changed its meaning, and says where the name is used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGE = Path(vae_cli.__file__).parent
 
 
 def has_plugin(name: str) -> bool:
-    """Whether a plugin of Hydra's is installed."""
+    """Return whether a Hydra plugin is installed."""
     return (
         importlib.util.find_spec("hydra_plugins") is not None
         and importlib.util.find_spec(f"hydra_plugins.{name}") is not None
@@ -90,7 +90,7 @@ def failed() -> JobReturn:
 
 
 def test_the_result_of_a_failed_job_raises_silently(capsys: pytest.CaptureFixture[str]) -> None:
-    """Hydra prints a line, and `silent_result` keeps it from doing so by JobReturn._return_value."""
+    """Hydra would print a line; `silent_result` prevents that through JobReturn._return_value."""
     with pytest.raises(ValueError, match="it broke"):
         _ = failed().return_value
     assert "Error executing job with overrides" in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_hydra_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_only_warning_that_is_ignored_is_that_of_matching_schemas() -> None:
-    """Hydra 1.3 words it so; config/compose.py ignores it on import."""
+    """This is the wording of Hydra 1.3; config/compose.py ignores the warning on import."""
     text = inspect.getsource(importlib.import_module("hydra._internal.config_loader_impl"))
     assert "'{config_path}' is validated against ConfigStore schema with the same name." in text
     code = (

@@ -1,4 +1,4 @@
-"""torch's private names: each exists, does what the public way does, and can be missing.
+"""torch's private names: each exists and does the same as the public way, which is used if the name is missing.
 
 A failure here with a new version of torch means that model/kernels.py takes the slower public way, or should.
 """
@@ -89,7 +89,7 @@ def test_the_product_of_onednn_is_linear(batch: int, inputs: int, outputs: int, 
 
 
 @pytest.mark.parametrize("operators", [{}, {"_linear_pointwise": lambda: None}], ids=["gone", "other arguments"])
-def test_a_dense_layer_does_without_the_product(operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dense_layer_works_without_the_product(operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "ops", SimpleNamespace(mkldnn=SimpleNamespace(**operators)))
     monkeypatch.setattr(kernels, "WORTHWHILE", 0)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
@@ -162,7 +162,7 @@ def test_a_fused_step_is_adams_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("name", ["_fused_adam_"])
 @pytest.mark.parametrize("change", ["gone", "other arguments"])
-def test_an_optimizer_does_without_a_name(name: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_works_without_a_name(name: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"lr": 1e-2, "fused": False}  # torch itself uses the names for fused=true
     theirs = parameters()
     expected = steps(Adam(theirs, **settings), theirs)  # type: ignore[arg-type]

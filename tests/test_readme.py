@@ -100,11 +100,13 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
             assert re.search(rf"\b(def|class) {name}\b|^\s*{name}\b", code, re.MULTILINE), f"no {name} in {file}"
 
 
-def test_examples_of_own_classes_run(ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sigma mode and a metric of one's own, as the README shows them."""
+def test_examples_of_users_own_classes_run(
+    ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own sigma mode and metric, as the README shows them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setitem(sys.modules, "mine", None)  # so that it is restored, whichever test imported one before
+    monkeypatch.setitem(sys.modules, "mine", None)  # restored afterwards, even if it was imported before
     monkeypatch.delitem(sys.modules, "mine")
     monkeypatch.setenv("VAE_TRUST", "")  # --trust sets it; this restores it
     Path("mine.py").write_text("\n\n".join(code for code in code_blocks("python") if "class " in code))

@@ -61,7 +61,7 @@ def test_a_figure_that_no_run_has_is_refused(name: str, near: str, compose: Comp
         check_config(compose(f"objective={name}"))
 
 
-def test_the_objective_is_no_part_of_a_run(compose: Compose) -> None:
+def test_the_objective_is_not_part_of_a_run(compose: Compose) -> None:
     from vae_cli.config.naming import hparams, run_name
 
     one, other = compose(), compose("objective=test/loss")

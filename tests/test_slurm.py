@@ -50,7 +50,7 @@ def train(
 
 
 def assert_same(a: Path, b: Path) -> None:
-    """Same figures and same weights, to the last bit."""
+    """Assert that runs have the same figures and the same weights, to the last bit."""
     assert RunDir(a).summary()["test"] == RunDir(b).summary()["test"]
     weights = [load_checkpoint(run / "checkpoint.pt")["model"] for run in (a, b)]
     assert weights[0].keys() == weights[1].keys()
@@ -98,7 +98,7 @@ def test_a_job_that_exceeds_its_time_limit_is_requeued_and_resumes(slurm: dict[s
     words = ["network.hidden=[32]", "batch_size=1", "log_every=1000"]  # long epochs, with one checkpoint each
     assert train(tmp_path, *words, "epochs=2", "run_name=speed").returncode == 0
     speed = RunDir(tmp_path / "runs/speed").summary()["images_per_second"]
-    # The signal comes at the first look within 30 + 30 seconds of the end: after 60 to 90 seconds.
+    # The signal comes at the first check within 30 + 30 seconds of the end: after 60 to 90 seconds.
     words += [f"epochs={round(105 * speed / 1300)}"]
     command = [sys.executable, "-m", "vae_cli", "train", *words, "run_name=whole"]
     whole = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

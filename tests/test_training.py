@@ -109,7 +109,7 @@ def test_what_a_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["dataset=image_folder", "dataset.path=/a b/c=d,e"], None),
     ],
 )
-def test_name_is_what_differs(overrides: list[str], name: str | None) -> None:
+def test_the_name_of_a_run_lists_what_differs_from_the_defaults(overrides: list[str], name: str | None) -> None:
     from hydra import compose, initialize_config_dir
 
     from vae_cli.config.catalog import configs_dir
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here: Path) -> None:
         assert all(value.isfinite().all() for value in weights(run.path).values())
 
 
-# The steps of these are too large by a factor between 4 and 16.
+# With these settings, the learning rate is too large by a factor between 4 and 16.
 DIVERGING = ["optimizer=sgd", "optimizer.lr=4", "likelihood=gaussian", "likelihood.scale=1", "run_name=a"]
 
 
@@ -394,7 +394,7 @@ def test_best_weights_have_the_lowest_validation_loss(here: Path) -> None:
     assert summary["validation"]["loss"] == min(losses)
 
 
-def test_while_beta_moves_the_newest_weights_are_the_best(here: Path) -> None:
+def test_while_beta_changes_the_newest_weights_are_the_best(here: Path) -> None:
     train("+schedule@regularizer.beta=linear", "regularizer.beta.epochs=50", "epochs=4", "run_name=a")
     run = RunDir(here / "runs/a")
     assert run.summary()["weights_of_epoch"] == 4

@@ -1,8 +1,8 @@
-"""How fast `vae` is, relative to a bare loop, to its peers and to a floor: `python tests/benchmarks/run.py`.
+"""Measure how fast `vae` is, relative to a bare loop, to other libraries and to the matrix products alone.
 
 The candidates alternate within one call, round after round, each in its own process; a table gives the median ratio
-with the least and the greatest. The images are MNIST if --data-dir (or $VAE_DATA_DIR) has it; otherwise they are mostly
-black images of the same shape.
+with the minimum and the maximum. The images are MNIST if --data-dir (or $VAE_DATA_DIR) has it; otherwise they are
+mostly black images of the same shape.
 
     python tests/benchmarks/run.py                 every section, in about an hour
     python tests/benchmarks/run.py training peers  two sections
@@ -211,7 +211,7 @@ def startup(bench: Bench) -> None:
 
 
 def whole(bench: Bench) -> None:
-    """Compare the seconds of a whole run with the bare loop's training, and its memory with that of the imports."""
+    """Compare the seconds of a complete run with the bare loop's training, and its memory with that of the imports."""
     seconds = bench.add(Row("whole", "mlp, training part, against the bare loop", "s", more_is_better=False))
     rest = bench.add(Row("whole", "mlp, start-up, evaluation and writing", "s", more_is_better=False))
     memory = bench.add(Row("whole", "mlp, peak memory beyond the imports'", "MB", more_is_better=False))
@@ -445,7 +445,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the images, three rounds")
     parser.add_argument("--network", choices=["mlp", "conv"], help="network of the section training; default: both")
     parser.add_argument("--rounds", type=int, help="default: 5, or 3 with --quick")
-    # Denormal numbers slow a training down from its second epoch on.
+    # Denormal numbers slow training down from the second epoch on.
     parser.add_argument("--epochs", type=int, default=4, help="epochs of each training; default: 4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("VAE_DATA_DIR"), help="folder that holds MNIST")

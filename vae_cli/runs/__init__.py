@@ -1,3 +1,3 @@
-"""A run on disk: its folder and checkpoints, how it is found, read back, sampled and continued."""
+"""Runs on disk: their folders and checkpoints, and functions to find, load, sample, list and resume them."""
 
 __all__ = ["checkpoint", "codes", "find", "folder", "pictures", "plan", "run", "table"]

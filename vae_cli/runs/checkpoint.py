@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, so that loading one runs no code from it."""
+"""Save and load checkpoints. They contain only tensors and plain values, so loading one runs no code from it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from vae_cli.core.files import replace_file
 from vae_cli.runs.folder import RETRAIN
 
 CHECKPOINT_FORMAT = 1
-# All names in a pickle of tensors and plain values. Others, such as bytearray, could claim any amount of memory.
+# The functions and classes that pickled tensors and plain values refer to, apart from torch's storages. No others are
+# allowed, not even harmless ones: bytearray, for example, could allocate any amount of memory.
 PLAIN = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict"})
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace a checkpoint by a new one. If it cannot be written, raises OSError and keeps the old one."""
-    whole = BytesIO()  # then written at once: torch.save does not say that a disk is full
+    """Write a checkpoint in place of the old one. If writing fails, raises OSError and leaves the old one intact."""
+    whole = BytesIO()  # serialized in memory first: torch.save does not report a full disk
     torch.save({"format": CHECKPOINT_FORMAT, **on_cpu(dict(state))}, whole)
     replace_file(path, lambda file: file.write(whole.getbuffer()))
 
@@ -53,17 +54,19 @@ def on_cpu(state: Any) -> Any:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load a checkpoint without running code. Raises UserError if it is missing, Failure if it is damaged or written
-    by a newer version."""
+    """Load a checkpoint without running any code from it.
+
+    Raises UserError if it is missing, Failure if it is damaged or was written by a newer version of vae.
+    """
     try:
         check_parts(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except IsADirectoryError as error:
-        raise Failure(f"{path} is a folder.") from error
+        raise Failure(f"{path} is a folder, not a checkpoint. Remove it and type the run's command again.") from error
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} has no {path.name}: its training stopped before the first checkpoint. "
-            "Type the command that started it again."
+            "To train it, type the run's command again."
         ) from error
     except UserError:
         raise
@@ -77,8 +80,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
     if state["format"] > CHECKPOINT_FORMAT:
         raise Failure(
-            f"{path} has format {state['format']}; this version of vae knows formats up to {CHECKPOINT_FORMAT}. "
-            "Install a newer vae."
+            f"{path} has checkpoint format {state['format']}; this version of vae can read formats up to "
+            f"{CHECKPOINT_FORMAT}. Install a newer version of vae."
         )
     if not _holds_model(state):
         raise Failure(f"{path} is damaged: it does not contain a model. {RETRAIN}")
@@ -86,8 +89,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def check_parts(path: Path) -> None:
-    """Raise Failure, before taking memory, if the file contains anything but tensors and plain values, or its parts
-    would be larger in memory than on the disk."""
+    """Raise Failure if a checkpoint contains anything but tensors and plain values, is compressed, or would need more
+    memory than its size on disk. Nothing is unpacked before its size has been checked."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
@@ -96,7 +99,7 @@ def check_parts(path: Path) -> None:
             sizes = sum(part.file_size for part in listed)
             if sizes > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in listed):
                 raise Failure(
-                    f"{path} was not loaded: it would unpack to {sizes:,} bytes, and vae checkpoints are not "
+                    f"{path} was not loaded: it would unpack to {sizes:,} bytes, but vae checkpoints are not "
                     f"compressed. {RETRAIN}"
                 )
             for part in listed:

@@ -1,4 +1,4 @@
-"""Latent codes drawn from a prior, a fitted Gaussian or a mixture, or on a path between two codes; and their images."""
+"""Draw latent codes from a prior, a Gaussian or a mixture, interpolate between codes, and decode codes to images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vae_cli.machine.memory import refuse_oversize
 from vae_cli.model.inference import Inference
 from vae_cli.runs.run import Run
 
-FITTED = 10_000  # training codes that a mixture is fitted to; more change it little
+FITTED = 10_000  # training codes used to fit a mixture; more would hardly change it
 MIXTURE_COMPONENTS = 10  # as in Ghosh et al. (2020)
-BATCH = 500  # images or codes
+BATCH = 500  # images or codes per batch
 
 Path = Literal["linear", "slerp", "norm-corrected"]
 
@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
     factors: Tensor
 
     def draw(self, count: int, temperature: float = 1.0) -> Tensor:
-        """Draw codes (count, D). temperature scales the standard deviations."""
+        """Draw codes (count, D). temperature multiplies the standard deviation of every Gaussian."""
         chosen = torch.multinomial(self.weights, count, replacement=True)
         noise = torch.randn(count, self.means.shape[1], 1)
         return self.means[chosen] + temperature * (self.factors[chosen] @ noise).squeeze(-1)
@@ -38,16 +38,16 @@ class Mixture(NamedTuple):
 def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
     """Fit K Gaussians with full covariances to codes (N, D) by expectation maximization.
 
-    Ghosh et al., From Variational to Deterministic Autoencoders, 2020, draw samples in this way. Raises UserError
-    unless there are more codes than components.
+    This is the ex-post density estimation of Ghosh et al., From Variational to Deterministic Autoencoders, 2020.
+    Raises UserError unless there are more codes than components.
     """
-    from sklearn.mixture import GaussianMixture  # a second to import
+    from sklearn.mixture import GaussianMixture  # importing it takes a second
 
     if len(codes) <= components:
         raise UserError(
             f"--components {components} is too many for {len(codes)} training codes; type a smaller number."
         )
-    # Each dimension is scaled by its standard deviation: reg_covar suits numbers of order 1.
+    # Divide each dimension by its standard deviation, because this reg_covar suits values of order 1.
     codes = codes.double().cpu()
     shift, spread = codes.mean(0), codes.std(0).clamp_min(1e-12)
     fitted = GaussianMixture(components, random_state=seed, reg_covar=1e-6).fit(((codes - shift) / spread).numpy())
@@ -57,19 +57,19 @@ def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
 
 
 def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
-    """Draw codes (count, D) from the prior. temperature scales their distance from its mean."""
+    """Draw codes (count, D) from the prior. temperature multiplies their distance from the prior's mean."""
     with torch.no_grad():
         prior = run.model.prior()
         return torch.lerp(prior.mean, prior.sample((count,)), temperature)
 
 
 def training_codes(run: Run, most: int = FITTED) -> Tensor:
-    """Draw one noisy code z for each of at most `most` training images, (N, D)."""
+    """Draw one noisy code z for each of at most `most` training images; return them as (N, D)."""
     return torch.cat([inference.z for inference in inferences(run, run.splits.train, most)]).cpu()
 
 
 def inferences(run: Run, split: Split, most: int) -> list[Inference]:
-    """Run the model on at most `most` images of a split, spread evenly over it, in batches."""
+    """Run the model on at most `most` evenly spaced images of a split, and return an Inference for each batch."""
     split = split.to(run.device)
     chosen = torch.linspace(0, len(split) - 1, min(most, len(split))).long().to(run.device)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def inferences(run: Run, split: Split, most: int) -> list[Inference]:
 
 def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
     """Decode codes (N, D) to images (N, C, H, W) on the CPU: the likelihood's mean, or a draw from it."""
-    # Three float32 copies: the decoded batches, the images in one tensor, and an array of them.
+    # Three float32 copies are in memory at once: the decoded batches, one tensor of all images, and its NumPy array.
     refuse_oversize(12 * len(z) * math.prod(run.shape), f"Decoding {len(z)} images", "ask for fewer")
     images = []
     for codes in z.split(BATCH):
@@ -88,7 +88,11 @@ def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
 
 
 def draw_codes(run: Run, source: str, count: int, temperature: float, components: int, seed: int) -> Tensor:
-    """Draw codes (count, D) from the `prior`, from one Gaussian fitted to the `aggregate` posterior, or a `mixture`."""
+    """Draw codes (count, D) from a source.
+
+    source  `prior`, `aggregate` (one Gaussian fitted to training codes) or `mixture` (`components` Gaussians fitted to
+            training codes)
+    """
     if source == "prior":
         return prior_codes(run, count, temperature).cpu()
     fitted = fit_mixture(training_codes(run), 1 if source == "aggregate" else components, seed)
@@ -96,11 +100,11 @@ def draw_codes(run: Run, source: str, count: int, temperature: float, components
 
 
 def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
-    """Return codes (steps, *, D) on a path from a to b, both (*, D) and both included.
+    """Return codes (steps, *, D) on a path from a to b, both of shape (*, D). The path includes a and b.
 
     linear          (1 - t) a + t b
     slerp           along the great circle between the directions of a and b; the norm changes linearly from |a| to |b|
-    norm-corrected  the linear path, each point scaled to the norm (1 - t) |a| + t |b|, except at the origin itself
+    norm-corrected  the linear path, rescaled to the norm (1 - t) |a| + t |b| at each point; the origin stays the origin
     """
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(steps, *[1] * a.dim())
     straight = torch.lerp(a, b, t)
@@ -112,8 +116,8 @@ def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
     if path == "slerp":
         unit_a, unit_b = a / norm_a.clamp_min(1e-12), b / norm_b.clamp_min(1e-12)
         angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
-        # Turn from a towards the part of b that is orthogonal to a. Opposite codes have no such part: they turn towards
-        # any orthogonal direction. In one dimension and between parallel codes there is no turn: the path is linear.
+        # Rotate from a towards the component of b that is orthogonal to a. If b is opposite to a, it is zero, and any
+        # direction orthogonal to a is used. In one dimension, and if a and b are parallel, the path is linear.
         side = unit_b - (unit_a * unit_b).sum(-1, keepdim=True) * unit_a
         axis = torch.zeros_like(unit_a).scatter_(-1, unit_a.abs().argmin(-1, keepdim=True), 1.0)
         other = axis - (unit_a * axis).sum(-1, keepdim=True) * unit_a

@@ -12,12 +12,14 @@ from vae_cli.core.errors import Failure, UserError, nearest
 from vae_cli.core.files import is_printable, read_text, write_json
 from vae_cli.runs.folder import RunDir
 
-SWEEP_FILE = "sweep.json"  # in a sweep's folder, which lists its runs but does not contain them
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, which lists its runs; the runs themselves are stored elsewhere
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the runs below a folder, sorted by name, or the runs of a sweep, given its folder. Hidden folders are
-    skipped."""
+    """Return the runs below a folder, sorted by path; for the folder of a sweep, the runs of that sweep.
+
+    Hidden folders are skipped.
+    """
     if (folder / SWEEP_FILE).is_file():
         return _runs_of_sweep(folder)
     found = []
@@ -30,7 +32,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def write_sweep(folder: Path, runs: Iterable[Path]) -> None:
-    """List the runs of a sweep in its folder, as paths relative to that folder."""
+    """Write sweep.json, which lists the runs of a sweep as paths relative to the folder of the sweep."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SWEEP_FILE, {"runs": [os.path.relpath(run, folder) for run in runs]})
 
@@ -43,13 +45,13 @@ def _runs_of_sweep(folder: Path) -> list[Path]:
         raise Failure(
             f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder that contains them."
         ) from error
-    # Left out: runs that were moved or removed, and anything outside the folder that contains runs and sweeps.
+    # Leave out runs that were moved or removed, and paths outside runs_dir, which contains .sweeps/NAME.
     above = folder.absolute().parent.parent
     return [run for run in runs if run.absolute().is_relative_to(above) and (run / "config.yaml").exists()]
 
 
 def finished_runs(runs: Iterable[Path]) -> list[Path]:
-    """Return the runs that are finished. A run with a damaged summary is not."""
+    """Return the finished runs. A run with a damaged summary does not count as finished."""
     finished = []
     for path in runs:
         with suppress(Failure):
@@ -61,11 +63,11 @@ def finished_runs(runs: Iterable[Path]) -> list[Path]:
 def find_run(name: str, runs_dir: Path) -> Path:
     """Find a run by its folder, by `latest` (the run trained last), or by a part of its name that no other run has.
 
-    Raises UserError if no run or more than one fits.
+    Raises UserError if no run or more than one matches.
     """
     path = Path(name)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
-        raise UserError(f"There is no run '{name[:40]}...': the name is too long for a file system.")
+        raise UserError(f"There is no run '{name[:40]}...': the name is too long. To see all names, type: vae runs")
     if (path / "config.yaml").exists():
         return path
     runs = find_runs(runs_dir)
@@ -87,10 +89,10 @@ def find_run(name: str, runs_dir: Path) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"'{name}' fits {len(matches)} runs; type more of the name:\n{_listed(matches)}")
+        raise UserError(f"'{name}' matches {len(matches)} runs; type more of the name:\n{_listed(matches)}")
     raise UserError(
         f"There is no run '{name}' below {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
-        f"The runs there are:\n{_listed(runs)}"
+        f"Existing runs:\n{_listed(runs)}"
     )
 
 
@@ -100,6 +102,6 @@ def _listed(runs: list[Path], most: int = 12) -> str:
 
 
 def last_written(run: Path) -> float:
-    """Return the time at which a run was last written, in seconds since 1970."""
+    """Return when the checkpoint or configuration of a run was last written, in seconds since 1970."""
     files = [run / "checkpoint.pt", run / "config.yaml"]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -16,21 +16,21 @@ from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import is_locked, is_printable, read_text, reporting_path, write_json, write_text
 from vae_cli.core.values import is_finite
 
-# What to do about a damaged file that cannot be rebuilt, and about one that can.
+# What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
 RETRAIN = "Train the run again from the start: type its command with overwrite=true."
 RECOVER = (
-    "Remove the file and type the run's command again: it resumes from its checkpoint. With overwrite=true it starts "
-    "from the beginning."
+    "Remove the file and type the run's command again: the run resumes from its checkpoint. With overwrite=true it "
+    "starts from the beginning."
 )
-CONFIG_DEPTH = 20  # levels
-CONFIG_BYTES = 1_000_000  # the limit; a usual configuration has about a thousand
+CONFIG_DEPTH = 20  # levels of nesting allowed in config.yaml
+CONFIG_BYTES = 1_000_000  # allowed in config.yaml, which usually has about a thousand
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of a run. Reading and writing its files goes through here."""
+    """The folder of a run: the paths of its files, and methods that read and write them."""
 
     path: Path
 
@@ -41,7 +41,7 @@ class RunDir:
 
     @property
     def checkpoint_file(self) -> Path:
-        """The newest state of training, from which it resumes."""
+        """The latest state of the training, from which the run is resumed."""
         return self.path / "checkpoint.pt"
 
     @property
@@ -50,12 +50,12 @@ class RunDir:
         return self.path / "best.pt"
 
     def weights_file(self, weights: str) -> Path:
-        """The file of the `best` or the `last` weights; without a validation set they are the same."""
+        """Return the file of the `best` or the `last` weights. Without a best.pt, `best` means `last`."""
         return self.best_file if weights == "best" and self.best_file.exists() else self.checkpoint_file
 
     @property
     def metrics_file(self) -> Path:
-        """One line of JSON per epoch."""
+        """The training curves: one line of JSON per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -65,7 +65,7 @@ class RunDir:
 
     @property
     def lock_file(self) -> Path:
-        """Locked by the process that trains the run."""
+        """The file that a process locks while it trains the run."""
         return self.path / ".lock"
 
     @property
@@ -75,7 +75,7 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """Read the configuration of the run. Raises UserError if it is missing, Failure if it is damaged."""
-        import yaml  # here, because completion finds runs without it
+        import yaml  # imported here, because completion finds runs without it and must be fast
 
         try:
             text = read_text(self.config_file, CONFIG_BYTES)
@@ -84,7 +84,7 @@ class RunDir:
                 depth = 0
                 for event in yaml.parse(text, loader):
                     depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                    if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # a few lines can expand to billions
+                    if isinstance(event, yaml.AliasEvent) or depth > CONFIG_DEPTH:  # aliases can expand to billions
                         raise ValueError("it has aliases, or is nested too deeply")
             config = yaml.load(text, loader)
         except FileNotFoundError as error:
@@ -108,10 +108,10 @@ class RunDir:
         return summary
 
     def status(self, summary: Mapping[str, Any] | None = None) -> Status:
-        """Return the status of the run, from a summary that was read before, if given.
+        """Return the status of the run. A caller that has already read the summary can pass it.
 
-        A run that is training holds its lock. If its summary says `running` and nobody holds the lock, it was
-        interrupted.
+        A process that trains the run holds its lock. If the summary says `running` but no process holds the lock, the
+        run was interrupted.
         """
         summary = self.summary() if summary is None else summary
         status = summary.get("status", "interrupted" if self.config_file.exists() else "new")
@@ -131,23 +131,23 @@ class RunDir:
         write_json(self.summary_file, summary)
 
     def remove_files(self) -> None:
-        """Remove the files of this run, and nothing else in its folder."""
+        """Remove the files and subfolders that vae wrote for the run, and nothing else in the folder."""
         for event in self.path.glob("events.*"):
             event.unlink()
         for name in ("samples", "interpolations", "evaluation", "projector"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        # The configuration last: without it, the rest would not be recognized as a run.
+        # Remove the configuration last: without it, the remaining files would not be recognized as a run.
         own = "checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
         for name in own.split():
             (self.path / name).unlink(missing_ok=True)
 
     def remove_partial_files(self) -> None:
-        """Remove files that a process was writing when it was killed."""
+        """Remove the partial files that a killed process left behind."""
         for part in (*self.path.glob(".*.part"), *self.path.glob("projector/.*.part")):
             part.unlink()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the records of the epochs, up to the first malformed line: a crash can cut a line short."""
+        """Read the record of every epoch, up to the first malformed line: a crash can cut a line short."""
         records = []
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(errors="replace").splitlines():
@@ -163,20 +163,20 @@ class RunDir:
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append the record of an epoch, and flush it to the disk."""
+        """Append the record of an epoch to metrics.jsonl, and flush it to the disk."""
         with reporting_path(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the records of epochs after the checkpoint at this step: a resumed run trains them again."""
+        """Remove the records of epochs after `step`, the step of the checkpoint: the resumed run trains them again."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class ReadOnlyRunDir(RunDir):
-    """The folder of a run that another process writes, possibly on another machine: writing to it does nothing."""
+    """The folder of a run that another process writes, possibly on another machine: methods that write do nothing."""
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         pass
@@ -198,15 +198,17 @@ class ReadOnlyRunDir(RunDir):
 
 
 def _is_shallow(text: str) -> bool:
-    """Whether a quick look shows that a YAML text has no aliases and at most CONFIG_DEPTH levels: each level needs a
-    bracket, a dash, a question mark or a column of indentation."""
+    """Return whether a quick check shows that a YAML text has no aliases and at most CONFIG_DEPTH levels of nesting.
+
+    Each level needs a bracket, a dash, a question mark or a column of indentation, so their number is an upper bound.
+    """
     signs = sum(map(text.count, "[{-?"))
     indented = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
     return "*" not in text and "&" not in text and signs + indented + 1 <= CONFIG_DEPTH
 
 
 def _is_config(config: object) -> bool:
-    """Whether a value has the structure of a run's configuration, as far as commands rely on it without a model."""
+    """Return whether a parsed config.yaml has the settings that commands use before they build a model."""
     if not isinstance(config, dict) or not all(isinstance(config.get(axis), dict) for axis in (*AXES, "choices")):
         return False
     if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
@@ -227,7 +229,7 @@ SUMMARY: dict[str, type | tuple[type, ...]] = {
 
 
 def _is_summary(summary: object) -> bool:
-    """Whether a value has the structure of a summary: fields have their type, and figures are finite numbers."""
+    """Return whether a parsed summary.json is well formed: fields have the right types, and all figures are finite."""
     if not isinstance(summary, dict) or not is_printable(summary):
         return False
     if not all(isinstance(summary[key], kind) for key, kind in SUMMARY.items() if key in summary):
@@ -243,6 +245,6 @@ def _is_summary(summary: object) -> bool:
 
 
 def refuse_link(run: Path, kind: str) -> None:
-    """Raise UserError if a subfolder of a run's folder is a link that leads out of it."""
+    """Raise UserError if a subfolder of a run's folder is a link to somewhere outside that folder."""
     if not (run / kind).resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{run / kind} is a link that leads out of the run's folder, and is not followed. Remove it.")
+        raise UserError(f"{run / kind} is a link to a folder outside the run's folder. Remove the link.")

@@ -1,4 +1,4 @@
-"""Pictures of samples, interpolations and traversals of a run, with their codes and images as arrays."""
+"""Pictures of a run's samples, interpolations and traversals, with the codes and images as arrays."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vae_cli.runs.run import Run
 if TYPE_CHECKING:
     from vae_cli.core.images import Picture
 
-SHOWN = 1024  # images in a picture of samples; the arrays hold all
-TRAVERSED = 32  # latent dimensions in a picture of traversals
-MEASURED = 2000  # test images from which the spread and the rate of each dimension are computed
+SHOWN = 1024  # maximum number of images in a picture of samples; the arrays contain all of them
+TRAVERSED = 32  # maximum number of latent dimensions in a picture of traversals
+MEASURED = 2000  # maximum number of test images used to compute the standard deviation and rate of each dimension
 
 
 class Rendered(NamedTuple):
-    """A picture with the arrays it shows, its captions, and the frames of an animation, if requested."""
+    """A picture, its data as arrays, its captions and, if requested, the frames of an animation."""
 
     picture: Picture
     arrays: dict[str, Tensor]
@@ -36,7 +36,7 @@ class Rendered(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The images (P, 2, C, H, W) at both ends of P paths, and a name for each path."""
+    """The images (P, 2, C, H, W) at both ends of P interpolation paths, and a name for each path."""
 
     images: Tensor
     names: list[str]
@@ -48,18 +48,21 @@ def samples(run: Run, source: str, count: int, components: int, temperature: flo
     Raises UserError if the images do not fit into memory.
     """
     refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "type a smaller number")
-    with evaluating(run.model, seed, run.device):  # one stream of random numbers for codes and pixels
+    with evaluating(run.model, seed, run.device):  # codes and pixels are drawn from the same random stream
         z = draw_codes(run, source, count, temperature, components, seed)
         images = decode(run, z, draw)
     picture = grid(images[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
-    captions = [f"The picture shows the first {SHOWN} of {count} images; the arrays hold all."] if count > SHOWN else []
+    captions = [f"The picture shows {SHOWN} of {count} images; the arrays contain all."] if count > SHOWN else []
     return Rendered(picture, {"z": z, "images": images}, captions)
 
 
 def posterior_samples(
     run: Run, indices: Sequence[int], draws: int, temperature: float, seed: int, draw: bool
 ) -> Rendered:
-    """Decode draws from the posteriors of test images, in rows that begin with the image and its reconstruction."""
+    """Decode draws from the posteriors of test images.
+
+    Each row of the picture shows a test image, its reconstruction from loc(x), and the decoded draws.
+    """
     chosen = torch.tensor(indices)
     with evaluating(run.model, seed, run.device):
         inference = run.model(run.images(run.splits.test.batch(chosen)), (draws,))
@@ -72,37 +75,37 @@ def posterior_samples(
     rows = torch.cat([x[:, None], mean[:, None], images], 1)
     picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices])
     arrays = {"index": chosen, "inputs": x, "loc": loc, "mean": mean, "z": z, "images": images}
-    drawn = f"{draws} draws" if draws > 1 else "one draw"
+    drawn = f"{draws} decoded draws" if draws > 1 else "one decoded draw"
     captions = [f"Each row: a test image, its reconstruction from the mean code, and {drawn} from its posterior."]
     if inference.scale is None:
         captions.append("All draws from a posterior are equal because it is a point mass.")
     else:
         difference = (means - mean[:, None]).square().mean().sqrt()
-        captions.append(f"Epsilon changes the mean of a pixel by {float(difference):.4f} (root mean square).")
+        captions.append(f"Epsilon changes a pixel's decoded mean by {float(difference):.4f} (root mean square).")
     return Rendered(picture, arrays, captions)
 
 
 def ends_in_files(run: Run, files: Sequence[Path]) -> Ends:
-    """Load image files, two for each path. Raises UserError if a file cannot be read."""
+    """Load image files, two for each interpolation path. Raises UserError if a file cannot be read."""
     images = torch.stack([load_image(file, run.shape) for file in files]).unflatten(0, (-1, 2))
     return Ends(images, [f"{a.stem} {b.stem}" for a, b in zip(files[::2], files[1::2], strict=True)])
 
 
 def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
-    """Return pairs of test images by their indices."""
+    """Return the pairs of test images with these indices."""
     images = run.splits.test.batch(torch.tensor(pairs).flatten()).unflatten(0, (-1, 2))
     return Ends(images, [f"{a} to {b}" for a, b in pairs])
 
 
 def random_pairs(run: Run, count: int, seed: int) -> list[list[int]]:
-    """Draw disjoint pairs of test images: count of them, or all if there are fewer."""
+    """Draw the indices of `count` disjoint pairs of test images, or of as many pairs as the test set has."""
     size = len(run.splits.test)
     count = min(count, size // 2)
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 2 * count].reshape(-1, 2).tolist()
 
 
 def class_pairs(run: Run, names: Sequence[str], count: int, seed: int) -> list[list[int]]:
-    """Draw pairs of test images from the first class to the second: count of them, or all if there are fewer.
+    """Draw the indices of `count` pairs of test images, from the first class to the second, or of as many as there are.
 
     Raises UserError if the images have no labels, or a class does not exist or has no test image.
     """
@@ -128,20 +131,20 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
 
 
 def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
-    """Decode the codes on paths between the mean codes of pairs of images, a row for each pair."""
+    """Interpolate between the mean codes of pairs of images and decode the codes, with one row for each pair."""
     with evaluating(run.model, seed, run.device):
         loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
         z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
         images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
     picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names)
-    caption = f"Each row: one image, {steps} images decoded on the {path} path between the mean codes, the other image."
+    caption = f"Each row: an image, {steps} decoded codes on the {path} path between the mean codes, the other image."
     frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
     return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
 
 
 def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
-    """Decode a square of codes whose corners are the mean codes of four test images, given row by row."""
+    """Decode a square of codes whose corners, row by row, are the mean codes of the test images `indices`."""
     ends = run.splits.test.batch(torch.tensor(indices))
     with evaluating(run.model, seed, run.device):
         a, b, c, d = run.encode(ends).mean
@@ -155,8 +158,11 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
 
 
 def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rendered:
-    """Vary each dimension of a random test image's mean code over span standard deviations of the aggregate posterior,
-    a row for each dimension, those with the highest rate first (or with the largest spread, if rates are undefined)."""
+    """Vary one dimension at a time of a random test image's mean code and decode it, with one row for each dimension.
+
+    A dimension takes `steps` values within `span` standard deviations of its mean, both of the aggregate posterior.
+    Rows are ordered by rate, or by standard deviation if rates are undefined, highest first.
+    """
     with evaluating(run.model, seed, run.device):
         seen = inferences(run, run.splits.test, MEASURED)
         loc = torch.cat([inference.loc for inference in seen])
@@ -174,12 +180,12 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
             offsets = torch.linspace(-span, span, steps, device=z.device)
             z[row, :, dimension] = mean[dimension] + offsets * deviation[dimension]
         images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
-    what, unit = ("spread", "std") if costs is None else ("rate", "nats")
+    what, unit = ("standard deviation", "std") if costs is None else ("rate", "nats")
     sizes = (deviation if costs is None else costs)[order].tolist()
     labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
     captions = [
-        f"The code of test image {base}. Each row varies one dimension from -{span:g} to +{span:g} standard deviations "
-        "around the mean of all codes.",
+        f"The mean code of test image {base}. Each row varies one dimension from -{span:g} to +{span:g} standard "
+        "deviations around the mean of all codes.",
         f"Rows are ordered by {what}, highest first"
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]
@@ -189,5 +195,5 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
 
 
 def _animate(frames: list[Picture]) -> list[Picture]:
-    """Play frames forwards and backwards, with a pause at both ends."""
+    """Return frames that play forward and then backward, with a pause at each end."""
     return [frames[0]] * 4 + frames + [frames[-1]] * 4 + frames[::-1]

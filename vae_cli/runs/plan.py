@@ -1,4 +1,4 @@
-"""Decide what to do in a run's folder: start, resume or nothing."""
+"""Decide whether to start, resume or skip a run, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vae_cli.runs.folder import RunDir
 
 
 class Finished(UserError):
-    """The run is finished: there is nothing to do."""
+    """Raised if a run is finished, so that there is nothing to train. Exit code 0."""
 
     exit_code = 0
 
 
 class InTraining(UserError):
-    """Another process is training the run."""
+    """Raised if another process is training the run."""
 
 
 def finished_message(path: Path) -> str:
-    """Say that a run is skipped because it is finished, and what to type next."""
+    """Return the message that a finished run is skipped, with suggestions of what to type next."""
     return (
         f"{path} is finished; skipped. To train it further, type a larger epochs=...; to train it again from the "
         f"start, overwrite=true; to see samples: vae sample {shlex.quote(str(path))}"
@@ -33,16 +33,16 @@ def finished_message(path: Path) -> str:
 
 
 def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
-    """Decide what to do in a run's folder, without changing anything. `is_ours`: this process holds the lock.
+    """Decide what to do with a run, without changing its folder. `is_ours`: this process already holds the run's lock.
 
-    Raises UserError if the folder cannot be used: it contains a run with another configuration, a run that another
-    process trains, or files that are not a run.
+    Raises UserError if the folder cannot be used: it contains a run with other settings, a run that another process is
+    training, or files that are not a run.
     """
     path = folder.path
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
-    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # opened for appending
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # appending follows links
         if file.is_symlink():
             raise UserError(
                 f"{file} is a link, and vae does not write through links: remove it, or type another run_name=..."
@@ -69,7 +69,7 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
 
 
 def submission() -> str | None:
-    """Return an identifier of the submitit job of this process, or None. A requeued job keeps its identifier."""
+    """Return an identifier of this process's submitit job, the same after a requeue; None outside a submitit job."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
 
@@ -84,19 +84,19 @@ def _is_started_by(job: str | None, folder: RunDir) -> bool:
 
 
 def in_training_message(folder: RunDir) -> str:
-    """Say which process is training a run."""
+    """Return the message that a run is being trained, with the process, the machine and the start time."""
     try:
         summary = folder.summary()
     except Failure:
         summary = {}
     return (
-        f"{folder.path} has been training in process {summary.get('pid')} on {summary.get('host')} since "
-        f"{summary.get('started')}; wait for it, or type another run_name=..."
+        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')}, since "
+        f"{summary.get('started')}; wait until it ends, or type another run_name=..."
     )
 
 
 def refuse_other(folder: RunDir, config: Config) -> None:
-    """Raise UserError if the folder's run differs in a setting that changes the result; the message names the keys."""
+    """Raise UserError, naming the settings, if the run in a folder differs in a setting that affects its results."""
     there, here = (what_matters(c) for c in (folder.config(), config))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:

@@ -28,7 +28,7 @@ from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
 from vae_cli.runs.folder import RETRAIN, RunDir
 
-IN_REPR = ("distortion", "rate", "elbo", "loss")  # test figures
+IN_REPR = ("distortion", "rate", "elbo", "loss")  # the test figures that repr() shows
 
 
 def load_run(
@@ -42,13 +42,13 @@ def load_run(
     """Load a trained run.
 
     run       its folder, `latest` (the run trained last), or a part of its name that no other run in runs_dir has
-    weights   `best`: the lowest validation loss; `last`: the newest checkpoint. If no images are held out for
-              validation, `best` means `last`
+    weights   `best`: the weights with the lowest validation loss; `last`: those of the newest checkpoint. If no images
+              are held out for validation, `best` means `last`
     device    `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`
-    runs_dir  the folder in which names are looked up
+    runs_dir  the folder to search for a run of this name
     data_dir  the folder of the datasets, if it is not the one used in training
-    trust     your own modules that define the run's classes, such as ["mine"]; like --trust on the command line, but
-              for this run only
+    trust     the names of your own modules, such as ["mine"], whose classes this run may use; like --trust on the
+              command line, but for this run only
 
     Raises UserError if no run or more than one has this name, Failure if its files are damaged.
 
@@ -67,7 +67,7 @@ class Run:
     model   the VAE, a torch.nn.Module in evaluation mode
     path    the folder of the run
     shape   (C, H, W) of an image
-    step    the number of training steps behind the loaded weights
+    step    the number of training steps that led to the loaded weights
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Run:
         data_dir: str | Path | None = None,
         trust: str | Sequence[str] = (),
     ) -> None:
-        """Load the run in a folder; the other arguments are those of `load_run`. Raises UserError or Failure."""
+        """Load the run in the folder `path`. For the other arguments and the errors, see `load_run`."""
         if weights not in ("best", "last"):
             raise UserError(f"weights={weights!r} is not allowed: type weights='best' or weights='last'.")
         self.folder = RunDir(Path(path))
@@ -110,10 +110,10 @@ class Run:
         self.model.to(self.device).eval()
 
     def __repr__(self) -> str:
-        """Describe the run on a few lines: choices, dataset, weights, test figures, device. Never raises."""
+        """Describe the run in a few lines: choices, dataset, weights, test figures, device. Never raises."""
         try:
             return "\n".join([f"Run {self.path}", *(f"  {name:<9}{text}" for name, text in self._described().items())])
-        except Exception:  # a debugger shows runs whose constructor has failed, and files can be removed or damaged
+        except Exception:  # a debugger may show a run whose constructor failed, and files may be missing or damaged
             return f"<{type(self).__name__}>"
 
     @property
@@ -127,10 +127,11 @@ class Run:
 
     @cached_property
     def splits(self) -> Splits:
-        """The images of the run: `splits.train`, `splits.validation` and `splits.test`, loaded at first use.
+        """The images of the run: `splits.train`, `splits.validation` and `splits.test`, loaded on first use.
 
-        Each split has a length, `batch(positions)`, float32 (B, C, H, W) in [0, 1], and, if the dataset is labeled,
-        `batch_labels(positions)`, int64 (B,). `splits.classes` names the labels, if the dataset does.
+        For each split, `len(split)` is its number of images, `split.batch(positions)` returns images (B, C, H, W),
+        float32 in [0, 1], and `split.batch_labels(positions)` returns labels (B,), int64, if the dataset has labels.
+        `splits.classes` is a tuple of class names, or None.
 
         Raises UserError or Failure if the dataset cannot be loaded, and UserError if its images have changed since
         the run was trained.
@@ -149,9 +150,9 @@ class Run:
         return splits
 
     def images(self, x: Tensor) -> Tensor:
-        """Convert images to the model's input: float32 on its device, 8-bit values divided by 255.
+        """Convert images to the model's input: float32 on the model's device, with 8-bit values divided by 255.
 
-        x is (..., C, H, W), uint8 or floats in [0, 1]. Raises UserError for another shape.
+        x is (..., C, H, W), uint8 or floats in [0, 1]. Raises UserError if the shape does not match the run's images.
 
         >>> run = load_run("sigma-fixed", device="cpu")
         >>> run.images(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)).max()
@@ -160,15 +161,15 @@ class Run:
         x = torch.as_tensor(x)
         if x.shape[-3:] != self.shape:
             wanted = ", ".join(map(str, self.shape))
-            raise UserError(f"Images of shape {tuple(x.shape)} do not fit this run: give it a batch (B, {wanted}).")
+            raise UserError(f"Images of shape {tuple(x.shape)} do not match this run: pass a batch (B, {wanted}).")
         scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x.to(torch.float32)
         return scaled.to(self.device)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Distribution:
-        """Return q(z|x) of images x (B, C, H, W), uint8 or floats in [0, 1].
+        """Return the posterior q(z|x) of each image in x (B, C, H, W), uint8 or floats in [0, 1].
 
-        The result is a torch Distribution with batch shape (B,) and event shape (D,), D = latent: `.mean` is the
+        The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is the
         location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
 
         Raises UserError for images of another shape.
@@ -180,13 +181,13 @@ class Run:
         """
         x = self.images(x)
         if x.dim() != 4:
-            hint = ": for one image type x[None]" if x.dim() == 3 else ""
-            raise UserError(f"encode takes a batch of images (B, C, H, W), not {tuple(x.shape)}{hint}.")
+            hint = "; for a single image, type x[None]" if x.dim() == 3 else ""
+            raise UserError(f"encode expects a batch of images (B, C, H, W), not {tuple(x.shape)}{hint}.")
         return self.model.encode(self.model.likelihood.observe(x))  # type: ignore[operator]
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Distribution:
-        """Return p(x|z) of codes z (*S, B, D), D = latent.
+        """Return the likelihood p(x|z) for each code in z (*S, B, D), where D = latent.
 
         The result is a torch Distribution with batch shape (*S, B) and event shape (C, H, W): `.mean` is the
         reconstruction, `.sample()` draws images with the likelihood's noise.
@@ -199,13 +200,15 @@ class Run:
         """
         z, latent = torch.as_tensor(z), self.config["latent"]
         if z.dim() < 2 or z.shape[-1] != latent:
-            hint = ": for one code type z[None]" if z.shape == (latent,) else ""
-            raise UserError(f"decode takes codes (B, {latent}), not {tuple(z.shape)}{hint}.")
+            hint = "; for a single code, type z[None]" if z.shape == (latent,) else ""
+            raise UserError(f"decode expects a batch of codes (B, {latent}), not {tuple(z.shape)}{hint}.")
         return self.model.decode(z.to(self.device, torch.float32))
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Return the mean images (n, C, H, W) of n codes drawn from the prior. The same seed draws the same codes.
+        """Draw n codes from the prior and return their mean images (n, C, H, W).
+
+        The same seed draws the same codes.
 
         >>> load_run("sigma-fixed").sample(16, seed=1).shape
         torch.Size([16, 1, 8, 8])
@@ -240,7 +243,7 @@ class Run:
 
 
 def _chosen(config: Config) -> list[str]:
-    """The choice of sigma, and every other choice but the dataset that is not the default, as they are typed."""
+    """Return the overrides for sigma and for all choices, except the dataset, that differ from the defaults."""
     usual = catalog.defaults()
     words = [f"sigma={config['choices']['sigma']}"]
     value = config["sigma"].get("value")
@@ -253,10 +256,10 @@ def _chosen(config: Config) -> list[str]:
 
 
 def redirect_data(config: Config, data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:
-    """Set the data folder in a stored configuration, if the user names one, and return a context to load images in.
+    """Set the data folder in a stored configuration, if the user names one, and return a context for loading images.
 
-    A folder that only the stored configuration names is read and never written to: the configuration may be somebody
-    else's.
+    If only the stored configuration names a data folder, vae reads from that folder but never writes to it, because
+    the configuration may come from somebody else.
     """
     dataset = config["dataset"]
     if data_dir is not None:
@@ -267,8 +270,10 @@ def redirect_data(config: Config, data_dir: str | Path | None) -> Callable[[], A
 
 
 def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> None:
-    """Check the configuration of a stored run, and that its model has weights of these shapes, before the model takes
-    any memory. Raises UserError, or ValueError if the shapes differ."""
+    """Check the configuration of a stored run, and that its model has weights of these shapes.
+
+    No memory is allocated for the model yet. Raises UserError, or ValueError if the shapes differ.
+    """
     for key, kind in SETTINGS.items():
         if key in config:
             check_value(config[key], kind, key)
@@ -277,9 +282,9 @@ def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: 
         with torch.device("meta"):
             model = build_model({**config, "precision": "float32"}, shape)
     except (RuntimeError, NotImplementedError):
-        return  # a class of the user's own may need real numbers
+        return  # a user's own class may need actual values, which tensors on meta do not have
     described = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in {**described, **weights}:
         if described.get(name) != weights.get(name):
             there, here = (str(sizes.get(name, "missing")) for sizes in (weights, described))
-            raise ValueError(f"{name} is {there} there and {here} here")
+            raise ValueError(f"{name} is {there} in the weights and {here} in the configured model")

@@ -1,4 +1,4 @@
-"""Runs as a table on the terminal."""
+"""A table of runs for the terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "fail
 
 
 def print_runs(runs: Sequence[Path], above: Path = Path()) -> None:
-    """Print a row for each run: its path below a folder, status, epochs, test distortion, rate and ELBO in nats per
-    image, and training time in seconds.
+    """Print a row for each run: its path relative to `above`, status, epochs, test distortion, rate and ELBO in nats
+    per image, and training time in seconds.
 
-    The terminal wraps long lines: rich's own tables take seconds to lay out a thousand runs.
+    This is not a rich.Table, which takes seconds to lay out a thousand runs. The terminal wraps long lines.
     """
     rows = [["run", "status", "epochs", "distortion", "rate", "elbo", "seconds"]]
     for path in runs:
@@ -39,7 +39,7 @@ def _row(run: RunDir, name: str) -> list[str]:
     try:
         summary = run.summary()
         status = run.status(summary)
-    except (Failure, OSError):  # a folder that cannot be read does not hide the other runs
+    except (Failure, OSError):  # an unreadable folder must not hide the other runs
         return [name, "damaged", *[""] * 5]
     figures = summary.get("test", {})
     records = run.metrics()
