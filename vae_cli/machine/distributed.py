@@ -223,7 +223,7 @@ def size(values: Tensor) -> int:
 
 
 def counted(values: Tensor) -> Tensor:
-    """Return the values (B, ...) of a share if they count, otherwise none of them (see `share`)."""
+    """Return the values (B, ...) of a share, or none if the share only keeps pace with the others (see `share`)."""
     return values if _division is None or _division.counts else values[:0]
 
 

@@ -136,7 +136,7 @@ class FusedAdam:
     def of(cls, optimizer: Optimizer) -> FusedAdam | None:
         """Return an object that takes the same steps as this optimizer.
 
-        Return None if the optimizer does, or may do, anything else, or if a parameter has no gradient yet.
+        Return None if the optimizer is not a plain fused Adam, or if a parameter has no gradient yet.
         """
         if type(optimizer) is not Adam or not has_fused_adam():
             return None

@@ -156,9 +156,9 @@ def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str
 
 
 def _raise_failures(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
-    """Raise one Failure that lists the failed jobs, of `count`.
+    """Raise one Failure that lists which of the `count` jobs failed, if any did.
 
-    A job that another process has finished meanwhile has not failed; its message is printed.
+    A job that another process has finished in the meantime has not failed; the message that says so is printed.
     """
     lines = []
     for words, error in failed:

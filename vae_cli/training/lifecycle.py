@@ -49,8 +49,8 @@ def build_together(config: Config) -> Experiment:
         for other, theirs in others:
             if theirs != images:
                 raise UserError(
-                    f"{other} has other images than {first}. Copy them there, or type a data_dir= that all machines "
-                    "have."
+                    f"{other} and {first} have different images. Copy the same images to all machines, or type a "
+                    "data_dir= that they all have."
                 )
     return experiment
 
