@@ -30,7 +30,7 @@ from typing import Any
 
 
 class Fault:
-    """An error, or a kill of the process, at the n-th call of a function that works on files.
+    """An injected error, or a SIGKILL, at the n-th call of a function that works on files.
 
     at      the function: write, fsync, replace or mkstemp. Or size: no file can grow beyond `number` bytes
     file    only calls on files whose path contains this text count

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm of one node for tests: `slurm.sh start FOLDER` and `slurm.sh stop FOLDER`.
-# All that it writes lies in FOLDER, all that it starts ends with stop, and several can run beside each other.
-# start prints what to export; Slurm's commands find the cluster by it.
+# All its files are in FOLDER, stop ends every process that start has started, and several clusters can run at once.
+# start prints an export command that sets SLURM_CONF, by which Slurm's commands find the cluster.
 set -euo pipefail
 
 fail() { echo "slurm.sh: $*" >&2; exit 1; }
@@ -9,12 +9,12 @@ fail() { echo "slurm.sh: $*" >&2; exit 1; }
 usage="usage: slurm.sh start FOLDER, or slurm.sh stop FOLDER"
 [ $# = 2 ] || fail "$usage"
 [ "$(id -u)" = 0 ] || fail "Slurm's daemons have to be started by root"
-PATH=$PATH:/usr/sbin:/sbin  # where Debian keeps daemons, and where the PATH of a shell does not always look
+PATH=$PATH:/usr/sbin:/sbin  # Debian installs daemons there, and not every PATH includes it
 for program in munged slurmctld slurmd sbatch; do
     command -v "$program" > /dev/null || fail "$program is missing: apt-get install slurm-wlm munge"
 done
 
-# True as soon as a command succeeds, false if it has not after so many seconds.
+# Repeat a command until it succeeds; return false if it has not succeeded after $1 seconds.
 within() {
     local end=$((SECONDS + $1)); shift
     until "$@" 2> /dev/null; do
@@ -31,7 +31,7 @@ free_port() {
 
 is_idle() { [ "$(sinfo --noheader --format=%t)" = idle ]; }
 has_no_jobs() { [ "$(squeue --noheader | wc -l)" = 0 ]; }
-# The program of a process, without the -wlm that Debian gives its name; nothing where it has ended, be it a zombie.
+# The program of a process, without the suffix -wlm of Debian; empty if the process has ended, even if it is a zombie.
 program_of() { local file; file=$(readlink "/proc/$1/exe") && basename "${file%-wlm}"; }
 is_over() { ! program_of "$1" > /dev/null; }
 
@@ -45,7 +45,7 @@ start() {
 
     local node cores memory ctld_port node_port
     node=$(hostname -s)
-    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which it would believe
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # nproc would obey these variables
     memory=$(awk '/^MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
     ctld_port=$(free_port)
     node_port=$(free_port)
@@ -74,16 +74,16 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
-# What is left of a cancelled job is killed after this many seconds.
+# Processes left over from a cancelled job are killed after this many seconds.
 KillWait=5
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$memory
 PartitionName=debug Nodes=$node Default=YES State=UP
 CONF
-    # The folder is closed to everybody else, and munged warns that so nobody else can reach its socket: --force.
+    # Without --force, munged would not start, because other users cannot reach a socket in this folder.
     munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
         --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" 2> "$folder/munged.err" \
         || fail "munged does not start: $(tail -n 1 "$folder/munged.err")"
-    # In the background rather than as daemons: only so is what they complain about before they have a log kept.
+    # In the background rather than as daemons: otherwise errors before they open their logs would be lost.
     slurmctld -D > "$folder/slurmctld.out" 2>&1 &
     slurmd -D -N "$node" > "$folder/slurmd.out" 2>&1 &
     within 30 is_idle || fail "the node is not idle after 30 seconds: $(sinfo 2>&1 | tail -n 1)"
@@ -94,11 +94,11 @@ CONF
 stop() {
     local daemon pid file
     if [ -e "$folder/slurmctld.pid" ] && squeue > /dev/null 2>&1; then
-        scancel --state=PENDING --quiet --user=root || true  # first, or they would start when the others end
+        scancel --state=PENDING --quiet --user=root || true  # first, or pending jobs would start when running ones end
         scancel --quiet --user=root || true
         within 30 has_no_jobs || true
     fi
-    # The processes of jobs that Slurm has lost sight of: those that ignored SIGTERM and whose parents have ended.
+    # Kill the job processes that Slurm has lost track of: they ignored SIGTERM, and their parents have ended.
     for file in $(grep -lzxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ 2> /dev/null || true); do
         if grep -qz '^SLURM_JOB_ID=' "$file" 2> /dev/null; then
             kill -9 "$(basename "$(dirname "$file")")" 2> /dev/null || true
@@ -108,7 +108,7 @@ stop() {
         file=$folder/$daemon.pid
         [ -e "$file" ] || continue
         pid=$(cat "$file")
-        # A number that has gone to another program since is left alone.
+        # Do not kill another program that has been given the same process id since.
         if [ "$(program_of "$pid" || true)" = "$daemon" ]; then
             kill "$pid"
             within 15 is_over "$pid" || kill -9 "$pid" 2> /dev/null || true

@@ -116,8 +116,8 @@ def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
     if path == "slerp":
         unit_a, unit_b = a / norm_a.clamp_min(1e-12), b / norm_b.clamp_min(1e-12)
         angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
-        # Rotate from a towards the component of b that is orthogonal to a. If b is opposite to a, it is zero, and any
-        # direction orthogonal to a is used. In one dimension, and if a and b are parallel, the path is linear.
+        # Rotate from a towards the component of b that is orthogonal to a. For opposite codes it is zero, and any
+        # direction orthogonal to a is used. In one dimension, and for parallel codes, the path is linear.
         side = unit_b - (unit_a * unit_b).sum(-1, keepdim=True) * unit_a
         axis = torch.zeros_like(unit_a).scatter_(-1, unit_a.abs().argmin(-1, keepdim=True), 1.0)
         other = axis - (unit_a * axis).sum(-1, keepdim=True) * unit_a

@@ -23,7 +23,7 @@ RECOVER = (
     "starts from the beginning."
 )
 CONFIG_DEPTH = 20  # levels of nesting allowed in config.yaml
-CONFIG_BYTES = 1_000_000  # allowed in config.yaml, which usually has about a thousand
+CONFIG_BYTES = 1_000_000  # maximum size of config.yaml; a typical one has about 1000 bytes
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
