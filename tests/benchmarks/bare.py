@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LATENT, HIDDEN, BATCH = 20, 400, 128
+SMALL = {"latent": 50, "hidden": 200, "batch": 20}  # the network and the batch of Burda et al., ICLR 2016
 
 
 class Rows(nn.Module):
@@ -33,6 +34,20 @@ def mlp(outputs: int) -> tuple[nn.Module, nn.Module]:
     """784-400-20 and 20-400-784, fully connected."""
     encoder = nn.Sequential(Rows((784,)), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
     decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784), Rows((1, 28, 28)))
+    return encoder, decoder
+
+
+def small(outputs: int) -> tuple[nn.Module, nn.Module]:
+    """784-200-200-50 and 50-200-200-784, fully connected, with tanh."""
+    latent, hidden = SMALL["latent"], SMALL["hidden"]
+    encoder = nn.Sequential(
+        *(Rows((784,)), nn.Linear(784, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()),
+        nn.Linear(hidden, outputs),
+    )
+    decoder = nn.Sequential(
+        *(nn.Linear(latent, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()),
+        *(nn.Linear(hidden, 784), Rows((1, 28, 28))),
+    )
     return encoder, decoder
 
 
@@ -54,15 +69,19 @@ def conv(outputs: int) -> tuple[nn.Module, nn.Module]:
 def train(images: Tensor, network: str, sigma: str, epochs: int) -> list[float]:
     """Train on images (N, 1, 28, 28), uint8, and return the seconds of each epoch."""
     torch.manual_seed(0)
-    encoder, decoder = (mlp if network == "mlp" else conv)(LATENT * (2 if sigma == "learned" else 1))
-    shared = nn.Parameter(torch.zeros(LATENT))
+    is_small = network == "small"
+    latent, batch = (SMALL["latent"], SMALL["batch"]) if is_small else (LATENT, BATCH)
+    encoder, decoder = {"mlp": mlp, "conv": conv, "small": small}[network](latent * (2 if sigma == "learned" else 1))
+    shared = nn.Parameter(torch.zeros(latent))
     parameters = [*encoder.parameters(), *decoder.parameters(), *([shared] if sigma == "shared" else [])]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
     seconds = []
     for _ in range(epochs):
         begin = time.perf_counter()
-        for rows in torch.randperm(len(images)).split(BATCH):
+        for rows in torch.randperm(len(images)).split(batch):
             x = images[rows].float().div_(255)
+            if is_small:
+                x = torch.bernoulli(x)  # a new binary image each time
             raw = encoder(x)
             if sigma == "learned":
                 loc, log_scale = raw.chunk(2, 1)

@@ -7,7 +7,8 @@ mostly black images of the same shape.
     python tests/benchmarks/run.py                 every section, in about an hour
     python tests/benchmarks/run.py training peers  two sections
     python tests/benchmarks/run.py --quick         fewer images and rounds, in a few minutes
-    python tests/benchmarks/run.py --json out.json
+    python tests/benchmarks/run.py --save          also keeps all figures, as JSON in tests/benchmarks/results
+    python tests/benchmarks/run.py --table         prints the results kept there, as Markdown for tests/README.md
 """
 
 from __future__ import annotations
@@ -44,7 +45,15 @@ MNIST = [
     "optimizer.lr=1e-3",
     "dataset.validation=1000",
 ]
-NETWORKS = {"mlp": ["network=mlp", "network.hidden=[400]"], "conv": ["network=conv"]}
+NETWORKS = {
+    "mlp": ["network=mlp", "network.hidden=[400]"],
+    "conv": ["network=conv"],
+    "small": [
+        *("network=mlp", "network.hidden=[200,200]", "network.activation=tanh", "latent=50", "batch_size=20"),
+        "likelihood.binarize=dynamic",
+    ],
+}
+RESULTS = HERE / "results"
 
 
 @dataclass
@@ -139,7 +148,10 @@ def run(command: Sequence[str], folder: Path, **more: Any) -> Finished:
 
 
 def training(bench: Bench) -> None:
-    """Compare the images per second of `vae train` and of the bare loop, for each network and sigma."""
+    """Compare the images per second of `vae train` and of the bare loop, for each network and sigma.
+
+    mlp is 784-400-20 with batches of 128, small 784-200-200-50 with batches of 20, for which overhead matters most.
+    """
     rows = {(n, s): bench.add(Row("training", f"{n}, sigma={s}", "images/s")) for n in bench.images for s in SIGMAS}
     for _ in range(bench.rounds):
         for (network, sigma), row in rows.items():
@@ -439,22 +451,89 @@ def show(rows: Sequence[Row]) -> None:
     console.print(table)
 
 
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def save(bench: Bench, size: str) -> None:
+    """Write machine, versions, date and all figures to results/, in place of earlier ones of the same day and kind."""
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": bench.threads,
+        "images": size,
+        "epochs": bench.epochs,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    rows = [{**asdict(row), "ratios": row.ratios()} for row in bench.rows]
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{about['date']}-{about['instructions'].lower()}-{size}.json"
+    if file.exists():  # other sections of the same day stay
+        measured = {row["section"] for row in rows}
+        rows = [row for row in json.loads(file.read_text())["rows"] if row["section"] not in measured] + rows
+    file.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    print(file)
+
+
+def markdown() -> str:
+    """Return the newest saved results of each kind of processor as a table."""
+    newest = {json.loads(file.read_text())["about"]["instructions"]: file for file in sorted(RESULTS.glob("*.json"))}
+    parts = []
+    for file in newest.values():
+        saved = json.loads(file.read_text())
+        about = saved["about"]
+        parts += [
+            f"{about['date']}, {about['cores']} cores ({about['processor']}, {about['instructions']}), "
+            f"{about['threads']} threads, torch {about['torch']}, {about['images']} size:",
+            "",
+            "| what | median | compared with | ratio | least to greatest |",
+            "|---|---:|---:|---:|---:|",
+            *(_markdown_row(Row(**{k: v for k, v in row.items() if k != "ratios"})) for row in saved["rows"]),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _markdown_row(row: Row) -> str:
+    ratios = row.ratios()
+    cells = [row.name, f"{statistics.median(row.ours):,.4g} {row.unit}"]
+    cells += [f"{statistics.median(row.theirs):,.4g} {row.unit}" if row.theirs else ""]
+    cells += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratios else ["", ""]
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a tenth of the images, three rounds")
-    parser.add_argument("--network", choices=["mlp", "conv"], help="network of the section training; default: both")
+    parser.add_argument("--network", choices=list(NETWORKS), help="network of the section training; default: all")
     parser.add_argument("--rounds", type=int, help="default: 5, or 3 with --quick")
     # Denormal numbers slow training down from the second epoch on.
     parser.add_argument("--epochs", type=int, default=4, help="epochs of each training; default: 4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("VAE_DATA_DIR"), help="folder that holds MNIST")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--save", action="store_true", help="also write all figures to a file in results/")
+    parser.add_argument("--table", action="store_true", help="measure nothing; print the saved results as Markdown")
     given = parser.parse_args()
+    if given.table:
+        print(markdown(), end="")
+        return
     unknown = [name for name in given.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"there is no section {unknown[0]}; sections are {', '.join(SECTIONS)}")
     counts = {"mlp": 6000 if given.quick else 60000, "conv": 2000 if given.quick else 10000}
+    counts["small"] = counts["conv"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images, data = {}, {}
@@ -469,10 +548,8 @@ def main() -> None:
         for section in given.sections or SECTIONS:
             SECTIONS[section](bench)
             show([row for row in bench.rows if row.section == section])
-    if given.json is not None:
-        about = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
-        rows = [{**asdict(row), "ratios": row.ratios()} for row in bench.rows]
-        given.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    if given.save:
+        save(bench, "quick" if given.quick else "full")
 
 
 if __name__ == "__main__":
