@@ -19,23 +19,30 @@ from torch.overrides import TorchFunctionMode
 from vae_cli.axes.dataset import Digits
 from vae_cli.axes.dataset import split as splits
 from vae_cli.axes.optimizer import ScheduledOptimizer
-from vae_cli.config import build
+from vae_cli.config import build, catalog
 from vae_cli.config.build import build_experiment
 from vae_cli.core.errors import UserError
 from vae_cli.machine import device as devices
 from vae_cli.machine import memory
 from vae_cli.machine.device import allow_tf32, computing_in, make_deterministic, take_device
 from vae_cli.model import vae
+from vae_cli.model.loss import loss_and_terms
 from vae_cli.runs.checkpoint import on_cpu
 from vae_cli.training import step as steps
 from vae_cli.training.loop import log_step
 from vae_cli.training.progress import Progress
-from vae_cli.training.state import State, numbers
+from vae_cli.training.state import State, moving_schedules, numbers
 from vae_cli.training.step import Replayed, Step
 from vae_cli.training.tensorboard import NoEvents
 from vae_cli.training.validation import evaluate_split
 
 Compose = Callable[..., dict[str, Any]]
+
+
+def choices(axis: str) -> list[str]:
+    """Return the choices of an axis."""
+    return sorted(catalog.groups()[axis].choices)
+
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -138,19 +145,56 @@ def test_compiling_changes_neither_statistics_nor_scale_nor_gradients(
     """torch compiles a network at its first pass, which must be like those of the training but leave no trace."""
     words = ["network=conv", "network.width=4", "network.normalization=batch", f"likelihood={likelihood}"]
     plain = build_experiment(compose(*words))
-    seen: list[tuple[int, bool, bool]] = []
+    seen: list[tuple[int, bool]] = []
 
-    def note(network: nn.Module) -> None:
-        network.register_forward_pre_hook(
-            lambda own, inputs: seen.append((len(inputs[0]), own.training, torch.is_grad_enabled()))
-        )
+    def compile_(loss: Callable[[Tensor], Any], **_: Any) -> Callable[[Tensor], Any]:
+        return lambda x: (seen.append((len(x), torch.is_grad_enabled())), loss(x))[1]
 
-    monkeypatch.setattr(nn.Module, "compile", note)
+    monkeypatch.setattr(torch, "compile", compile_)
     compiled = build_experiment(compose(*words, "compile=true", "batch_size=48"))
-    assert seen == [(48, True, True)] * 2
+    assert seen == [(48, True)]
+    Step(compiled)(torch.arange(48))
+    Step(compiled)(torch.arange(7))
+    assert seen == [(48, True)] * 2  # a smaller batch, as at the end of an epoch, is not worth a compilation
+    compiled = build_experiment(compose(*words, "compile=true", "batch_size=48"))
     for name, before in plain.model.state_dict().items():
         assert torch.equal(before, compiled.model.state_dict()[name]), name
     assert all(parameter.grad is None for parameter in compiled.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([f"{axis}={choice}"] for axis in ("sigma", "likelihood", "regularizer", "prior") for choice in choices(axis)),
+        ["likelihood=bernoulli", "likelihood.binarize=dynamic"],
+        *(["network=conv", "network.width=4", f"network.normalization={kind}"] for kind in ("none", "group", "batch")),
+        ["network=resnet", "network.width=4"],
+        ["+schedule@regularizer.beta=linear"],
+    ],
+    ids=" ".join,
+)
+def test_the_loss_of_every_choice_is_one_graph(compose: Compose, words: list[str]) -> None:
+    """A part that torch cannot trace would split the compiled loss, and cost more than compilation gains."""
+    hidden = [] if any(word.startswith("network=") for word in words) else ["network.hidden=[8]"]
+    experiment = build_experiment(compose("latent=3", *hidden, *words))
+    for schedule in moving_schedules(experiment):
+        schedule.advance(0.5)
+    x = experiment.splits.train.batch(torch.arange(6))
+
+    def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss_and_terms(experiment.model, experiment.regularizer, x)
+
+    before, found = deepcopy(experiment.model.state_dict()), []
+    torch.compiler.reset()
+    for function in (loss, torch.compile(loss, backend="eager", fullgraph=True)):
+        experiment.model.load_state_dict(before)
+        torch.manual_seed(0)
+        value, terms = function(x)
+        value.backward()
+        found.append({"loss": value.detach(), **terms})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name)
 
 
 # Images and memory ---------------------------------------------------------------------------------------------------

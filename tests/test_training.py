@@ -666,7 +666,7 @@ def test_a_precision_that_the_device_does_not_have_is_refused(here: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
-def test_compiled_networks_train_the_same_model(here: Path) -> None:
+def test_a_compiled_loss_trains_the_same_model(here: Path) -> None:
     for name, compiled in {"eager": "false", "compiled": "true"}.items():
         train("sigma=fixed", f"compile={compiled}", f"run_name={name}")
     losses = [RunDir(here / "runs" / name).summary()["test"]["loss"] for name in ("eager", "compiled")]
@@ -675,13 +675,16 @@ def test_compiled_networks_train_the_same_model(here: Path) -> None:
     assert load_run("runs/compiled").sample(2).isfinite().all()
 
 
-def test_a_network_that_cannot_be_compiled_is_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, *_: Any, **__: Any) -> None:
-        raise RuntimeError("no C++ compiler")
+def test_a_loss_that_cannot_be_compiled_is_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: Any, **_: Any) -> Any:
+        def failing(x: Any) -> Any:
+            raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(torch.nn.Module, "compile", fail)
+        return failing
+
+    monkeypatch.setattr(torch, "compile", fail)
     with pytest.raises(
-        Failure, match=r"compile=true: the networks cannot be compiled here \(no C\+\+ compiler\); leave it"
+        Failure, match=r"compile=true: the loss cannot be compiled here \(no C\+\+ compiler\); leave it"
     ):
         train("compile=true")
     assert not any(here.iterdir())

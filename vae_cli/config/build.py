@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -35,6 +36,7 @@ from vae_cli.machine.device import (
     take_device,
 )
 from vae_cli.machine.memory import free_memory, memory_of, refuse_oversize, size_of, training_memory
+from vae_cli.model.loss import Loss, Terms, loss_and_terms
 from vae_cli.model.vae import VAE
 
 QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels of a model that is built, and applied to two images, at once
@@ -44,7 +46,8 @@ QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels of a model that is buil
 class Experiment:
     """Everything that a training needs, built and checked.
 
-    config is plain and resolved; its key `choices` maps each axis to its choice.
+    config is plain and resolved; its key `choices` maps each axis to its choice. compiled_loss is the loss of a whole
+    batch as one compiled function, with compile=true and a single process.
     """
 
     config: Config
@@ -53,6 +56,7 @@ class Experiment:
     model: VAE
     regularizer: Regularizer
     optimizer: ScheduledOptimizer
+    compiled_loss: Loss | None = None
 
 
 def build_experiment(config: Config) -> Experiment:
@@ -86,10 +90,12 @@ def build_experiment(config: Config) -> Experiment:
     if device.type == "cuda":
         allow_tf32(config["precision"] == "tf32")
         model.to(memory_format=torch.channels_last)  # the layout in which cuDNN's convolutions are fastest
+    compiled_loss = None
     if config["compile"]:
-        compile_networks(model, splits.train, math.ceil(config["batch_size"] / distributed.count()))
-    parameters = [*model.parameters(), *regularizer.parameters()]
-    return Experiment(config, device, splits, model, regularizer, build_optimizer(config["optimizer"], parameters))
+        batch_size = math.ceil(config["batch_size"] / distributed.count())
+        compiled_loss = compile_loss(model, regularizer, splits.train, batch_size)
+    optimizer = build_optimizer(config["optimizer"], [*model.parameters(), *regularizer.parameters()])
+    return Experiment(config, device, splits, model, regularizer, optimizer, compiled_loss)
 
 
 def flush_denormals() -> None:
@@ -100,26 +106,35 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def compile_networks(model: VAE, images: Split, batch_size: int) -> None:
-    """Compile encoder and decoder, which makes later steps faster. Raises Failure if they cannot be compiled.
+def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size: int) -> Loss | None:
+    """Compile the loss of a batch, which makes later steps faster. Raises Failure if it cannot be compiled.
 
-    torch compiles a network at its first pass, for the size of its batch, so one batch is passed forward and backward.
-    Running statistics are restored afterwards, and the likelihood's scale is not fitted to the batch.
+    Returns the loss as one compiled function of the images; it draws the same random numbers as the uncompiled one. If
+    several processes train the run, only encoder and decoder are compiled, in place, and None is returned.
+
+    torch compiles at the first call, for the size of its batch, so one batch is passed forward and backward. Running
+    statistics and the likelihood's scale, which follow the batches, are restored afterwards.
     """
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def loss(x: Tensor) -> tuple[Tensor, Terms]:
+        return loss_and_terms(model, regularizer, x)
+
+    states = [deepcopy(module.state_dict()) for module in (model, regularizer)]
+    is_alone = distributed.count() == 1
     try:
-        for network in (model.encoder, model.decoder):
-            network.compile()
-        x = model.likelihood.observe(images.batch(torch.arange(min(batch_size, len(images)))))  # type: ignore[operator]
-        model.decode(model.encode(x).mean).log_prob(x).sum().backward()
+        if is_alone:
+            loss = torch.compile(loss, dynamic=False, options={"fallback_random": True})
+        else:
+            model.encoder.compile()
+            model.decoder.compile()
+        loss(images.batch(torch.arange(min(batch_size, len(images)))))[0].backward()
     except Exception as error:  # compilers fail in many ways; most often none is installed
-        raise Failure(
-            f"compile=true: the networks cannot be compiled here ({first_line(error)}); leave it out."
-        ) from error
-    for parameter in model.parameters():
-        parameter.grad = None
-    for name, buffer in model.named_buffers():
-        buffer.copy_(statistics[name])
+        raise Failure(f"compile=true: the loss cannot be compiled here ({first_line(error)}); leave it out.") from error
+    for module, state in zip((model, regularizer), states, strict=True):
+        module.load_state_dict(state)
+        for parameter in module.parameters():
+            parameter.grad = None
+    return loss if is_alone else None
 
 
 def check_config(config: Config) -> VAE:

@@ -83,7 +83,7 @@ class FastBernoulli(Independent):  # type: ignore[type-arg]
         logits: Tensor = self.base_dist.logits
         if value.shape != logits.shape:
             logits, value = torch.broadcast_tensors(logits, value)
-        if is_inside_torch_func():
+        if torch.compiler.is_compiling() or is_inside_torch_func():
             return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
         log_prob: Tensor = BernoulliLogProb.apply(logits, value)
         return log_prob
@@ -107,7 +107,7 @@ class BernoulliLogProb(torch.autograd.Function):
 
     It is computed as x l - relu(l) + ln sigmoid(|l|), with an error of at most 6e-8 nats a pixel, the rounding of
     sigmoid(|l|) near 1. With its gradient it takes 0.5 to 0.8 of the time of torch's binary_cross_entropy_with_logits,
-    which computes log1p and makes more temporary tensors. torch.func cannot transform it.
+    which computes log1p and makes more temporary tensors. torch.func cannot transform it, nor torch.compile compile it.
     """
 
     @staticmethod

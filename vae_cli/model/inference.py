@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,22 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from vae_cli.model.distributions import Delta
 from vae_cli.model.scales import Standard, log_scale_of
+
+
+class computed_once(property):  # noqa: N801 (used like functools.cached_property)
+    """A property that is computed at its first use.
+
+    functools.cached_property does the same, but in Python 3.11 with a lock, which torch cannot compile.
+    """
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        assert self.fget is not None
+        known, name = instance.__dict__, self.fget.__name__
+        if name not in known:
+            known[name] = self.fget(instance)
+        return known[name]
 
 
 @dataclass(frozen=True)
@@ -33,12 +49,12 @@ class Inference:
     prior: Distribution
     likelihood: Distribution
 
-    @cached_property
+    @computed_once
     def distortion(self) -> Tensor:
         """The reconstruction term -log p(x|z), averaged over the draws of z."""
         return over_samples(-self.likelihood.log_prob(self.x))
 
-    @cached_property
+    @computed_once
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
         """The two parts of KL(q || p) between diagonal normals N(m, s^2) and N(a, t^2), each (B, D).
 
@@ -50,7 +66,7 @@ class Inference:
         loc, scale = self._twice_kl_parts
         return loc / 2, scale.expand_as(loc) / 2
 
-    @cached_property
+    @computed_once
     def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
         """Twice the parts of the KL: it is cheaper to halve their sums. The part of a scale that images or dimensions
         share is not expanded; it broadcasts to (B, D)."""
@@ -63,7 +79,7 @@ class Inference:
         log_ratio = 2 * (log_scale_of(q) if is_standard else log_scale_of(q) - log_scale_of(p))
         return distance.square(), torch.expm1(log_ratio) - log_ratio
 
-    @cached_property
+    @computed_once
     def kl(self) -> Tensor:
         """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc)."""
         if self._twice_kl_parts is not None:
@@ -76,7 +92,7 @@ class Inference:
         """The KL term KL(q(z|x) || p(z)); None for a point mass, for which it is infinite."""
         return None if isinstance(self.posterior, Delta) else self.kl
 
-    @cached_property
+    @computed_once
     def rate_per_dimension(self) -> Tensor | None:
         """The rate of each latent dimension, (B, D); None unless posterior and prior are both diagonal normals."""
         return None if self.normal_kl_parts is None else self.normal_kl_parts[0] + self.normal_kl_parts[1]

@@ -12,10 +12,9 @@ from vae_cli.axes.optimizer import clip_gradient
 from vae_cli.config.build import Experiment
 from vae_cli.core.errors import first_line
 from vae_cli.machine import distributed, graphs
+from vae_cli.model.loss import Terms, loss_and_terms
 
 log = logging.getLogger(__name__)
-
-Terms = dict[str, Tensor]  # of the loss, each (B,)
 
 WARM_UP = 3  # steps before a graph is captured, in which libraries allocate what they need
 
@@ -41,15 +40,16 @@ class Step:
 
     def compute(self, positions: Tensor) -> Terms:
         """Pass the images forward and backward; return the terms of the loss."""
+        compiled = self.experiment.compiled_loss
         with distributed.share(positions) as own:
-            inference = self.model(self.experiment.splits.train.batch(own))
-            penalty = self.regularizer(inference)
-            loss = distributed.mean_loss(inference.distortion + penalty)
-            with torch.no_grad():
-                terms = {name: distributed.counted(term) for name, term in inference.terms(penalty).items()}
+            x = self.experiment.splits.train.batch(own)
+            if compiled is not None and len(x) == self.experiment.config["batch_size"]:
+                loss, terms = compiled(x)
+            else:
+                loss, terms = loss_and_terms(self.model, self.regularizer, x)
         self.experiment.optimizer.zero_grad()
         loss.backward()
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
 
 class Replayed:

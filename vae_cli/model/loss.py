@@ -1,0 +1,27 @@
+"""The loss of a batch, and its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vae_cli.machine import distributed
+
+Terms = dict[str, Tensor]
+Loss = Callable[[Tensor], tuple[Tensor, Terms]]
+
+
+def loss_and_terms(model: nn.Module, regularizer: nn.Module, x: Tensor) -> tuple[Tensor, Terms]:
+    """Return the loss of images x (B, C, H, W), mean(distortion + penalty), and its terms, (B,) without gradients.
+
+    If several processes share the batch, the mean of their losses is that of the whole batch, and a process whose share
+    does not count returns empty terms (see `distributed.share`).
+    """
+    inference = model(x)
+    penalty = regularizer(inference)
+    loss = distributed.mean_loss(inference.distortion + penalty)
+    with torch.no_grad():
+        terms = {name: distributed.counted(term.detach()) for name, term in inference.terms(penalty).items()}
+    return loss, terms
