@@ -203,7 +203,7 @@ train hydra.nowhere=1 | Hydra's own configuration has no
 train hydra/launcher=nowhere | not a choice of hydra/launcher\. Choices: basic
 train hydra=nowhere | such as hydra/launcher=joblib
 train experiment=nowhere | not a choice of experiment\. Choices
-train -m latent=2,0 | The job latent=0 cannot run, so none was started
+train -m latent=2,0 | The job latent=0 cannot run, so no job was started
 train -m sigma=fixed,fixd | Did you mean 'fixed'
 train -m latent=2,2 | two jobs of this sweep would train the same run
 train -m epochs=1,2 | two jobs of this sweep would train the same run

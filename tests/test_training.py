@@ -421,7 +421,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
     capsys.readouterr()
     train("sigma=learned,fixed,deterministic", multirun=True)
     out, err = capsys.readouterr()
-    assert out.startswith("3 jobs: 2 finished, skipped, 1 to run\n1 of 1: epochs=2 ")
+    assert out.startswith("3 jobs: 2 finished (skipped), 1 to run\n1 of 1: epochs=2 ")
     assert out.count("finished  ") == 3  # the final table has a row for each run
     assert "next:\n  vae compare runs/digits" in out
     assert "epoch" not in err  # a run of a sweep prints no epochs
