@@ -611,7 +611,7 @@ def test_partial_files_of_a_killed_process_are_removed(here: Path) -> None:
 
 
 def test_a_sweep_that_is_refused_leaves_nothing_behind(here: Path) -> None:
-    with pytest.raises(UserError, match="none was started"):
+    with pytest.raises(UserError, match="no job was started"):
         train("latent=2,-3", multirun=True)
     assert list(here.iterdir()) == []
 

@@ -36,8 +36,8 @@ _experiments: dict[str, Any] = {}  # built by checked_run_dir, by run folder, un
 def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
     """Join the processes that torchrun has started, if any, and yield the overrides to add to the user's.
 
-    The override for ranks above 0 leaves it to rank 0 to write Hydra's files. Raises UserError for flags that do not
-    work with several processes, such as -m and --cfg.
+    Ranks above 0 get an override that keeps Hydra from writing its files; rank 0 writes them. Raises UserError for
+    flags that do not work with several processes, such as -m and --cfg.
     """
     if launched().count == 1:
         yield []
@@ -82,13 +82,13 @@ def task(config: DictConfig) -> float | None:
     try:
         summary = _train(folder, plain, console, is_one_of_many)
     except SystemExit as stop:
-        if is_alone or stop.code != 128 + signal.SIGTERM:  # submitit exits with another code to requeue a job
+        if is_alone or stop.code != 128 + signal.SIGTERM:  # any other code is submitit's, which requeues the job
             raise
         raise Failure("interrupted; type the same command again to resume it") from None
     except Exception as error:
         if is_alone or isinstance(error, UserError):
             raise
-        raise Failure(explain(error)[0]) from None  # the process that started this one may be unable to unpickle others
+        raise Failure(explain(error)[0]) from None  # other errors may fail to unpickle in the parent process
     if is_alone and is_first():
         (print_summary_line if is_one_of_many else print_summary)(Console(), folder, summary)
     return figure(summary, plain["objective"])
@@ -128,7 +128,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
         raise Finished(finished_message(relative(path)))
     experiment = build_together(plain)
     if not is_first():
-        path = Path.cwd()  # a folder that exists: only rank 0 creates the one of the run
+        path = Path.cwd()  # a folder that exists; only rank 0 creates the run's folder
     _experiments[str(path.absolute())] = experiment
     return str(path.absolute())
 

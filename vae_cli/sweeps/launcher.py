@@ -127,7 +127,7 @@ class CheckedLauncher(Launcher):
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
     def forget_record(self) -> None:
-        """Remove Hydra's multirun.yaml of a sweep that does not start, and the folders that are then empty."""
+        """Remove the multirun.yaml that Hydra wrote for a sweep that does not start, and the folders left empty."""
         folder = Path(self.config.hydra.sweep.dir)
         (folder / "multirun.yaml").unlink(missing_ok=True)
         with suppress(OSError):  # a folder that is not empty stays

@@ -34,7 +34,7 @@ class Course:
     """The progress of one run.
 
     stamp is the modification time of summary.json in ns when the sweep began, or None if there was no such file. done
-    is the fraction of the run's epochs that are trained, and 1 once the run has ended; done_before is the fraction when
+    is the fraction of the run's epochs trained so far, and 1 once the run has ended; done_before is the fraction when
     the sweep began.
     """
 
@@ -83,7 +83,7 @@ class SweepProgress:
         self._draw()
 
     def stop(self, is_queued: bool) -> None:
-        """Leave queued jobs in Slurm's queue; ask others that run on this machine to save a checkpoint and stop."""
+        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
         self.close()
         if is_queued:
             print(

@@ -64,7 +64,7 @@ class ConsoleReporter:
         return True
 
     def begin(self) -> None:
-        """Print how many jobs are to run, to resume or skipped, and list the sweep's runs in its folder."""
+        """Print how many jobs will run, resume or be skipped, and list the sweep's runs in its folder."""
         count = Counter(self._plans.values())
         parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
         print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)
@@ -83,7 +83,7 @@ class ConsoleReporter:
         print(f"{', '.join(parts)}: {spell(words)}", flush=True)
 
     def monitor(self) -> SweepProgress:
-        """Return a monitor for the jobs to run, if they run in parallel in other processes."""
+        """Return a monitor for the jobs of the sweep, which run in parallel in other processes."""
         from rich.console import Console
 
         from vae_cli.sweeps.progress import SweepProgress

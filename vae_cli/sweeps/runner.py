@@ -37,10 +37,10 @@ class JobMonitor(Protocol):
         """Return the state of one job."""
 
     def stop(self, is_queued: bool) -> None:
-        """Leave queued jobs in Slurm's queue; ask others that run on this machine to save a checkpoint and stop."""
+        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
 
     def close(self) -> None:
-        """Remove the progress that `look` shows, after all jobs have ended."""
+        """Remove the progress display, after all jobs have ended."""
 
 
 class SweepReporter(Protocol):
@@ -70,7 +70,7 @@ Outcome = JobReturn | Exception
 
 
 def is_plugin(node: Any, name: str) -> bool:
-    """Return whether the launcher or sweeper that a node of Hydra's configuration describes has this class name."""
+    """Return whether a node of Hydra's configuration describes a launcher or sweeper with this class name."""
     # Compare names, because Hydra loads plugin modules itself: their classes differ from those that an import returns.
     return str(node.get("_target_", "")).rpartition(".")[2] == name
 
@@ -159,7 +159,7 @@ class Runner:
     def _share(self, count: int) -> tuple[int | None, int]:
         """Return how many jobs to launch in parallel, and the number of threads of each job.
 
-        The first is None if the launcher must receive all jobs in one call, and then runs them in parallel itself.
+        The first is None if the launcher must receive all jobs in one call; it then runs them in parallel itself.
         """
         config: Any = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
         if is_plugin(config, "LocalLauncher"):  # starts all jobs of one call at the same time
@@ -171,7 +171,7 @@ class Runner:
         if is_plugin(config, "RayLauncher"):
             import ray
 
-            if not ray.is_initialized():  # here, because the threads that launch jobs would do so several times
+            if not ray.is_initialized():  # here, because each thread that launches a job would initialize it
                 ray.init(**config["ray"]["init"])
             return max(1, count), max(1, int(config["ray"]["remote"].get("num_cpus") or 1))
         at_once = config.get("n_jobs") or 1

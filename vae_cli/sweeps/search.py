@@ -153,7 +153,7 @@ class Search:
         print(f"{', '.join(parts)}: {self.trials.spell(trial)}", flush=True)
 
     def say_ended(self, trial: Trial) -> None:
-        """Print that a trial repeats an earlier one, failed, or was skipped; training prints the other outcomes."""
+        """Print the outcome of a trial that repeats another one, failed or was skipped; otherwise print nothing."""
         if trial.same_as is not None:
             print(f"  the same run as trial {self.trials.number(trial.same_as)}", flush=True)
         elif trial.state == "failed":
@@ -176,7 +176,7 @@ class Search:
         failed = [trial for trial in ranked if trial.state == "failed"]
         lines = [f"  {self.trials.spell(trial)}: {trial.reason()}" for trial in failed]
         if isinstance(error, ValueError) and len(failed) == len(ranked):  # Optuna raises it if no trial has a value
-            title = f"all {len(failed)} runs of the search failed" if len(failed) > 1 else "the run failed"
+            title = f"all {len(failed)} runs of the search failed" if len(failed) > 1 else "the only run failed"
             raise Failure("\n".join([f"There is no best run, because {title}:", *lines])) from error
         if error is not None and not any(error is trial.error for trial in failed):
             return
@@ -259,7 +259,7 @@ class SearchLauncher(Launcher):
             trial.fail(error)
 
     def _repeat_earlier(self, trial: Trial) -> bool:
-        """Copy the outcome of another trial of the same run, if there is one; return whether there is."""
+        """Copy the outcome of another trial of the same run, if one has an outcome; return whether one has."""
         for other in self.search.trials:
             if other is not trial and trial.state == "new" and other.path == trial.path and other.state != "new":
                 trial.repeat(other)
@@ -276,7 +276,7 @@ class SearchLauncher(Launcher):
         self._check_value(trial)
 
     def _progress(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> SweepProgress:
-        """Return a monitor that shows only bars for trials trained in parallel; `say_ended` prints their outcomes."""
+        """Return a monitor for trials that train in parallel; it prints only on a terminal."""
         from rich.console import Console
 
         from vae_cli.sweeps.progress import SweepProgress

@@ -74,7 +74,7 @@ def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
     """
     states = dict(line.strip().split("|") for line in listed.splitlines() if line.strip())
     # A job that squeue no longer lists has ended, and submitit then looks for its result. submitit would take a state
-    # that it does not know, such as CONFIGURING, for an end.
+    # that it does not know, such as CONFIGURING, for the end of the job.
     return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 
