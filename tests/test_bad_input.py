@@ -203,11 +203,11 @@ train hydra.nowhere=1 | Hydra's own configuration has no
 train hydra/launcher=nowhere | not a choice of hydra/launcher\. Choices: basic
 train hydra=nowhere | such as hydra/launcher=joblib
 train experiment=nowhere | not a choice of experiment\. Choices
-train -m latent=2,0 | The job latent=0 cannot run, so none was started
+train -m latent=2,0 | The job latent=0 cannot run, so no job was started
 train -m sigma=fixed,fixd | Did you mean 'fixed'
 train -m latent=2,2 | two jobs of this sweep would train the same run
 train -m epochs=1,2 | two jobs of this sweep would train the same run
-train -m sigma=learned,deterministic prior=scaled_normal | none was started: prior=scaled_normal cannot be combined
+train -m sigma=learned,deterministic prior=scaled_normal | no job was started: prior=scaled_normal cannot be combined
 train -m 'latent=range(3,3)' | has no jobs: .*is empty
 train --cfg jib | not one of 'job'
 train --cfg job -m | cannot be given together

@@ -524,7 +524,7 @@ def test_every_job_is_checked_before_the_first_starts(front: Any) -> None:
 
     with launcher.check_sweeps(check), pytest.raises(UserError) as caught:
         front("latent=2,4", "sigma=fixed", multirun=True)
-    said = "The job latent=4 sigma=fixed cannot run, so none was started: latent=4 is not allowed"
+    said = "The job latent=4 sigma=fixed cannot run, so no job was started: latent=4 is not allowed"
     assert str(caught.value) == said
     assert RAN == []
 

@@ -31,7 +31,8 @@ def test_a_study_is_the_union_of_its_sweeps() -> None:
 def test_overrides_select_arms_of_a_study() -> None:
     assert jobs_of_study(["sigma=fixed", "sigma.value=0.5"], ARMS) == [["sigma=fixed", "sigma.value=0.5"]]
     assert jobs_of_study(["prior=b"], ARMS)[:2] == [["sigma=learned", "prior=b"], ["sigma=shared", "prior=b"]]
-    with pytest.raises(UserError, match=r"no arm of this study has sigma=fixed sigma\.value=7\. It has: sigma=learned"):
+    said = r"no arm of this study has sigma=fixed sigma\.value=7\. Its arms are: sigma=learned"
+    with pytest.raises(UserError, match=said):
         jobs_of_study(["sigma=fixed", "sigma.value=7"], ARMS)
 
 
@@ -66,7 +67,7 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
         assert config["sigma"]["value"] == 0.5
     again = commands.run("train", *words, cwd=tmp_path)
     assert again.returncode == 0
-    assert again.stdout.startswith("2 jobs: 2 finished, skipped\n")
+    assert again.stdout.startswith("2 jobs: 2 finished (skipped)\n")
     assert "next:\n  vae compare runs/digits" in again.stdout
 
 
@@ -75,7 +76,10 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
     [
         (['arms=["sigma=fixed"]'], "several runs: add -m"),
         (["-m", 'arms="sigma=fixed"'], "arms must be a list of sweeps"),
-        (["-m", "experiment=sigma_study,rae_l2"], "a study is a whole sweep: choose it alone"),
+        (
+            ["-m", "experiment=sigma_study,rae_l2"],
+            "a study is already a sweep, so it cannot be one of several values: type it alone",
+        ),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),
         (["-m", 'arms=["sigma=fixd"]'], "'fixd' is not a choice of sigma. Did you mean 'fixed'?"),
         (["-m", 'arms=["sigma"]'], "sigma"),

@@ -123,7 +123,7 @@ def test_a_run_without_data_has_a_traceback_in_its_log(launcher: str, commands: 
     failed = tmp_path / "runs/cifar10/latent-2_network.hidden-16"
     assert "Traceback" in (failed / "train.log").read_text()
     again = vae(commands, "dataset=cifar10,digits", f"data_dir={tmp_path / 'none'}", *words, cwd=tmp_path)
-    assert "2 jobs: 1 finished, skipped, 1 to run" in again.stdout  # nothing to resume
+    assert "2 jobs: 1 finished (skipped), 1 to run" in again.stdout  # nothing to resume
 
 
 def under_way(folder: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def test_a_killed_sweep_is_finished_by_typing_it_again(
     before = {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
     again = vae(commands, *words, *LONGER, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"3 jobs: {len(finished)} finished, skipped" in again.stdout
+    assert f"3 jobs: {len(finished)} finished (skipped)" in again.stdout
     assert " to resume" in again.stdout
     assert before == {run: (tmp_path / "runs" / run / "checkpoint.pt").stat().st_mtime_ns for run in finished}
     assert all(figures_of_finished(tmp_path).values())
@@ -195,7 +195,7 @@ def test_a_run_that_another_process_trains_is_skipped(commands: Commands, tmp_pa
     with locked(folder / ".lock"):
         ended = vae(commands, "seed=0,1", "epochs=3", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "2 jobs: 1 running in another process, skipped, 1 to run" in ended.stdout
+    assert "2 jobs: 1 running in another process (skipped), 1 to run" in ended.stdout
     assert json.loads((folder / "summary.json").read_text())["epoch"] == 2
 
 

@@ -421,7 +421,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
     capsys.readouterr()
     train("sigma=learned,fixed,deterministic", multirun=True)
     out, err = capsys.readouterr()
-    assert out.startswith("3 jobs: 2 finished, skipped, 1 to run\n1 of 1: epochs=2 ")
+    assert out.startswith("3 jobs: 2 finished (skipped), 1 to run\n1 of 1: epochs=2 ")
     assert out.count("finished  ") == 3  # the final table has a row for each run
     assert "next:\n  vae compare runs/digits" in out
     assert "epoch" not in err  # a run of a sweep prints no epochs
@@ -611,7 +611,7 @@ def test_partial_files_of_a_killed_process_are_removed(here: Path) -> None:
 
 
 def test_a_sweep_that_is_refused_leaves_nothing_behind(here: Path) -> None:
-    with pytest.raises(UserError, match="none was started"):
+    with pytest.raises(UserError, match="no job was started"):
         train("latent=2,-3", multirun=True)
     assert list(here.iterdir()) == []
 

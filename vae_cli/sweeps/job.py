@@ -1,4 +1,8 @@
-"""One job: from a composed configuration to a trained run. Launchers pickle the task by reference to this module."""
+"""Train one run from its composed configuration: the task that Hydra and its launchers call.
+
+Launchers pickle the function that `hydra.main` wraps by value, and the functions that it calls by reference. A worker
+process therefore imports this module, which registers the resolvers.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +27,25 @@ from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
 from vae_cli.sweeps.runner import is_plugin, stop_file
 
-# Imports inside functions load torch, which `--cfg` and misspelled overrides do not need.
+# Modules that import torch are imported inside functions: `--cfg` and misspelled overrides do not need them.
 
-_experiments: dict[str, Any] = {}  # what checked_run_dir has built, by folder, until the task trains it
+_experiments: dict[str, Any] = {}  # built by checked_run_dir, by run folder, until `task` trains them
 
 
 @contextmanager
 def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Join the processes that torchrun has started, if any, and yield the overrides that this process needs in addition
-    to the user's. Raises UserError if the flags ask for something that several processes cannot do together."""
+    """Join the processes that torchrun has started, if any, and yield the overrides to add to the user's.
+
+    Ranks above 0 get an override that keeps Hydra from writing its files; rank 0 writes them. Raises UserError for
+    flags that do not work with several processes, such as -m and --cfg.
+    """
     if launched().count == 1:
         yield []
         return
     if flags.get("multirun"):
         raise UserError(
-            "torchrun trains one run in several processes, and -m asks for many runs: type the sweep without torchrun, "
-            "or its runs one by one."
+            "torchrun trains one run in several processes, so it cannot be combined with -m, which trains many runs: "
+            "type the sweep without torchrun, or start each run with its own torchrun command."
         )
     for flag, typed in {"cfg": "--cfg", "info": "--info", "hydra_help": "--hydra-help"}.items():
         if flags.get(flag):
@@ -51,9 +58,9 @@ def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
 
 @hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
 def task(config: DictConfig) -> float | None:
-    """Train one run, in this process or in one that a launcher has started, and return the objective of a search.
+    """Train one run and return the value of its objective, or None if the run does not have that figure.
 
-    Raises UserError or Failure.
+    It runs in the process of `vae train` or in one that a launcher has started. Raises UserError or Failure.
     """
     from rich.console import Console
 
@@ -62,7 +69,7 @@ def task(config: DictConfig) -> float | None:
 
     hydra_config = HydraConfig.get()
     is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
-    # Jobs that run in parallel print nothing: the process that started them reads their folders and reports.
+    # Jobs that run in parallel print nothing: the process that started them reads their folders and prints the results.
     is_alone = not is_one_of_many or is_plugin(hydra_config.launcher, "BasicLauncher")
     console = Console(stderr=True, quiet=not is_alone, force_terminal=None if is_alone else False)
     folder = RunDir(relative(Path(hydra_config.runtime.output_dir)))
@@ -75,13 +82,13 @@ def task(config: DictConfig) -> float | None:
     try:
         summary = _train(folder, plain, console, is_one_of_many)
     except SystemExit as stop:
-        if is_alone or stop.code != 128 + signal.SIGTERM:  # otherwise a cluster sent it, and will requeue the run
+        if is_alone or stop.code != 128 + signal.SIGTERM:  # any other code is submitit's, which requeues the job
             raise
         raise Failure("interrupted; type the same command again to resume it") from None
     except Exception as error:
         if is_alone or isinstance(error, UserError):
             raise
-        raise Failure(explain(error)[0]) from None  # other errors may not unpickle in the process that started this one
+        raise Failure(explain(error)[0]) from None  # other errors may fail to unpickle in the parent process
     if is_alone and is_first():
         (print_summary_line if is_one_of_many else print_summary)(Console(), folder, summary)
     return figure(summary, plain["objective"])
@@ -100,11 +107,11 @@ def _train(folder: Any, config: dict[str, Any], console: Any, is_one_of_many: bo
 
 
 def checked_run_dir(*, _root_: DictConfig) -> str:
-    """Return the folder of the run that a configuration describes: the resolver ${run_dir:}.
+    """Check a run and return its folder, given the root of its configuration: the resolver ${run_dir:}.
 
-    Hydra resolves it before it creates the folder, so a single run is checked here, including its data and model: a
-    run that cannot be trained leaves nothing behind. The runs of a sweep were checked already, except for their data.
-    Raises UserError, or Finished.
+    Hydra calls it before it creates the folder. A single run is therefore checked here, with its data and its model, so
+    that a run that cannot be trained leaves no folder behind. The runs of a sweep have been checked already, except for
+    their data. Raises UserError, or Finished if there is nothing left to train.
     """
     from vae_cli.machine.distributed import first
     from vae_cli.runs.folder import RunDir
@@ -121,7 +128,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
         raise Finished(finished_message(relative(path)))
     experiment = build_together(plain)
     if not is_first():
-        path = Path.cwd()  # which exists: the first process alone creates the folder
+        path = Path.cwd()  # a folder that exists; only rank 0 creates the run's folder
     _experiments[str(path.absolute())] = experiment
     return str(path.absolute())
 

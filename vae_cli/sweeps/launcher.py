@@ -1,9 +1,12 @@
-"""Launch the jobs of a sweep: all are checked before the first one starts, and a failed one does not stop the others.
+"""Launch the jobs of a sweep: all are checked before the first one starts, and a failed job does not stop the others.
 
-Two public names of Hydra's are used in a way that Hydra does not promise. `Plugins.instantiate_launcher` is replaced,
-because Hydra has no hook around the launcher that a user chooses; if the name is gone, `check_sweeps` raises
-AttributeError, because a sweep must not start unchecked. `HydraConfig.instance().cfg` is restored after a job's
-configuration has been checked; `HydraConfig` has a setter only for configurations that include Hydra's node.
+Two public names of Hydra are used in a way that Hydra does not guarantee:
+
+- `check_sweeps` replaces `Plugins.instantiate_launcher`, because Hydra has no hook around the launcher that a user
+  chooses. If a new version of Hydra lacks this name, `check_sweeps` raises AttributeError, because a sweep must not
+  start unchecked.
+- `composed` assigns `HydraConfig.instance().cfg` to restore the previous configuration, because
+  `HydraConfig.set_config` accepts only configurations that include Hydra's node.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 
 @contextmanager
 def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Learn | None = None) -> Iterator[None]:
-    """Check every job of a sweep before the first one starts, whichever launcher runs them.
+    """Inside this context, check every job of a sweep before the first one starts, whichever launcher runs them.
 
-    `check` gets each job's whole configuration, including Hydra's part. If it raises UserError, nothing is started and
-    the message names the job; if it returns False, as for a finished run, the job is skipped. A sweeper that learns
-    from results does not know all of its jobs beforehand, so `learn` wraps its launcher in another one.
+    `check` is called with the complete configuration of each job, including Hydra's part. If it raises UserError, no
+    job is started and the message names the job. If it returns False, for example for a finished run, the job is
+    skipped. `reporter` prints the progress of the sweep. The jobs of a search are not known beforehand, because its
+    sweeper proposes them from earlier results: `learn` wraps the launcher of a search instead.
     """
     instantiate = Plugins.instantiate_launcher
     made: list[CheckedLauncher] = []
@@ -52,7 +56,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
     try:
         yield
     except Exception:
-        for launcher in made:  # Hydra itself may refuse a job after it has written its record of the sweep
+        for launcher in made:  # Hydra may refuse a job after it has written multirun.yaml
             if not launcher.is_launched:
                 launcher.forget_record()
         raise
@@ -61,7 +65,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
 
 
 class CheckedLauncher(Launcher):
-    """A launcher around another one, which checks the jobs before it launches them, and reports on them."""
+    """A launcher that wraps another one: it checks all jobs before it launches any, and reports on the sweep."""
 
     def __init__(
         self,
@@ -79,10 +83,14 @@ class CheckedLauncher(Launcher):
         self.is_launched = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Do nothing: the launcher inside is set up already."""
+        """Do nothing: the wrapped launcher has been set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch the jobs left to do. Raises UserError before any starts, and Failure at the end if any fails."""
+        """Launch all jobs except those that `check` skips, and return their results.
+
+        Raises UserError before the first job starts if any job fails its check, and Failure at the end if any job has
+        failed.
+        """
         setup_globals()
         self.is_launched = True
         try:
@@ -97,7 +105,7 @@ class CheckedLauncher(Launcher):
                 self.forget_record()
             if self.reporter is not None:
                 self.reporter.begin()
-        except Exception:  # nothing starts, so nothing is left behind
+        except Exception:  # no job starts, so no record of the sweep may remain
             self.forget_record()
             raise
         reporter = self.reporter
@@ -110,7 +118,7 @@ class CheckedLauncher(Launcher):
         return [outcome for outcome in outcomes if isinstance(outcome, JobReturn)]
 
     def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-        """Return the jobs of a study, if the sweep is one. Raises UserError."""
+        """Return the jobs of the study if `arms` is set, otherwise the jobs unchanged. Raises UserError."""
         arms = self.config.get("arms")
         if arms is None:
             return jobs
@@ -119,7 +127,7 @@ class CheckedLauncher(Launcher):
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
     def forget_record(self) -> None:
-        """Remove Hydra's record of a sweep that does not start, and the folders that are empty without it."""
+        """Remove the multirun.yaml that Hydra wrote for a sweep that does not start, and the folders left empty."""
         folder = Path(self.config.hydra.sweep.dir)
         (folder / "multirun.yaml").unlink(missing_ok=True)
         with suppress(OSError):  # a folder that is not empty stays
@@ -127,23 +135,23 @@ class CheckedLauncher(Launcher):
                 place.rmdir()
 
     def is_to_run(self, job: Job) -> bool:
-        """Check one job; return False if it is finished. Raises UserError, which names the job."""
+        """Check one job and return whether to launch it. Raises UserError with a message that names the job."""
         try:
             with composed(self.hydra_context, self.config, job.words, job.number) as config:
                 if config.get("arms") != self.config.get("arms"):
-                    raise UserError("a study is a whole sweep: choose it alone, not as one of several choices")
+                    raise UserError("a study is already a sweep, so it cannot be one of several values: type it alone")
                 return self.check(config)
-        except Exception as error:  # a resolver's message arrives wrapped; other errors are re-raised
+        except Exception as error:  # Hydra wraps errors of resolvers; our own bugs are re-raised
             message = translate(error, job.words)
             if message is None:
                 raise
-            named = type(message)(f"The job {spell(job.words)} cannot run, so none was started: {message}")
+            named = type(message)(f"The job {spell(job.words)} cannot run, so no job was started: {message}")
             raise named from error
 
 
 @contextmanager
 def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str], number: int) -> Iterator[DictConfig]:
-    """Yield the whole configuration of one job of a sweep; inside, resolvers see this configuration."""
+    """Yield the complete configuration of one job of a sweep; inside the context, ${hydra:...} refers to it."""
     config = hydra_context.config_loader.load_sweep_config(sweep, list(words))
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
@@ -156,9 +164,9 @@ def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str
 
 
 def _raise_failures(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
-    """Raise one Failure that lists which of the `count` jobs failed, if any did.
+    """Raise one Failure that lists the failed jobs, if any; `count` is the number of jobs that were launched.
 
-    A job that another process has finished in the meantime has not failed; the message that says so is printed.
+    A job whose run was finished by another process in the meantime has not failed; its message is printed.
     """
     lines = []
     for words, error in failed:

@@ -24,8 +24,8 @@ from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.runner import State
 from vae_cli.training.summary import summary_line
 
-BARS = 12  # at most this many runs have their own bar
-TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last record
+BARS = 12  # maximum number of runs that are shown with their own bar
+TAIL = 4096  # bytes to read from the end of metrics.jsonl, enough for its last record
 ENDED = ("finished", "failed")
 
 
@@ -33,8 +33,9 @@ ENDED = ("finished", "failed")
 class Course:
     """The progress of one run.
 
-    stamp is the time in ns at which summary.json was written before the sweep began; done and done_before are shares
-    of the run's epochs, now and before the sweep began.
+    stamp is the modification time of summary.json in ns when the sweep began, or None if there was no such file. done
+    is the fraction of the run's epochs trained so far, and 1 once the run has ended; done_before is the fraction when
+    the sweep began.
     """
 
     run: RunDir
@@ -51,9 +52,9 @@ class Course:
 
 
 class SweepProgress:
-    """Follows the runs of a sweep, named by the numbers of their jobs, through the files in their folders.
+    """A monitor that follows the runs of a sweep through the files in their folders; a run is identified by its job.
 
-    On a terminal it shows bars; elsewhere, it prints one line for each run that ends.
+    It prints one line for each run that ends. On a terminal it also shows bars.
     """
 
     def __init__(self, runs: Mapping[int, tuple[Path, int]], console: Console, lines: Console) -> None:
@@ -68,24 +69,28 @@ class SweepProgress:
             course.done = course.done_before = _share_done(course)
 
     def state(self, job: int) -> State:
-        """The state of a run: `waiting` until this sweep has written into its folder."""
+        """Return the state of a job's run; `waiting` until the job has written the run's summary.json."""
         course = self._courses[job]
         if not course.has_ended:
             self._read(course)
         return course.state
 
     def look(self) -> None:
-        """Read the states of all runs, print those that have ended since, and update the bars."""
+        """Read the states of all runs, report those that have ended since the last call, and update the bars."""
         for job, course in self._courses.items():
             if not course.has_ended and self.state(job) in ENDED:
                 self._report(course)
         self._draw()
 
     def stop(self, is_queued: bool) -> None:
-        """Ask the running jobs on this machine to save a checkpoint and stop; queued jobs stay in a cluster's queue."""
+        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
         self.close()
         if is_queued:
-            print(f"\nleft: {self}; the jobs stay in the queue (squeue lists them, scancel ends them)", file=sys.stderr)
+            print(
+                f"\nno longer watching the sweep: {self}; the jobs stay in Slurm's queue "
+                "(squeue lists them, scancel ends them)",
+                file=sys.stderr,
+            )
             return
         print(f"\nstopping: {self}", file=sys.stderr)
         for course in self._courses.values():
@@ -110,7 +115,7 @@ class SweepProgress:
         return ", ".join(f"{number} {state}" for state, number in count.items() if number)
 
     def _read(self, course: Course) -> None:
-        """Read the state of a run, if its summary was written since the sweep began."""
+        """Update the state of a run if its summary.json was written since the sweep began."""
         stamp = _stamp(course.run)
         if stamp == course.stamp:
             return
@@ -124,7 +129,7 @@ class SweepProgress:
         course.done = 1.0 if status in ("finished", "failed") else _share_done(course)
 
     def _report(self, course: Course) -> None:
-        """Print the figures of a finished run, or the error of a failed one, and its warnings."""
+        """Print the results of a finished run or the error of a failed one, followed by its warnings."""
         ended = self._count_ended()
         left = "" if ended == len(self._courses) else f", {time_left(self._seconds_left())}"
         try:
@@ -136,7 +141,7 @@ class SweepProgress:
             summary_line(path, summary) if course.state == "finished" else f"failed: {path}: {summary.get('error', '')}"
         )
         text = "\n".join([text, *(f"  warning: {warning}" for warning in summary.get("warnings", []))])
-        # While bars are shown the lines go above them on the same console, unless they are redirected to a file.
+        # If bars are shown, print the line above them on the same console, unless stdout is redirected to a file.
         is_above_bars = self._bar is not None and self._lines.is_terminal
         console = self._console if is_above_bars else self._lines
         console.print(f"{ended} of {len(self._courses)}{left}: {text}", soft_wrap=True, highlight=False, markup=False)
@@ -145,14 +150,14 @@ class SweepProgress:
         return sum(course.has_ended for course in self._courses.values())
 
     def _seconds_left(self) -> float | None:
-        """Estimate the time left from the share of all epochs that was trained so far; None at the start."""
+        """Return the time left, estimated from the progress since the sweep began; None if there is no progress yet."""
         work = sum(1 - course.done_before for course in self._courses.values())
         left = sum(1 - course.done for course in self._courses.values())
         elapsed = time.monotonic() - self._began
         return elapsed * left / (work - left) if work - left > 1e-3 else None
 
     def _draw(self) -> None:
-        """Update the bars, on a terminal."""
+        """Update the bars if the console is a terminal."""
         if not self._console.is_terminal:
             return
         if self._bar is None:
@@ -177,14 +182,14 @@ class SweepProgress:
 
 
 def _stamp(run: RunDir) -> int | None:
-    """Return the time in ns at which the summary of a run was written, or None if there is none."""
+    """Return the modification time in ns of a run's summary.json, or None if the file does not exist."""
     with suppress(FileNotFoundError):
         return run.summary_file.stat().st_mtime_ns
     return None
 
 
 def _share_done(course: Course) -> float:
-    """Return the share of its epochs that a run has written to metrics.jsonl."""
+    """Return the fraction of a run's epochs that are trained, according to the last record of metrics.jsonl."""
     try:
         with course.run.metrics_file.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

@@ -1,4 +1,4 @@
-"""What the terminal shows of a sweep, from the check of its jobs to the table of its runs."""
+"""The text that a sweep prints: the number of jobs, the progress, the table of runs and the next commands."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Plan = Literal["new", "resume", "finished", "elsewhere"]
 WORDS: dict[Plan, str] = {
-    "finished": "finished, skipped",
-    "elsewhere": "running in another process, skipped",
+    "finished": "finished (skipped)",
+    "elsewhere": "running in another process (skipped)",
     "resume": "to resume",
     "new": "to run",
 }
@@ -35,12 +35,12 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self._plans: dict[Path, Plan] = {}
-        self._to_do: dict[int, tuple[Path, int]] = {}  # the folder and the epochs of each job, by its number
-        self._folder: Path | None = None  # the sweep's own
+        self._to_do: dict[int, tuple[Path, int]] = {}  # run folder and number of epochs of each job, by job number
+        self._folder: Path | None = None  # folder of the sweep itself
         self._started_at = 0.0
 
     def check(self, config: DictConfig) -> bool:
-        """Check one job, except for its data, and return whether there is anything to do. Raises UserError."""
+        """Check one job, except for its data, and return whether its run has to be trained. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
         from vae_cli.runs.plan import InTraining, plan
@@ -49,12 +49,13 @@ class ConsoleReporter:
         check_config(plain)
         if path in self._plans:
             raise UserError(
-                f"two jobs of this sweep would train the same run, {path}: they differ only in settings that do "
-                "not define a run, such as epochs or device."
+                f"two jobs of this sweep would train the same run, {path}: they are equal, have the same run_name, or "
+                "differ only in settings that do not define a run, such as epochs or device. "
+                "Remove one of the two jobs, or leave out run_name."
             )
         try:
             self._plans[path] = plan(RunDir(path), plain)
-        except InTraining:  # for example, a worker that survived an earlier sweep
+        except InTraining:  # for example, a worker process that outlived an earlier sweep
             self._plans[path] = "elsewhere"
         if self._plans[path] in ("finished", "elsewhere"):
             return False
@@ -63,7 +64,7 @@ class ConsoleReporter:
         return True
 
     def begin(self) -> None:
-        """Print the number of jobs and what is to be done with them."""
+        """Print how many jobs will run, resume or be skipped, and list the sweep's runs in its folder."""
         count = Counter(self._plans.values())
         parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
         print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)
@@ -72,15 +73,17 @@ class ConsoleReporter:
             write_sweep(self._folder, self._plans)
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
-        """Print that job `number` of `count` starts, how many have failed so far, and the time left if all jobs take
-        equally long."""
+        """Print that job `number` of `count` starts, how many have failed so far, and an estimate of the time left.
+
+        The estimate assumes that all jobs take equally long.
+        """
         parts = [f"{number} of {count}", *([f"{failed} failed"] if failed else [])]
         if number > 1:
             parts.append(time_left((time.monotonic() - self._started_at) / (number - 1) * (count - number + 1)))
         print(f"{', '.join(parts)}: {spell(words)}", flush=True)
 
     def monitor(self) -> SweepProgress:
-        """Return the monitor of jobs that run in parallel in other processes."""
+        """Return a monitor for the jobs of the sweep, which run in parallel in other processes."""
         from rich.console import Console
 
         from vae_cli.sweeps.progress import SweepProgress

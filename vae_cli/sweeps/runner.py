@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep with a launcher: one after the other, or side by side in other processes."""
+"""Run the jobs of a sweep with a launcher: one after another, or in parallel in other processes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vae_cli.sweeps.slurm import watch_jobs
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
 
-LOOK = 0.5  # seconds between two looks at the jobs that run in other processes
-GRACE = 60  # seconds that runs have to save a checkpoint after they were asked to stop
+LOOK = 0.5  # seconds between two checks of the jobs that run in other processes
+GRACE = 60  # seconds to wait for runs to save a checkpoint after they were asked to stop
 
 
 class JobMonitor(Protocol):
@@ -34,29 +34,29 @@ class JobMonitor(Protocol):
         """Read the states of all jobs and show the progress; called every LOOK seconds."""
 
     def state(self, job: int) -> State:
-        """The state of one job."""
+        """Return the state of one job."""
 
     def stop(self, is_queued: bool) -> None:
-        """Ask the running jobs on this machine to save a checkpoint and stop; queued jobs stay in a cluster's queue."""
+        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
 
     def close(self) -> None:
-        """All jobs have ended: remove what `look` shows."""
+        """Remove the progress display, after all jobs have ended."""
 
 
 class SweepReporter(Protocol):
     """Reports the progress of a sweep."""
 
     def begin(self) -> None:
-        """All jobs have been checked, and none has started."""
+        """Report the number of jobs, after all have been checked and before the first one starts."""
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
-        """Job `number` of `count` starts in this process; `failed` have failed so far."""
+        """Report that job `number` of `count` starts in this process; `failed` jobs have failed so far."""
 
     def monitor(self) -> JobMonitor:
-        """Return what follows the jobs that run in other processes."""
+        """Return a monitor for the jobs that run in other processes."""
 
     def end(self) -> None:
-        """The last job has ended, finished or failed."""
+        """Report the results of the sweep, after the last job has finished or failed."""
 
 
 class Job(NamedTuple):
@@ -70,13 +70,13 @@ Outcome = JobReturn | Exception
 
 
 def is_plugin(node: Any, name: str) -> bool:
-    """Return whether a node of Hydra's configuration describes a launcher or sweeper of the class with this name."""
-    # By name, because Hydra executes the modules of plugins itself: an import would return other classes.
+    """Return whether a node of Hydra's configuration describes a launcher or sweeper with this class name."""
+    # Compare names, because Hydra loads plugin modules itself: their classes differ from those that an import returns.
     return str(node.get("_target_", "")).rpartition(".")[2] == name
 
 
 class Runner:
-    """Runs jobs with a launcher: one after the other, or side by side in other processes, which share the cores.
+    """Runs jobs with a launcher: one after another, or in parallel in other processes, which share the CPU cores.
 
     A job that fails, or whose process dies, does not stop the others.
     """
@@ -95,7 +95,7 @@ class Runner:
         self._monitor: JobMonitor | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Return the outcome of each job: its result, or the launcher's error if it has none."""
+        """Run the jobs and return the outcome of each: its result, or the launcher's error if there is no result."""
         if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
             return self._one_by_one(jobs)
         if self._find_monitor is not None:
@@ -107,10 +107,10 @@ class Runner:
         return outcomes
 
     def _launch(self, batch: Sequence[Job]) -> list[Outcome]:
-        """Launch a batch at once; an error of the launcher is the outcome of each of its jobs."""
+        """Launch a batch of jobs together; an error of the launcher becomes the outcome of every job in the batch."""
         try:
             return list(self.launcher.launch([job.words for job in batch], batch[0].number))
-        except Exception as error:  # raised before or outside the task of a job
+        except Exception as error:  # raised by the launcher; an error of a job is stored in its JobReturn
             return [error] * len(batch)
 
     def _one_by_one(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -126,8 +126,8 @@ class Runner:
         width, threads = self._share(len(jobs))
         with _environment("OMP_NUM_THREADS", threads):
             outcomes = self._in_threads([[job] for job in jobs] if width else [jobs], width or 1)
-            # When a worker dies (out of memory, for example), joblib gives up on all jobs. Those that have not started
-            # are launched again until a launch starts none of them.
+            # If a worker dies (out of memory, for example), joblib gives up on all jobs. The jobs that have not started
+            # are launched again, until a launch starts none of them.
             before, left = list(jobs), [] if width else self._not_started(jobs, outcomes)
             while left and left != before:
                 outcomes |= self._in_threads([left], 1)
@@ -135,7 +135,7 @@ class Runner:
         return [self._own_outcome(job, outcomes[job.number]) for job in jobs]
 
     def _not_started(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:
-        """Return the jobs that an error of the launcher has kept from starting."""
+        """Return the jobs that did not start because the launcher raised an error."""
         if self._monitor is None:
             return []
         lost = [job for job in jobs if isinstance(outcomes[job.number], Exception)]
@@ -143,7 +143,10 @@ class Runner:
         return [job for job in lost if self._monitor.state(job.number) == "waiting"]
 
     def _own_outcome(self, job: Job, outcome: Outcome) -> Outcome:
-        """Replace a launcher's error by what the run's folder shows: if one worker dies, all jobs get its error."""
+        """Return a job's outcome, with an error of the launcher replaced by an outcome read from the run's folder.
+
+        The launcher's error says little about a single job: if one worker dies, all jobs get the same error.
+        """
         if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._monitor is None:
             return outcome
         state = self._monitor.state(job.number)
@@ -154,19 +157,21 @@ class Runner:
         return Failure(f"it did not start: {type(outcome).__name__}: {first_line(outcome)}")
 
     def _share(self, count: int) -> tuple[int | None, int]:
-        """Return how many jobs are launched side by side, or None if the launcher must get all at once, and the threads
-        of each job."""
+        """Return how many jobs to launch in parallel, and the number of threads of each job.
+
+        The first is None if the launcher must receive all jobs in one call; it then runs them in parallel itself.
+        """
         config: Any = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
-        if is_plugin(config, "LocalLauncher"):  # starts all jobs that it gets at the same time
+        if is_plugin(config, "LocalLauncher"):  # starts all jobs of one call at the same time
             threads = config.get("cpus_per_task") or 1
             return config.get("gpus_per_node") or max(1, cores() // threads), threads
-        if is_plugin(config, "SlurmLauncher"):  # given all jobs, it stops waiting at the first that fails
+        if is_plugin(config, "SlurmLauncher"):  # after a call with several jobs, it stops waiting when one fails
             watch_jobs()
             return config.get("array_parallelism") or count, config.get("cpus_per_task") or 1
         if is_plugin(config, "RayLauncher"):
             import ray
 
-            if not ray.is_initialized():  # here, because two threads would initialize it twice
+            if not ray.is_initialized():  # here, because each thread that launches a job would initialize it
                 ray.init(**config["ray"]["init"])
             return max(1, count), max(1, int(config["ray"]["remote"].get("num_cpus") or 1))
         at_once = config.get("n_jobs") or 1
@@ -174,7 +179,10 @@ class Runner:
         return None, max(1, cores() // min(at_once, max(1, count)))
 
     def _in_threads(self, batches: Sequence[Sequence[Job]], width: int) -> dict[int, Outcome]:
-        """Launch `width` batches at a time, each from a thread that waits for it, while this thread watches them."""
+        """Launch up to `width` batches at a time and return the outcomes of their jobs by number.
+
+        Each batch is launched from a thread that waits for it, while this thread monitors the jobs.
+        """
         outcomes: dict[int, Outcome] = {}
         waiting: queue.SimpleQueue[Sequence[Job]] = queue.SimpleQueue()
         for batch in batches:
@@ -188,11 +196,11 @@ class Runner:
                     return
                 try:
                     results = self._launch(batch)
-                except BaseException as error:  # Ctrl-C reaches a worker too; this process stops the sweep
+                except BaseException as error:  # Ctrl-C also interrupts workers; the main thread stops the sweep
                     results = [Failure(f"stopped by {type(error).__name__}")] * len(batch)
                 outcomes.update(zip((job.number for job in batch), results, strict=True))
 
-        # Daemons, so that a job on a cluster does not keep this process alive.
+        # Daemon threads, so that waiting for a job on a cluster does not keep this process alive.
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(batches)))]
         jobs = [job.number for batch in batches for job in batch]
         for thread in threads:
@@ -212,7 +220,7 @@ class Runner:
         return outcomes
 
     def _abandon(self, jobs: Sequence[int]) -> None:
-        """Stop the jobs of this sweep, except on a cluster, whose queue keeps them."""
+        """Stop the jobs of this sweep, or leave them in the queue if Slurm runs them."""
         is_queued = is_plugin(self.config.hydra.launcher, "SlurmLauncher")
         if not is_queued:
             stop_file(self.config.hydra).touch()
@@ -225,12 +233,12 @@ class Runner:
 
 
 def stop_file(hydra: Any) -> Path:
-    """Return the file in a sweep's folder that keeps further jobs of the sweep from starting once it exists."""
+    """Return the path of a sweep's stop file: while this file exists, no further job of the sweep starts."""
     return Path(hydra.sweep.dir) / "stop"
 
 
 def error_of(outcome: Outcome) -> Exception | None:
-    """Return the error in the outcome of a job, or None."""
+    """Return the error in the outcome of a job, or None if the job succeeded."""
     if isinstance(outcome, Exception):
         return outcome
     try:
@@ -242,7 +250,7 @@ def error_of(outcome: Outcome) -> Exception | None:
 
 @contextmanager
 def _environment(name: str, value: object) -> Iterator[None]:
-    """Set an environment variable for processes that are started inside, unless the user has set it."""
+    """Set an environment variable for the processes started in this context, unless it is already set."""
     if name in os.environ:
         yield
         return
@@ -255,7 +263,7 @@ def _environment(name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise an exception as Ctrl-C does, so that this process can stop the jobs that it has started."""
+    """Make SIGTERM raise SystemExit inside this context, so that this process stops its jobs as after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
@@ -271,5 +279,5 @@ def _terminable() -> Iterator[None]:
 
 
 def spell(words: Sequence[str]) -> str:
-    """Return the overrides of a job as they are typed."""
+    """Return the overrides of a job as the user would type them."""
     return " ".join(words) or "(the defaults)"

@@ -1,4 +1,4 @@
-"""A search: a sweep whose sweeper proposes runs based on the results of earlier ones."""
+"""A search: a sweep whose sweeper proposes runs based on the results of earlier runs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Search:
-    """Checks a search before it starts, reports each trial, and ends with a table of all trials.
+    """Checks a search before it starts, reports each trial, and prints a table of all trials at the end.
 
-    A failed run is an outcome like any other, and the search continues. As a context manager it raises Failure if no
-    run finished, or if a run failed unexpectedly: for a reason other than a UserError, such as divergence or settings
-    that cannot be combined.
+    The search continues after a failed run. Used as a context manager, it raises Failure on exit if no run has a value
+    of the objective, or if a run failed with an error other than a UserError. UserErrors are expected: a run diverges,
+    for example, or a combination of settings is impossible.
     """
 
     trials: Trials = field(default_factory=Trials)
@@ -47,14 +47,14 @@ class Search:
     began: float = 0.0
 
     def around(self, launcher: Launcher, hydra_context: HydraContext, config: DictConfig) -> Launcher:
-        """Check the whole search before it starts, and return the launcher for its sweeper. Raises UserError."""
+        """Check the search before it starts, and return a launcher around the given one. Raises UserError."""
         setup_globals()
-        # Both report every trial and every failure on stderr, which this class does itself.
+        # Both loggers print every trial and every failure to stderr; this class prints them itself.
         logging.getLogger("optuna").setLevel(logging.WARNING)
         logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
         self.config, self.objective = config, str(config.get("objective"))
         if config.get("arms") is not None:
-            raise UserError("arms= lists sweeps, which cannot be searched: leave out the sweeper or the study.")
+            raise UserError("a study (arms=) cannot be searched: leave out the study or hydra/sweeper=...")
         check_objective(self.objective)
         if is_optuna(config):
             check_sweeper(config.hydra.sweeper, self.objective)
@@ -68,7 +68,7 @@ class Search:
         return SearchLauncher(launcher, hydra_context, self)
 
     def _check_corners(self, hydra_context: HydraContext, fixed: Sequence[str]) -> None:
-        """Check every choice and both ends of every axis, one axis at a time."""
+        """Check every choice and both ends of every interval, varying one axis at a time. Raises UserError."""
         first = {key: values[0] for key, values in self.axes.items()}
         corners = [first, *({**first, key: value} for key, values in self.axes.items() for value in values[1:])]
         seen: dict[Path, dict[str, str]] = {}
@@ -79,7 +79,7 @@ class Search:
                 with composed(hydra_context, self.config, words, 0) as config:
                     path, plain = named_folder(config), to_plain(config)
                     self._check_defined(config, plain)
-            except Exception as error:  # an error without a message is a bug, and raised as it is
+            except Exception as error:  # our own bugs are re-raised
                 message = translate(error, words)
                 if message is None:
                     raise
@@ -88,10 +88,10 @@ class Search:
                 raise named from error
             if path in seen and seen[path] != corner:
                 keys = " and ".join(key for key in corner if corner[key] != seen[path][key])
-                by_hand = "" if config.run_name is None else f", and run_name={config.run_name} gives all the same name"
+                by_hand = "" if config.run_name is None else f", or leave out run_name={config.run_name}"
                 raise UserError(
-                    f"The search would try several values of {keys} in one and the same run, {path}: a run's name "
-                    f"does not include {keys}{by_hand}."
+                    f"The search would try several values of {keys} in the same run, {path}, because the run's name "
+                    f"does not include {keys}. Give {keys} one value{by_hand}."
                 )
             seen[path] = corner
 
@@ -119,7 +119,7 @@ class Search:
         )
 
     def _announce(self) -> None:
-        """Print what is searched, and what makes a search misleading or slow."""
+        """Print the objective and the searched settings; warn if the search will be misleading or needlessly slow."""
         sweeper, searched, count = self.config.hydra.sweeper, self.trials.searched, self.count()
         over = f" over {', '.join(searched)}" if self.axes else ""
         verb = f"{sweeper.direction} " if is_optuna(self.config) else ""
@@ -127,21 +127,21 @@ class Search:
         if self.objective.endswith(("/loss", "/penalty")):
             for key in (key for key in searched if key.startswith("regularizer")):
                 print(
-                    f"warning: {self.objective} includes {key}, so smaller values look better whatever they do. Give "
-                    f"{key} one value."
+                    f"warning: {self.objective} is computed with {key}, so a smaller {key} looks better even if the "
+                    f"model is not. Give {key} one value, or choose another objective."
                 )
         if sweeper.get("n_jobs") == 1 and not is_plugin(self.config.hydra.launcher, "BasicLauncher"):
             print(
-                "note: one run is proposed at a time, so this launcher never trains two at once. To train several at "
-                "once type hydra.sweeper.n_jobs=2."
+                "note: the sweeper proposes one run at a time, so this launcher never trains two runs in parallel. To "
+                "train two in parallel, type hydra.sweeper.n_jobs=2."
             )
 
     def count(self) -> int:
-        """How many runs will be proposed; 0 if the sweeper does not say."""
+        """Return the number of runs that the sweeper will propose, or 0 if its settings do not include n_trials."""
         return int(self.config.hydra.sweeper.get("n_trials") or 0)
 
     def say_proposed(self, trial: Trial) -> None:
-        """Print which run comes next, the time left, and the best value so far."""
+        """Print the proposed run, its number, the estimated time left, and the best value so far."""
         number, count = self.trials.number(trial), self.count()
         trained = sum(one.state in ("finished", "failed") for one in self.trials)
         parts = [f"{number} of {max(count, number)}" if count else f"{number}"]
@@ -153,16 +153,16 @@ class Search:
         print(f"{', '.join(parts)}: {self.trials.spell(trial)}", flush=True)
 
     def say_ended(self, trial: Trial) -> None:
-        """Print the outcome of a trial unless its training has done so: a failure, or a run that was skipped."""
+        """Print the outcome of a trial that repeats another one, failed or was skipped; otherwise print nothing."""
         if trial.same_as is not None:
             print(f"  the same run as trial {self.trials.number(trial.same_as)}", flush=True)
         elif trial.state == "failed":
             print(f"  failed: {trial.reason()}", flush=True)
         elif trial.state == "skipped" and trial.path is not None:
-            print(f"  {self.objective} {trial.value:.4g}, finished before: {relative(trial.path)}", flush=True)
+            print(f"  {self.objective} {trial.value:.4g}, already finished: {relative(trial.path)}", flush=True)
 
     def write(self) -> None:
-        """Write the table next to what the sweeper writes about its best trial."""
+        """Write the table of trials to trials.csv in the sweep's folder."""
         self.trials.write(Path(self.config.hydra.sweep.dir))
 
     def __enter__(self) -> Search:
@@ -175,9 +175,9 @@ class Search:
         ranked = self.trials.ranked()
         failed = [trial for trial in ranked if trial.state == "failed"]
         lines = [f"  {self.trials.spell(trial)}: {trial.reason()}" for trial in failed]
-        if isinstance(error, ValueError) and len(failed) == len(ranked):  # Optuna's, if no trial has a value
-            title = f"There is no best run: all {len(failed)} of the search failed" if len(failed) > 1 else "It failed"
-            raise Failure("\n".join([f"{title}:", *lines])) from error
+        if isinstance(error, ValueError) and len(failed) == len(ranked):  # Optuna raises it if no trial has a value
+            title = f"all {len(failed)} runs of the search failed" if len(failed) > 1 else "the only run failed"
+            raise Failure("\n".join([f"There is no best run, because {title}:", *lines])) from error
         if error is not None and not any(error is trial.error for trial in failed):
             return
         self.trials.print()
@@ -189,11 +189,12 @@ class Search:
         unexpected = [trial for trial in failed if not isinstance(trial.error, UserError)]
         if unexpected:
             raise Failure(
-                f"The search has a best run, but a run failed for an unexpected reason: {unexpected[0].reason()}"
+                "The search found a best run, but another run failed for a reason other than its settings or its "
+                f"training: {unexpected[0].reason()}"
             )
 
     def _say_next(self) -> None:
-        """Print what was written, and what to type next for the best run."""
+        """Print which files were written, and the commands to type next for the best run."""
         best = self.trials.best()
         if best is not None and best.path is not None:
             run, folder = shlex.quote(str(relative(best.path))), Path(self.config.hydra.sweep.dir)
@@ -203,7 +204,7 @@ class Search:
 
 
 class SearchLauncher(Launcher):
-    """A launcher around another one. It trains proposals that have no result yet, and returns a result for each."""
+    """A launcher that wraps another one: it trains the proposed runs that have no result yet."""
 
     def __init__(self, launcher: Launcher, hydra_context: HydraContext, search: Search) -> None:
         self.launcher = launcher
@@ -211,10 +212,13 @@ class SearchLauncher(Launcher):
         self.search = search
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Do nothing: the launcher inside is set up already."""
+        """Do nothing: the wrapped launcher has been set up already."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Return one result for each proposal. The result of a failed trial raises its error when its value is read."""
+        """Train the proposed runs that have no result yet, and return one result for each proposal.
+
+        The result of a failed trial raises the trial's error when its value is read.
+        """
         setup_globals()
         search = self.search
         proposed = [Trial(list(words)) for words in job_overrides]
@@ -236,7 +240,7 @@ class SearchLauncher(Launcher):
         return [trial.result() for trial in proposed]
 
     def _check(self, trial: Trial, index: int) -> None:
-        """Find the folder of a trial, and its objective if the run is finished already."""
+        """Check a trial and find its folder; if the run has an outcome already, record it."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.plan import plan
 
@@ -249,13 +253,13 @@ class SearchLauncher(Launcher):
                     return
                 if plan(RunDir(path), plain) == "finished":
                     self._skip(trial, plain["epochs"])
-        except Exception as error:  # a proposal that cannot be a run has failed; our own bugs are re-raised
+        except Exception as error:  # an invalid proposal is a failed trial; our own bugs are re-raised
             if translate(error, trial.words) is None:
                 raise
             trial.fail(error)
 
     def _repeat_earlier(self, trial: Trial) -> bool:
-        """Take over the outcome of an earlier trial that was the same run, if there is one."""
+        """Copy the outcome of another trial of the same run, if one has an outcome; return whether one has."""
         for other in self.search.trials:
             if other is not trial and trial.state == "new" and other.path == trial.path and other.state != "new":
                 trial.repeat(other)
@@ -263,7 +267,7 @@ class SearchLauncher(Launcher):
         return False
 
     def _skip(self, trial: Trial, epochs: int | None = None) -> None:
-        """Take the objective of a run that is finished already."""
+        """Mark a trial as skipped, and read its value from the summary of the finished run."""
         assert trial.path is not None
         summary = RunDir(trial.path).summary()
         trial.state, trial.value = "skipped", figure(summary, self.search.objective)
@@ -272,7 +276,7 @@ class SearchLauncher(Launcher):
         self._check_value(trial)
 
     def _progress(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> SweepProgress:
-        """Show bars for trials that are trained side by side; their outcomes are printed like those of all others."""
+        """Return a monitor for trials that train in parallel; it prints only on a terminal."""
         from rich.console import Console
 
         from vae_cli.sweeps.progress import SweepProgress
@@ -286,18 +290,18 @@ class SearchLauncher(Launcher):
             if isinstance(outcome, Exception):
                 raise outcome
             trial.state, trial.value = "finished", outcome.return_value
-            if trial.value is None and trial.path is not None:  # its launcher has lost the returned value
+            if trial.value is None and trial.path is not None:  # the launcher has lost the value that the job returned
                 trial.value = figure(RunDir(trial.path).summary(), self.search.objective)
         except UserError as error:
-            if error.exit_code == 0:  # another process has finished the run meanwhile
+            if error.exit_code == 0:  # another process has finished the run in the meantime
                 self._skip(trial)
             else:
                 trial.fail(error)
-        except Exception as error:  # whatever the job raised is reported with its trial
+        except Exception as error:  # any error of the job is reported with its trial
             trial.fail(error)
         else:
             self._check_value(trial)
 
     def _check_value(self, trial: Trial) -> None:
         if trial.value is None:
-            trial.fail(UserError(f"the run is finished, but has no {self.search.objective}"))
+            trial.fail(UserError(f"the run is finished, but its summary has no {self.search.objective}"))

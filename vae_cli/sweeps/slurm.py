@@ -1,10 +1,11 @@
-"""Watch the jobs of a Slurm cluster without job accounting.
+"""Watch the jobs of a Slurm cluster that has no accounting.
 
-submitit asks only sacct for the states of jobs. Without job accounting sacct cannot answer, and submitit waits forever
-for a job that was cancelled. `watch_jobs` makes it ask squeue instead.
+submitit asks only sacct for the states of jobs. Without accounting, sacct cannot answer, and submitit waits forever for
+a canceled job. `watch_jobs` makes it ask squeue instead.
 
-Private names of submitit's: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If it is gone, submitit
-asks sacct again: a sweep on such a cluster waits forever for a cancelled job, and every other sweep is unaffected.
+Private names of submitit: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If a new version of
+submitit lacks this name, it asks sacct again, and a sweep on such a cluster waits forever for a canceled job. Sweeps on
+other clusters are not affected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SQUEUE = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%
 
 
 def watch_jobs() -> None:
-    """Let submitit ask squeue for the states of its jobs if sacct does not answer.
+    """Make submitit ask squeue for the states of its jobs if sacct does not answer.
 
     This replaces `SlurmJob.watcher`, a public attribute that all jobs share, for the rest of the process.
     """
@@ -45,14 +46,14 @@ def queue_watcher() -> Any:
             super().__init__(delay_s=600)
             self._one_at_a_time = threading.RLock()
             self._jobs: set[str] = set()
-            self._open: set[str] = set()  # the jobs that squeue was last asked for
+            self._open: set[str] = set()  # the jobs that had not ended when squeue was last asked
 
         def register_job(self, job_id: str) -> None:
             self._jobs.add(job_id)
             super().register_job(job_id)
 
         def update_if_long_enough(self, mode: str) -> None:
-            with self._one_at_a_time:  # a thread waits for each job
+            with self._one_at_a_time:  # each job has a thread that waits for it
                 super().update_if_long_enough(mode)
 
         def _make_command(self) -> list[str] | None:
@@ -66,19 +67,19 @@ def queue_watcher() -> Any:
 
 
 def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
-    """Return the states of jobs in submitit's words, from squeue's lines such as `12|RUNNING` or `12_0|PENDING`.
+    """Return the states of jobs as submitit expects them, given lines of squeue such as `12|RUNNING` or `12_0|PENDING`.
 
     >>> states_of(["12", "13"], "12|CONFIGURING")
     {'12': {'State': 'RUNNING'}, '13': {'State': 'ENDED'}}
     """
     states = dict(line.strip().split("|") for line in listed.splitlines() if line.strip())
-    # A job that the queue no longer lists has ended, and submitit then looks for its result. A state that submitit does
-    # not know, such as CONFIGURING, would count as an end.
+    # A job that squeue no longer lists has ended, and submitit then looks for its result. submitit would take a state
+    # that it does not know, such as CONFIGURING, for the end of the job.
     return {job: {"State": found if (found := states.get(job, "ENDED")) in ENDS else "RUNNING"} for job in jobs}
 
 
 def command_succeeds(*command: str) -> bool:
-    """Return whether a command can be run and succeeds."""
+    """Run a command and return whether it succeeded."""
     try:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.SubprocessError):

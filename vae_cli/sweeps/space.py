@@ -1,7 +1,7 @@
-"""The space of a search: its axes, their ends, and the settings of the sweeper.
+"""The search space: the axes of a search, and the defaults and checks of Optuna's settings.
 
-Hydra's ConfigStore, which `set_optuna_defaults` changes, is public, but shared by the whole process. If Optuna
-is not installed, nothing is changed.
+`set_optuna_defaults` changes Hydra's ConfigStore, which is public, but shared by the entire process. If Optuna's
+sweeper is not installed, nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ from vae_cli.sweeps.runner import is_plugin
 if TYPE_CHECKING:
     from vae_cli.model.vae import VAE
 
-# Modules that import torch are imported inside functions: `--cfg` and misspelled words do not need them.
+# Modules that import torch are imported inside functions: `--cfg` and misspelled overrides do not need them.
 
 SWEEPER_SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Probability}
 EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
 
 
 def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
-    """Return the names of the figures that are defined for a model, by applying it to one black image (C, H, W)."""
+    """Return the names of the figures that are defined for a model, given the shape (C, H, W) of its images.
+
+    It applies the model to one black image.
+    """
     import torch
 
     from vae_cli.core.rng import evaluating
@@ -50,10 +53,11 @@ def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
 
 
 def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split the overrides of a search into those that set one value, and its axes.
+    """Split the overrides of a search into overrides that set one value, and axes.
 
-    An axis maps its key to all of its choices, or to the two ends of an interval or range. The last override of a key
-    counts. Raises UserError for an empty axis, for a sweep that is not an axis, and if there is no axis.
+    The axes map each key to all of its choices, or to the two ends of its interval or range. If a key is set twice, the
+    last override applies. Raises UserError if an axis is empty, if a sweep cannot be searched, if no axis has several
+    values, and if seed is searched.
     """
     fixed: dict[str, str] = {}
     axes: dict[str, list[str]] = {}
@@ -74,8 +78,8 @@ def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
         raise UserError(f"There is nothing to search: give a setting several values or an interval, such as {EXAMPLE}.")
     if "seed" in searched:
         raise UserError(
-            "A search over seed would find the luckiest one. Give one seed, and afterwards train the best run with "
-            "other seeds: vae train -m seed=1,2,3 and its settings."
+            "A search over seed would only find the luckiest seed. Give one seed, and afterwards train the best run "
+            "with other seeds: vae train -m seed=1,2,3 and the settings of that run."
         )
     return list(fixed.values()), axes
 
@@ -93,14 +97,14 @@ def _ends(word: str, override: Override) -> list[str]:
     if isinstance(value, RangeSweep) and not value.shuffle:
         if value.start is None or value.stop is None or not value.start < value.stop or value.step <= 0:
             raise UserError(f"'{word}' is empty: a range goes from a smaller number to a larger one.")
-        return [str(value.start), str(value.stop)]  # Optuna includes both
+        return [str(value.start), str(value.stop)]  # Optuna includes both ends
     if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
         return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
     raise UserError(f"'{word}' is not an axis that can be searched. Axes look like {EXAMPLE}.")
 
 
 def words_of(config: DictConfig) -> list[str]:
-    """Return the axes of the sweeper's configuration, then the overrides that were typed, which replace them."""
+    """Return the axes of the sweeper's configuration as overrides, then the typed overrides, which take precedence."""
     params = config.hydra.sweeper.get("params") or {}
     return [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
 
@@ -118,7 +122,7 @@ def set_optuna_defaults() -> None:
     """
     Plugins.instance()  # loads the plugins, as Hydra itself does a moment later
     store = ConfigStore.instance()
-    with suppress(ConfigLoadError):  # not installed
+    with suppress(ConfigLoadError):  # Optuna's sweeper is not installed
         node = store.load("hydra/sweeper/optuna.yaml").node
         node.direction, node.n_jobs, node.max_failure_rate = "maximize", 1, 1.0
         store.store(name="optuna", node=node, group="hydra/sweeper", provider="vae")

@@ -1,4 +1,4 @@
-"""A study: several sweeps that belong together, the `arms` of a preset, each written as it would be typed."""
+"""A study: several related sweeps, listed under `arms` in a preset, each written as the user would type it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vae_cli.core.errors import UserError
 
 
 def jobs_of_study(job: Sequence[str], arms: Sequence[str]) -> list[list[str]]:
-    """Return the jobs of a study's arms, each combined with the overrides of one job; duplicates are left out.
+    """Return the jobs of a study, each combined with the overrides of `job`; duplicates are left out.
 
-    The overrides of the job narrow the study: an arm that sets the same key to another value is left out. Raises
-    UserError if no arm remains.
+    `job` narrows the study: jobs of the study that set one of its keys to another value are left out. Raises UserError
+    if none remain.
     """
     own = dict(_split(word) for word in job)
     found: dict[frozenset[str], list[str]] = {}
@@ -26,7 +26,7 @@ def jobs_of_study(job: Sequence[str], arms: Sequence[str]) -> list[list[str]]:
     if not found:
         keys = {key for arm in arms for words in _combinations(arm) for key, _ in map(_split, words)}
         typed = " ".join(word for word in job if _split(word)[0] in keys)
-        raise UserError(f"no arm of this study has {typed}. It has: {'; '.join(arms)}.")
+        raise UserError(f"no arm of this study has {typed}. Its arms are: {'; '.join(arms)}.")
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""The trials of a search, and the table of them."""
+"""The trials of a search, and their table."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from vae_cli.core.wording import relative
 class Trial:
     """A run that the sweeper has proposed, and its outcome.
 
-    path is None if the proposal cannot be a run; value is the objective; `skipped` means that the run was finished
-    before; same_as is an earlier trial of the same run.
+    path is the folder of the run, or None if the proposal is invalid; value is the value of the objective; the state
+    `skipped` means that the run was already finished; note is appended to the state in the table; same_as is another
+    trial of the same run, whose outcome this trial has copied.
     """
 
     words: list[str]
@@ -36,35 +37,35 @@ class Trial:
     same_as: Trial | None = None
 
     def fail(self, error: Exception) -> None:
-        """Record that the trial has failed, and why."""
+        """Record that the trial has failed with this error."""
         self.state, self.value, self.error = "failed", None, translate(error, self.words) or error
 
     def repeat(self, other: Trial) -> None:
-        """Record that an earlier trial was the same run, with its outcome."""
+        """Copy the outcome of another trial of the same run."""
         self.state = "skipped" if other.state == "finished" else other.state
         self.value, self.error, self.note, self.same_as = other.value, other.error, other.note, other
 
     def result(self) -> JobReturn:
-        """Return what the sweeper gets: the value, or an error that is raised when the value is read."""
+        """Return the result for the sweeper: the trial's value, or its error, raised when the value is read."""
         is_failed = self.value is None
         result = JobReturn(overrides=self.words, status=JobStatus.FAILED if is_failed else JobStatus.COMPLETED)
         result.return_value = self.error if is_failed else self.value
         return result
 
     def reason(self) -> str:
-        """Why the trial has failed, on one line."""
+        """Return the message of the trial's error on one line; empty if it has no error."""
         return " ".join(explain(self.error)[0].split()) if self.error is not None else ""
 
     def values(self) -> dict[str, str]:
-        """The value of each setting that the trial gives."""
+        """Return the settings that the trial's overrides set, with their values."""
         return {key: value for key, _, value in (word.partition("=") for word in self.words)}
 
 
 @dataclass
 class Trials:
-    """All trials of a search in the order of their proposal, and what they are compared by.
+    """All trials of a search, in the order in which they were proposed, and the objective that ranks them.
 
-    searched has the keys of the axes with more than one value.
+    searched lists the keys of the axes with more than one value.
     """
 
     objective: str = ""
@@ -79,16 +80,16 @@ class Trials:
         return len(self.trials)
 
     def number(self, trial: Trial) -> int:
-        """The number of a trial, counted from 1."""
+        """Return the number of a trial, counted from 1."""
         return self.trials.index(trial) + 1
 
     def best(self) -> Trial | None:
-        """The trial with the best objective so far; the earliest of several."""
+        """Return the trial with the best value so far, the earliest in case of a tie; None if no trial has a value."""
         done = [trial for trial in self.trials if trial.value is not None]
         return min(done, key=self._cost) if done else None
 
     def ranked(self) -> list[Trial]:
-        """The trials from the best to the worst, failed ones last; of several trials of the same run only one."""
+        """Return the first trial of each run, from the best to the worst; failed trials come last."""
         once: dict[str, Trial] = {}
         for trial in self.trials:
             once.setdefault(str(trial.path or trial.words), trial)
@@ -100,17 +101,17 @@ class Trials:
         return -trial.value if self.is_maximized else trial.value
 
     def spell(self, trial: Trial) -> str:
-        """The searched settings of a trial as they are typed, with numbers shortened to four digits."""
+        """Return the searched settings of a trial as overrides, with numbers rounded to four significant digits."""
         values = trial.values()
         keys = self.searched or list(values)
         return " ".join(f"{key}={shortened(values.get(key, ''))}" for key in keys) or "(the defaults)"
 
     def header(self) -> list[str]:
-        """The names of the columns."""
+        """Return the names of the table's columns."""
         return ["", "trial", self.objective, *self.searched, "state", "run"]
 
     def row(self, trial: Trial) -> list[str]:
-        """The cells of a trial, one for each column."""
+        """Return the row of a trial in the table, one cell for each column."""
         values = trial.values()
         return [
             "best" if trial is self.best() else "",
@@ -122,14 +123,14 @@ class Trials:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write the table as trials.csv."""
-        folder.mkdir(parents=True, exist_ok=True)  # the launcher makes no folder if every run was finished before
+        """Write the table to trials.csv in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)  # the launcher creates no folder if every run was already finished
         text = StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header(), *map(self.row, self.ranked())])
         write_text(folder / "trials.csv", text.getvalue())
 
     def print(self) -> None:
-        """Print the table; if the output is a pipe, without lines and at full width."""
+        """Print the table; if the output is not a terminal, without a frame and without wrapping any cell."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
@@ -143,12 +144,12 @@ class Trials:
             style = "bold" if cells[0] else "red" if trial.state == "failed" else ""
             table.add_row(*(escape(shortened(cell)) for cell in cells[:-1]), escape(cells[-1]), style=style)
         if not console.is_terminal:
-            console.width = 10_000  # so that no name is broken
+            console.width = 10_000  # so that no cell is wrapped
         console.print(table)
 
 
 def shortened(value: str) -> str:
-    """Round a number with a fraction to four digits; return any other word unchanged.
+    """Round a number that has a decimal point or an exponent to four significant digits; return other text unchanged.
 
     >>> [shortened(value) for value in ("0.123456", "1e-05", "64", "fixed", "1.2.3")]
     ['0.1235', '1e-05', '64', 'fixed', '1.2.3']
