@@ -211,9 +211,10 @@ class ResidualBlock(nn.Module):
 
 
 def head(inputs: int, latent: int, raw_size: int) -> Dense:
-    """Return the encoder's last layer: raw_size blocks of `latent` outputs, each initialized as a separate layer.
+    """Return the encoder's last layer: raw_size blocks of `latent` outputs.
 
-    So the initial weights of the first block, the locations, are the same for every sigma mode.
+    Each block is initialized as if it were a separate layer. So the initial weights of the first block, the locations,
+    are the same for every sigma mode.
     """
     blocks = [Dense(inputs, latent) for _ in range(raw_size)]
     merged = Dense(inputs, latent * raw_size)

@@ -118,8 +118,8 @@ class ImageFolder(Dataset):
         if not files:
             found = f"none of its {others} files is an image" if others else "it is empty"
             raise UserError(
-                f"dataset.path={self.path} has no images: {found}. Give a folder that contains images, such as "
-                f".jpg or .png files, in it or in its subfolders."
+                f"dataset.path={self.path} has no images: {found}. Give a folder with images, such as .jpg or "
+                f".png files, in it or in its subfolders."
             )
         return files
 

@@ -1,7 +1,7 @@
 """Images that may not fit into memory: shuffled in blocks, and read ahead from their file.
 
 If images were read one by one from all over the file, each would cost a seek, and the system's read-ahead would be
-wasted. Instead, a block is read at once, and each batch is drawn from many blocks.
+wasted. Instead, a block of images is read at once, and each batch is drawn from many blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Fixed numbers, not fractions of a machine's memory, so that a seed gives the same order on every machine.
 BLOCKWISE_ABOVE = 1 << 30  # bytes of images; a larger file is shuffled in blocks
-BLOCK_BYTES = 1 << 20  # bytes of a block, the images that are read at once
+BLOCK_BYTES = 1 << 20  # bytes of a block of images, which is read at once
 BLOCKS_TOGETHER = 256  # blocks whose images are shuffled together
 
 
@@ -24,13 +24,15 @@ class Mapped:
     """A file of 8-bit images, memory-mapped.
 
     start   byte offset of the first image
-    images  uint8 (N, C, H, W), the shape that is passed in, read from the file on access; changes are not written back
+    images  uint8 of the given shape (N, C, H, W), read from the file on access; changes are not written back
     """
 
     def __init__(self, path: Path, start: int, shape: tuple[int, ...]) -> None:
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_RANDOM"):  # the images after it in the file are not needed next
+        if hasattr(
+            mmap, "MADV_RANDOM"
+        ):  # turns off the system's read-ahead: the next images of the file are not needed next
             self._map.madvise(mmap.MADV_RANDOM)
         self._start, self._row_bytes = start, prod(shape[1:])
         self.images = torch.frombuffer(self._map, dtype=torch.uint8, offset=start, count=prod(shape)).view(shape)

@@ -82,7 +82,7 @@ def _cache_folder() -> Path:
 def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
     """Return the folder for packs of a dataset.
 
-    Its name is `name` and a hash of the settings, which must contain everything that determines the pixels.
+    Its name combines `name` with a hash of `settings`, which must contain everything that determines the pixels.
     """
     key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
     plain = re.sub(r"[^\w.-]+", "_", name)[:50]
@@ -110,7 +110,10 @@ _only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
 
 @contextmanager
 def only_reading() -> Iterator[None]:
-    """Forbid downloads, packing and new folders inside the block, because someone else may have chosen the folder."""
+    """Forbid downloads, packing and new folders inside the block.
+
+    It is for stored runs, whose configuration may name a data folder that somebody else chose.
+    """
     token = _only_reads.set(True)
     try:
         yield

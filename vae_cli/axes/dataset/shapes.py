@@ -41,7 +41,7 @@ class Shapes(Dataset):
     shape        0, 1 or 2, which is also the label
     scale        0.5 to 1
     orientation  0 to 2 pi, counterclockwise
-    x, y         0 to 1, the center of mass, from left to right and from top to bottom of the middle 40 % of the image
+    x, y         center of mass, 0 to 1 across the middle 40 % of the image, from left to right and from top to bottom
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
@@ -119,8 +119,8 @@ def render(factors: Array, side: int) -> NDArray[np.uint8]:
     return images
 
 
-# These functions return the signed distance of a point (u, v) from the edge of a sprite, negative inside. The sprite's
-# point farthest from the origin is at distance 1 from it.
+# These functions return the signed distance of a point (u, v) from the edge of a sprite, negative inside. The
+# farthest point of the sprite is at distance 1 from the origin.
 
 
 def _square(u: Array, v: Array) -> Array:

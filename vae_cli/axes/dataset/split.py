@@ -19,7 +19,7 @@ from vae_cli.core.values import Natural
 from vae_cli.machine.memory import memory_of
 
 MEAN_BYTES = 1 << 20  # bytes of pixels per step of Split.mean: they fit into the processor's cache
-STEPS_AHEAD = 32  # a file is read this many steps of Split.mean ahead
+STEPS_AHEAD = 32  # Split.mean reads a file this many steps ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class Split:
     index   int64 (n,), the rows of `images` in this split
     mapped  the file of the images if they may not fit into memory, else None
 
-    A position is the number of an image within the split, 0 ... n - 1. Batches are on the device of the index. If the
-    images do not fit into that device's memory, they stay where they are and are copied batch by batch.
+    A position is the number of an image within the split, 0 ... n - 1. Batches are on the device of the index. Images
+    that are too large for that device (see `to`) stay where they are and are copied batch by batch.
     """
 
     images: Tensor

@@ -72,7 +72,7 @@ class Torchvision(Dataset):
     ) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise UserError(
-                f"dataset.shape={list(shape)} must be channels (1 or 3), height and width, such as [1,28,28]."
+                f"dataset.shape={list(shape)} must list channels (1 or 3), height and width, for example [1,28,28]."
             )
         channels, height, width = shape
         self._shape = (channels, height, width)
