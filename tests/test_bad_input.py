@@ -145,7 +145,7 @@ train dataset=shapes dataset.side=7 | between 8 and 128
 train dataset=shapes dataset.images=999999999 | would need .* of memory
 train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 per pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
-train dataset=linear_gaussian dataset.test=5 | takes at least 17 images
+train dataset=linear_gaussian dataset.test=5 | at least 17 images are needed
 train dataset=image_folder | type dataset\.path=VALUE
 train dataset=image_folder dataset.path=nowhere | does not exist\. Give the folder
 train dataset=image_folder dataset.path=file.txt | is a file, not a folder
