@@ -126,7 +126,7 @@ train optimizer.betas=[0.9] | type two numbers, such as \[0\.9,0\.999\]
 train optimizer.betas=[2,2] | Invalid beta
 train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it must be a number
 train optimizer.fused=maybe | true or false or null
-train +optimizer.momentm=1 | not an argument of Adam\..* Allowed are lr
+train +optimizer.momentm=1 | not an argument of Adam\..* Allowed arguments: lr
 train optimizer._target_=torch.optim.LBFGS | not an argument of LBFGS
 train optimizer._target_=torch.optim.Optimizer | is the base class of all choices of optimizer
 train network.hidden=400 | network\.hidden=400 is not allowed: it must be a list
@@ -145,13 +145,13 @@ train dataset=shapes dataset.side=7 | between 8 and 128
 train dataset=shapes dataset.images=999999999 | would need .* of memory
 train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 per pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
-train dataset=linear_gaussian dataset.test=5 | takes at least 17 images
+train dataset=linear_gaussian dataset.test=5 | at least 17 images are needed
 train dataset=image_folder | type dataset\.path=VALUE
 train dataset=image_folder dataset.path=nowhere | does not exist\. Give the folder
 train dataset=image_folder dataset.path=file.txt | is a file, not a folder
 train dataset=image_folder dataset.path=empty | has no images: it is empty
 train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
-train dataset=image_folder dataset.path=photos | too few .*Choose smaller numbers than
+train dataset=image_folder dataset.path=photos | too few .*Reduce dataset\.test=
 train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096
 train dataset=image_folder dataset.path=photos dataset.channels=2 | it must be 1 or 3
 train dataset=image_folder dataset.path=photos dataset.background=pink | white or black

@@ -454,7 +454,9 @@ def test_a_decompression_bomb_is_named(photos: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_too_few_images(photos: Path) -> None:
-    with pytest.raises(UserError, match="30 images, too few for 5 test images, 25 validation images and one to"):
+    with pytest.raises(
+        UserError, match="30 images, too few for 5 test images, 25 validation images and at least one training image"
+    ):
         image_folder(photos, validation=25).load()
     with pytest.raises(UserError, match=r"30 images, too few for 30 .*dataset.test=1\.0"):
         image_folder(photos, test=1.0, validation=0).load()

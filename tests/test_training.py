@@ -458,7 +458,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
         (["sigma=deterministic", "prior=scaled_normal"], "prior=scaled_normal.*sigma=deterministic"),
         (["dataset=linear_gaussian", "likelihood=bernoulli"], "likelihood=bernoulli.*dataset=linear_gaussian"),
         (["dataset=linear_gaussian", "network=conv", "likelihood=gaussian"], "network=conv.*4x4"),
-        (["+schedule@sigma.value=linear", "sigma=fixed"], r"goes from 0 to 1.*between 1e-06 and 1e\+06: say where"),
+        (["+schedule@sigma.value=linear", "sigma=fixed"], r"goes from 0 to 1.*between 1e-06 and 1e\+06: set where"),
         (["+schedule@sigma.value=linear"], "sigma=fixed has it"),
         (["+schedule@latent=linear"], r"latent=\(a schedule\) is not allowed"),
         (["sigma=fixed", "sigma.value=1e-300"], "between 1e-06"),

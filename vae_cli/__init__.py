@@ -1,7 +1,7 @@
 """Train and compare variational autoencoders that differ in the encoder's noise.
 
-Runs are trained with the command `vae train` and loaded in Python with `load_run`. A run has five members to begin
-with: `encode`, `decode`, `sample`, `splits` (the dataset) and `images` (converts images of your own).
+Runs are trained with the command `vae train` and loaded in Python with `load_run`. The main members of a run are
+`encode`, `decode`, `sample`, `splits` (the dataset) and `images` (a method that converts your own images).
 
 >>> import torch
 >>> from vae_cli import load_run
@@ -26,7 +26,7 @@ __all__ = ["Run", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at first use: these names need torch, and `vae --help` does not.
+    # Imported at first use, because these names import torch, and `vae --help` must start without it.
     if name in __all__:
         from vae_cli.runs import run
 
@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__  # so that help() shows these and no more
+    return __all__  # so that help() lists only these names

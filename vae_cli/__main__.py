@@ -1,4 +1,4 @@
-"""`python -m vae_cli` is `vae`."""
+"""Make `python -m vae_cli` run the command `vae`."""
 
 from vae_cli.cli import main
 

@@ -1,7 +1,7 @@
-"""The axis `likelihood`: what the decoder's output means as a distribution over pixels.
+"""The axis `likelihood`: the distribution of pixels p(x|z), parameterized by the decoder's output.
 
-Each choice maps the decoder's output raw (*S, B, raw_size * C, H, W) to p(x|z), a distribution of batch (*S, B) and
-event (C, H, W). Log-probabilities are in nats per image.
+Each choice maps the decoder's output raw (*S, B, raw_size * C, H, W), computed from codes (*S, B, D), to p(x|z), a
+distribution with batch shape (*S, B) and event shape (C, H, W). Log-probabilities are in nats per image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from vae_cli.model.distributions import (
 )
 from vae_cli.model.scales import LOG_SCALE_BOUND, LearnedScale
 
-GREY_VALUES = Need("dataset", "unit_interval", "its values are not between 0 and 1; type likelihood=gaussian")
+GREY_VALUES = Need(
+    "dataset", "unit_interval", "the pixel values of this dataset are not limited to [0, 1]; type likelihood=gaussian"
+)
 
 Scale = Annotated[float, Interval(1e-6, 1e6)] | Schedule | Literal["learned", "optimal"]
 
@@ -35,28 +37,30 @@ Scale = Annotated[float, Interval(1e-6, 1e6)] | Schedule | Literal["learned", "o
 class Likelihood(nn.Module):
     """A family of likelihoods: forward maps raw (*S, B, raw_size * C, H, W) to p(x|z).
 
-    raw_size  how many numbers the decoder outputs per pixel and channel
+    raw_size  number of decoder outputs per pixel and channel
     """
 
     raw_size: ClassVar[int] = 1
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def observe(self, x: Tensor) -> Tensor:
-        """Return what the likelihood models of images (B, C, H, W) with values in [0, 1]: the same shape."""
+        """Return the target of the likelihood for images x (B, C, H, W): x itself, unless the choice binarizes it."""
         return x
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        """Return the raw output (raw_size * C, H, W) that fits the training images best without any code.
+        """Return the constant decoder output (raw_size * C, H, W) that fits the training images best.
 
-        mean (C, H, W) is their mean, spread the root mean squared distance of their pixels from it. The likelihood's
-        own parameters, if it has any, are set to fit too.
+        It initializes the bias of the decoder's output, unless output_bias=zero. mean (C, H, W) is the mean training
+        image, spread the root mean squared deviation of pixels from it. If the likelihood learns or adapts its scale,
+        the scale is initialized too.
         """
         return mean
 
     def fit(self, x: Tensor, raw: Tensor) -> None:
-        """Update, from a training batch, parameters that have a closed form and no gradient; most have none.
+        """Update parameters that are set in closed form rather than by gradient, from a training batch.
 
-        x (B, C, H, W) is observed, raw (*S, B, raw_size * C, H, W) the decoder's output for it.
+        x (B, C, H, W) are the images as returned by `observe`, raw (*S, B, raw_size * C, H, W) is the decoder's output
+        for them. By default, it does nothing: most likelihoods have no such parameters.
         """
 
 
@@ -91,15 +95,16 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """p(x|z) = prod C(p) p^x (1 - p)^(1 - x) with p = sigmoid(raw): a proper density of gray values in [0, 1].
 
-    C(p) normalizes what the Bernoulli leaves unnormalized. Loaiza-Ganem and Cunningham, The continuous Bernoulli,
-    NeurIPS 2019.
+    C(p) is the normalizing constant that the Bernoulli likelihood of gray values lacks. Loaiza-Ganem and Cunningham,
+    The continuous Bernoulli, NeurIPS 2019.
     """
 
     needs = (GREY_VALUES,)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
-        # No closed form gives the logit for a mean. The derivative of the mean is the variance, so this is Newton's
-        # method, with its step clamped because the curve is nearly flat at the ends.
+        # The logit of a given mean has no closed form. The derivative of the mean by the logit is the variance, so this
+        # is Newton's method; its steps are clamped because the mean is nearly constant for large positive or negative
+        # logits.
         mean = mean.clamp(0.01, 0.99)
         raw = torch.zeros_like(mean)
         for _ in range(100):
@@ -114,7 +119,7 @@ class ContinuousBernoulli(Likelihood):
 class _LocationScale(Likelihood):
     """A location per pixel, loc = raw, and one scale for all pixels, which is fixed, learned or optimal.
 
-    power  the best scale is the mean of |x - loc|^power, to the power of 1 / power
+    power  defines the maximum-likelihood scale, (mean of |x - loc|^power)^(1 / power)
     """
 
     power: ClassVar[int]
@@ -180,14 +185,14 @@ class OneLearnedScale(LearnedScale, Number):
 
 
 class OptimalScale(Number):
-    """One scale for all pixels: the one that fits the last several hundred training images best.
+    """One scale for all pixels: the maximum-likelihood scale for the last several hundred training images.
 
-    It is a running mean over batches of the best scale (power 1) or of its square (power 2), each batch weighted by its
-    number of images. At the best scale the loss has zero gradient with respect to the scale, so none is propagated.
-    Training, evaluation and sampling use the same number: a batch of test images never sets its own.
+    It is an exponential moving average, over batches, of the best scale (power 1) or of its square (power 2); larger
+    batches weigh more. At the best scale the loss has zero gradient with respect to the scale, so no gradient is
+    propagated through it. Training, evaluation and sampling use the same scale: it is never fitted to test images.
 
-    images  the running mean covers about this many
-    floor   the scale is never smaller
+    images  approximate number of images that the moving average covers
+    floor   lower bound of the scale
     """
 
     scale: Tensor
@@ -198,11 +203,11 @@ class OptimalScale(Number):
         self.register_buffer("scale", torch.ones(()))
 
     def set(self, scale: float) -> None:
-        """Start at this scale."""
+        """Set the scale, from which the moving average starts."""
         self.scale.fill_(scale)
 
     def follow(self, scale: Tensor, count: int) -> None:
-        """Move towards the scale that fits a batch of `count` images best."""
+        """Move the average towards `scale`, the best scale for a batch of `count` images."""
         share = count / (count + self.images)
         moved = torch.lerp(self.scale**self.power, scale**self.power, share) ** (1 / self.power)
         self.scale.copy_(moved.clamp_min(self.floor))
@@ -212,14 +217,16 @@ class OptimalScale(Number):
 
 
 class DiscretizedLogistic(Likelihood):
-    """A logistic per pixel, discretized to the 256 levels of 8-bit images: P(x = k / 255) for k = 0 ... 255.
+    """A logistic distribution per pixel, discretized to 256 levels: P(x = k / 255) for k = 0 ... 255.
 
-    raw (*S, B, 2 * C, H, W) holds C locations, then C log scales. Salimans et al., PixelCNN++, ICLR 2017, with one
-    component.
+    raw (*S, B, 2 * C, H, W) contains C locations, then C log scales. Salimans et al., PixelCNN++, ICLR 2017, here
+    with one mixture component.
     """
 
     raw_size = 2
-    needs = (Need("dataset", "levels", "its values are not 8-bit levels; type likelihood=gaussian"),)
+    needs = (
+        Need("dataset", "levels", "the pixel values of this dataset are not 8-bit levels; type likelihood=gaussian"),
+    )
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
         # The standard deviation of a logistic of scale s is s pi / sqrt(3).

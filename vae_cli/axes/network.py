@@ -1,7 +1,8 @@
-"""The axis `network`: the layers of encoder and decoder, which map tensors to tensors and know no distributions.
+"""The axis `network`: the layers of encoder and decoder.
 
-Each choice builds an encoder, images (B, C, H, W) -> raw (B, raw_size * D), and a decoder of the same kind,
-codes (B, D) -> raw (B, raw_size * C, H, W). The encoder's raw_size is the sigma mode's, the decoder's the likelihood's.
+Each choice builds an encoder, images (B, C, H, W) -> raw (B, raw_size * D), and a matching decoder, codes (B, D) -> raw
+(B, raw_size * C, H, W). The sigma mode defines the encoder's raw_size, the likelihood the decoder's; they turn raw
+outputs into distributions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Network(ABC):
-    """A kind of network, which builds an encoder and a decoder.
+    """A network architecture, which builds an encoder and a decoder.
 
     bias_per_pixel  whether every pixel has its own output bias, or all pixels of a channel share one
     output_bias     "mean": the untrained decoder outputs the mean of the training images (Burda et al., Importance
@@ -53,12 +54,14 @@ class Network(ABC):
 
     @abstractmethod
     def decoder(self, latent: int, start: Tensor) -> nn.Module:
-        """Build the decoder, codes (B, latent) -> raw (B, *start.shape); start is the bias of the output."""
+        """Build the decoder, codes (B, latent) -> raw (B, *start.shape); start initializes the output bias."""
 
 
 class Linear(Network):
-    """One linear layer each way: the linear VAE, whose optimum is known (Lucas et al., Don't Blame the ELBO!, NeurIPS
-    2019)."""
+    """A linear encoder and a linear decoder: the linear VAE.
+
+    Its optimum has a closed form (Lucas et al., Don't Blame the ELBO!, NeurIPS 2019).
+    """
 
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), head(math.prod(shape), latent, raw_size))
@@ -68,7 +71,7 @@ class Linear(Network):
 
 
 class MLP(Network):
-    """Fully connected layers. `hidden` lists their units from image to code; the decoder has them in reverse."""
+    """Fully connected layers; `hidden` lists their units from image to code, and the decoder mirrors the encoder."""
 
     def __init__(self, hidden: list[Count], activation: Activation = "relu", output_bias: OutputBias = "mean") -> None:
         super().__init__(output_bias)
@@ -94,9 +97,9 @@ class MLP(Network):
 
 
 class Conv(Network):
-    """Strided 4x4 convolutions that halve the image until a side is 4 or less, then one fully connected layer.
+    """Strided 4x4 convolutions that halve the image until a side is at most 4 pixels, then one fully connected layer.
 
-    The decoder mirrors the encoder. For images of 8 to 128 pixels a side.
+    The decoder mirrors the encoder. Height and width of the images must be between 8 and 128 pixels.
     """
 
     bias_per_pixel = False
@@ -149,10 +152,10 @@ class Conv(Network):
 
 
 class ResNet(Network):
-    """Pre-activation residual blocks with group normalization at every resolution, down to a side of 4 or less.
+    """Pre-activation residual blocks with group normalization at every resolution, until a side is at most 4 pixels.
 
-    The decoder mirrors the encoder. For images of 8 to 128 pixels a side. He et al., Identity Mappings in Deep Residual
-    Networks, ECCV 2016.
+    The decoder mirrors the encoder. Height and width of the images must be between 8 and 128 pixels. He et al.,
+    Identity Mappings in Deep Residual Networks, ECCV 2016.
     """
 
     bias_per_pixel = False
@@ -208,9 +211,10 @@ class ResidualBlock(nn.Module):
 
 
 def head(inputs: int, latent: int, raw_size: int) -> Dense:
-    """Return the encoder's last layer: raw_size blocks of `latent` outputs, each initialized like a separate layer.
+    """Return the encoder's last layer: raw_size blocks of `latent` outputs.
 
-    So the first block, the locations, starts with the same weights whatever else the sigma mode needs.
+    Each block is initialized as if it were a separate layer. So the initial weights of the first block, the locations,
+    are the same for every sigma mode.
     """
     blocks = [Dense(inputs, latent) for _ in range(raw_size)]
     merged = Dense(inputs, latent * raw_size)
@@ -239,14 +243,14 @@ def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return group normalization with gcd(8, channels) groups."""
+    """Return a group normalization layer with gcd(8, channels) groups."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 def halvings(size: tuple[int, ...], name: str) -> list[tuple[int, int]]:
-    """Return a height and width and its halves, down to a side of 4 or less.
+    """Return the height and width of images at every resolution, halved until a side is at most 4.
 
-    name is the network's, for the message. Raises UserError unless both sides are between 8 and 128.
+    name is the choice of network, for the error message. Raises UserError unless both sides are between 8 and 128.
 
     >>> halvings((28, 28), "conv")
     [(28, 28), (14, 14), (7, 7), (3, 3)]
@@ -263,7 +267,7 @@ def halvings(size: tuple[int, ...], name: str) -> list[tuple[int, int]]:
 
 
 def doublings(width: int, max_width: int, count: int) -> list[int]:
-    """Return the channels of `count` levels: each has twice as many as the one before, but at most max_width.
+    """Return the channels at `count` resolutions: twice as many at each as at the one before, up to max_width.
 
     >>> doublings(32, 100, 3)
     [32, 64, 100]

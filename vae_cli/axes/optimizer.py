@@ -18,8 +18,8 @@ from vae_cli.model.kernels import FusedAdam, without_compiler
 class ScheduledOptimizer:
     """An optimizer whose learning rate follows a schedule.
 
-    arguments are the class's own; arguments["lr"] is a number or a Schedule. Raises UserError for arguments that the
-    class does not accept, and for classes such as LBFGS that need a closure.
+    arguments are those of the class `kind`, but arguments["lr"] may also be a Schedule. Raises UserError for arguments
+    that the class does not accept, and for classes such as LBFGS that need a closure.
     """
 
     def __init__(self, kind: type[Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]) -> None:
@@ -28,14 +28,17 @@ class ScheduledOptimizer:
             if key not in allowed:
                 raise UserError(
                     f"optimizer.{key} is not an argument of {kind.__name__}.{nearest(key, allowed)} "
-                    f"Allowed are {', '.join(allowed)}."
+                    f"Allowed arguments: {', '.join(allowed)}."
                 )
         if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
-            raise UserError(f"{kind.__name__} evaluates the loss several times in a step; type optimizer=adam.")
+            raise UserError(
+                f"{kind.__name__} evaluates the loss several times per step, which vae does not support; "
+                "type optimizer=adam."
+            )
         self._factor = 1.0
         self._fused: FusedAdam | None = None
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
-        # Some optimizers divide by the first rate, or refuse 0, with which a warm-up starts.
+        # Some optimizers divide by the initial learning rate or reject 0, the rate at which a warm-up starts.
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
         try:
             with without_compiler():
@@ -45,7 +48,7 @@ class ScheduledOptimizer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the last step."""
+        """The current learning rate."""
         return float(self.inner.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
@@ -56,13 +59,13 @@ class ScheduledOptimizer:
                 parameter.grad = None
 
     def advance(self, epoch: float) -> None:
-        """Set the learning rate to the schedule's after `epoch` epochs, a whole number or a fraction."""
+        """Set the learning rate to the schedule's value after `epoch` epochs, which may be fractional."""
         if isinstance(self.lr, Constant):
             return
         self._set_rate(self.lr.at(epoch))
 
     def slow_down(self, factor: float) -> None:
-        """Multiply every learning rate of the schedule by this factor from now on."""
+        """Multiply the schedule's learning rates by this factor from now on; it replaces any earlier factor."""
         self._factor = factor
         if isinstance(self.lr, Constant):
             self._set_rate(self.lr.number)
@@ -72,14 +75,14 @@ class ScheduledOptimizer:
             group["lr"] = rate * self._factor
 
     def step(self) -> None:
-        """Update the parameters, by one fused kernel if that takes the same step (see FusedAdam)."""
+        """Update the parameters, with one fused kernel if its update is the same (see FusedAdam)."""
         if self._fused is None:
             self._fused = FusedAdam.of(self.inner)
         if self._fused is None or not self._fused.step():
             self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's own state; the schedule is a function of the epoch and has none."""
+        """Return the state of the torch optimizer; a schedule is a function of the epoch and has no state."""
         with without_compiler():
             return self.inner.state_dict()
 
@@ -95,10 +98,10 @@ class ScheduledOptimizer:
             for name, value in held.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        self._fused = None  # it holds the tensors of the old state
+        self._fused = None  # it refers to the tensors of the old state
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:
-    """Scale the gradient down if its Euclidean norm exceeds `norm`; None never clips."""
+    """Scale the gradient down if its Euclidean norm exceeds `norm`; do nothing if `norm` is None."""
     if norm is not None:
         nn.utils.clip_grad_norm_(parameters, norm)

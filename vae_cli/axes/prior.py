@@ -1,4 +1,4 @@
-"""The axis `prior`: the distribution p(z) of the codes before an image is seen, batch () and event (D,)."""
+"""The axis `prior`: the distribution p(z) over codes, with batch shape () and event shape (D,)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Prior(nn.Module):
     """A prior: forward() returns p(z).
 
     provides  "dimensions" if p(z) is a diagonal normal, so that Inference.rate_per_dimension is defined;
-              "given" if nothing in it is learned
+              "given" if the prior has no learned parameters
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -48,8 +48,8 @@ class StandardNormal(Prior):
 class ScaledNormal(Prior):
     """p(z) = N(loc, diag(scale^2)) with loc (D,) and scale (D,) learned; it starts as N(0, I).
 
-    Up to the location and scale of z, sigma=fixed under this prior is equivalent to sigma=shared under N(0, I): one
-    learned sigma per dimension, the same for all images.
+    Up to a shift and a rescaling of z, sigma=fixed with this prior is equivalent to sigma=shared with N(0, I): both
+    learn, for each dimension, the ratio of sigma to the prior's scale, the same for all images.
     """
 
     provides = frozenset({"dimensions"})
@@ -57,7 +57,8 @@ class ScaledNormal(Prior):
         Need(
             "sigma",
             "noise",
-            "the energy of a point mass has no lower bound if the prior's scale is learned; type prior=standard_normal",
+            "the penalty on a point mass, -log p(loc), has no lower bound if the prior's scale is learned; "
+            "type prior=standard_normal",
         ),
     )
 

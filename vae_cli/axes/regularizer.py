@@ -1,6 +1,7 @@
-"""The axis `regularizer`: what is added to the distortion. Each choice maps an Inference to a penalty (B,) in nats.
+"""The axis `regularizer`: the penalty that is added to the distortion.
 
-loss = mean over the batch of (distortion + penalty).
+Each choice maps an Inference to the penalty (B,), in nats per image. The loss is the mean of distortion + penalty over
+the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vae_cli.model.inference import Inference, over_samples
 
 Weight = NonNegative | Schedule
 
-GIVEN = Need("prior", "given", "the prior's parameters have no part in this loss; type prior=standard_normal")
+GIVEN = Need("prior", "given", "this loss would not train the prior's parameters; type prior=standard_normal")
 
 
 class Regularizer(nn.Module):
@@ -28,7 +29,7 @@ class Regularizer(nn.Module):
 
 
 class KL(Regularizer):
-    """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy with the energy -log p(loc).
+    """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy, with energy = -log p(loc).
 
     With beta = 1 the loss is the negative ELBO of Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014; with
     another beta it is the beta-VAE of Higgins et al., ICLR 2017.
@@ -43,7 +44,7 @@ class KL(Regularizer):
 
 
 class FreeBits(Regularizer):
-    """beta * sum_j max(floor, mean over the batch of KL_j): only what exceeds the floor is penalized.
+    """beta * sum_j max(floor, mean over the batch of KL_j): only KL above the floor is penalized.
 
     floor is in nats per latent dimension. The mean over the batch is inside the maximum, so the penalty is the same for
     every image of a batch. Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, NeurIPS
@@ -52,7 +53,7 @@ class FreeBits(Regularizer):
 
     needs = (
         Need("sigma", "noise", "the rate of a point mass is infinite, so a floor has no effect; type regularizer=kl"),
-        Need("prior", "dimensions", "under this prior the rate is not a sum over latent dimensions"),
+        Need("prior", "dimensions", "with this prior the rate is not a sum over dimensions; type regularizer=kl"),
     )
 
     def __init__(self, floor: Weight = 0.1, beta: Weight = 1.0) -> None:
@@ -67,7 +68,7 @@ class FreeBits(Regularizer):
 
 
 class Capacity(Regularizer):
-    """gamma * |mean over the batch of KL - capacity|: steers the rate to the capacity, in nats per image.
+    """gamma * |mean over the batch of KL - capacity|: steers the rate towards the capacity, in nats per image.
 
     The mean over the batch is inside the absolute value, so the penalty is the same for every image of a batch.
     Burgess et al., Understanding disentangling in beta-VAE, 2018.
@@ -85,7 +86,7 @@ class Capacity(Regularizer):
 
 
 class Energy(Regularizer):
-    """beta * |z|^2 / 2, averaged over the draws of z: the size of the code has a cost, small noise has none.
+    """beta * |z|^2 / 2, averaged over the draws of z: an L2 penalty on the code, but no penalty on small noise.
 
     RAE-L2 of Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020.
     """

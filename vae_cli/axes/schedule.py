@@ -1,6 +1,6 @@
 """The group `schedule`: numbers that change during training, as functions of the epoch.
 
-The epoch is fractional: after s steps of n per epoch it is s / n.
+The epoch is fractional: after s steps, at n steps per epoch, it is s / n.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Schedule(Number):
 
     @abstractmethod
     def at(self, epoch: float) -> float:
-        """Return the number after `epoch` epochs, a whole number or a fraction."""
+        """Return the number after `epoch` epochs, which may be fractional."""
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """Return the smallest and the largest number that the schedule ever reaches."""
+        """Return the smallest and the largest value of the schedule."""
 
     def advance(self, epoch: float) -> None:
-        """Set the current number to the one after `epoch` epochs."""
+        """Set the current number to its value after `epoch` epochs, which may be fractional."""
         self.value.fill_(self.at(epoch))
 
     def forward(self) -> Tensor:
@@ -52,7 +52,7 @@ class Schedule(Number):
 
 
 class Constant(Schedule):
-    """The same number throughout.
+    """A number that stays the same throughout training.
 
     >>> Constant(2).at(7)
     2.0
@@ -70,7 +70,7 @@ class Constant(Schedule):
         return self.number, self.number
 
     def advance(self, epoch: float) -> None:
-        """Do nothing: a number that does not change needs no work in a step."""
+        """Do nothing: the number never changes."""
 
 
 class _Ramp(Schedule):
@@ -85,12 +85,12 @@ class _Ramp(Schedule):
         return min(self.start, self.stop), max(self.start, self.stop)
 
     def between(self, share: float) -> float:
-        """Return the number at a fraction of the way from start to stop, exact at both ends; above 1 it is stop."""
+        """Return the number at the fraction `share` of the way from start to stop; exactly stop if share >= 1."""
         return self.stop if share >= 1 else self.start + (self.stop - self.start) * share
 
 
 class Linear(_Ramp):
-    """A straight line from start to stop over `epochs` epochs, then stop.
+    """A straight line from start to stop over `epochs` epochs, then constant.
 
     >>> warmup = Linear(0, 1, epochs=10)
     >>> [warmup.at(epoch) for epoch in (0, 5, 10, 99)]
@@ -106,10 +106,10 @@ class Linear(_Ramp):
 
 
 class Cosine(_Ramp):
-    """Half a cosine wave from start to stop over `epochs` epochs, then stop.
+    """Half a cosine wave from start to stop over `epochs` epochs, then constant.
 
-    It begins after `warmup` epochs in which the number rises in a straight line from 0 to start. Loshchilov and Hutter,
-    SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
+    It is preceded by `warmup` epochs, during which the number goes in a straight line from 0 to start. Loshchilov and
+    Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
 
     >>> rate = Cosine(1, 0, epochs=10, warmup=2)
     >>> [round(rate.at(epoch), 2) for epoch in (0, 1, 2, 7, 12)]
@@ -132,10 +132,10 @@ class Cosine(_Ramp):
 
 
 class Cyclic(_Ramp):
-    """Cycles of `epochs` epochs: the number moves from start to stop during the fraction `ramp` of a cycle, then holds.
+    """Cycles of `epochs` epochs: a straight line from start to stop, then constant until the next cycle.
 
-    After the last cycle it stays at stop. Fu et al., Cyclical Annealing Schedule: A Simple Approach to Mitigating KL
-    Vanishing, NAACL 2019.
+    ramp is the fraction of a cycle in which the number goes from start to stop. After the last cycle it stays at stop.
+    Fu et al., Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing, NAACL 2019.
 
     >>> beta = Cyclic(0, 1, epochs=10, cycles=2, ramp=0.5)
     >>> [beta.at(epoch) for epoch in (0, 2.5, 5, 9, 10, 12.5, 20)]
@@ -154,5 +154,5 @@ class Cyclic(_Ramp):
 
 
 def as_schedule(number: float | Schedule) -> Schedule:
-    """Return a schedule as it is, and a number as a Constant."""
+    """Convert a number to a Constant; return a schedule unchanged."""
     return number if isinstance(number, Schedule) else Constant(number)

@@ -1,6 +1,7 @@
-"""The axis `sigma`: how the scale of the encoder's noise is set in z = loc(x) + sigma * epsilon, epsilon ~ N(0, I).
+"""The axis `sigma`: how sigma, the scale of the noise in z = loc(x) + sigma * epsilon, epsilon ~ N(0, I), is set.
 
-Each choice maps the encoder's output raw (B, raw_size * D) to q(z|x), a distribution of batch (B,) and event (D,).
+Each choice maps the encoder's output raw (B, raw_size * D) to q(z|x), a distribution with batch shape (B,) and event
+shape (D,).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from vae_cli.core.values import Count
 from vae_cli.model.distributions import Delta
 from vae_cli.model.scales import LearnedScale, bounded, diagonal_normal
 
-LEAST, MOST = 1e-6, 1e6  # bounds of a fixed scale: its square, and the inverse of its square, stay within float32
+LEAST, MOST = 1e-6, 1e6  # bounds of a fixed scale: scale^2 and 1 / scale^2 do not overflow or underflow in float32
 
 
 class Sigma(nn.Module):
     """A family of posteriors: forward maps raw (B, raw_size * D) to q(z|x).
 
-    raw_size  how many numbers the encoder outputs per latent dimension
+    raw_size  number of encoder outputs per latent dimension
     provides  "noise", unless the posterior is a point mass, for which rate and ELBO are not defined
     """
 
@@ -33,7 +34,7 @@ class Sigma(nn.Module):
 class Learned(Sigma):
     """N(loc(x), scale(x)^2): the encoder sets location and scale of every image and latent dimension.
 
-    raw (B, 2 * D) holds the D locations, then the D log scales. Kingma and Welling, Auto-Encoding Variational Bayes,
+    raw (B, 2 * D) contains the D locations, then the D log scales. Kingma and Welling, Auto-Encoding Variational Bayes,
     ICLR 2014.
     """
 
@@ -46,7 +47,10 @@ class Learned(Sigma):
 
 
 class Shared(Sigma):
-    """N(loc(x), s^2): s (D,) is a learned vector, the same for all images, which starts at 1; raw (B, D) holds loc."""
+    """N(loc(x), s^2): one learned scale per latent dimension, s (D,), the same for all images.
+
+    s starts at 1. raw (B, D) is loc(x).
+    """
 
     def __init__(self, latent: Count) -> None:
         super().__init__()
@@ -58,11 +62,11 @@ class Shared(Sigma):
 
 
 class Fixed(Sigma):
-    """N(loc(x), value^2): value is a constant or schedule; nothing about the scale is learned. raw (B, D) holds loc.
+    """N(loc(x), value^2): the scale is a constant or a schedule, not learned. raw (B, D) is loc(x).
 
-    The default 1.0 is the prior's own scale; CV-VAE is a constant tuned by hand (Ghosh et al., From Variational to
-    Deterministic Autoencoders, ICLR 2020). Raises UserError if the value is, or becomes, less than 1e-6 or more than
-    1e6.
+    The default, 1.0, is the scale of the standard normal prior. The CV-VAE (Ghosh et al., From Variational to
+    Deterministic Autoencoders, ICLR 2020) uses a hand-tuned constant. Raises UserError if the value, or any value that
+    the schedule reaches, is less than 1e-6 or more than 1e6.
     """
 
     def __init__(self, value: float | Schedule = 1.0) -> None:
@@ -74,10 +78,10 @@ class Fixed(Sigma):
         allowed = f"the scale of the noise must be between {LEAST:g} and {MOST:g}"
         if least != most:
             raise UserError(
-                f"sigma.value goes from {least:g} to {most:g}, but {allowed}: say where the schedule starts and stops, "
+                f"sigma.value goes from {least:g} to {most:g}, but {allowed}: set where the schedule starts and stops, "
                 "for example sigma.value.start=0.1 sigma.value.stop=1."
             )
-        none = " For no noise at all type sigma=deterministic." if least < LEAST else ""
+        none = " For no noise at all, type sigma=deterministic." if least < LEAST else ""
         raise UserError(f"sigma.value={least:g} is not allowed: {allowed}.{none}")
 
     def forward(self, raw: Tensor) -> Distribution:
@@ -86,7 +90,7 @@ class Fixed(Sigma):
 
 
 class Deterministic(Sigma):
-    """A point mass at loc(x): z = loc(x), without noise; no random number is drawn. raw (B, D) holds loc."""
+    """A point mass at loc(x): z = loc(x), without noise; no random number is drawn. raw (B, D) is loc(x)."""
 
     provides = frozenset()
 

@@ -1,4 +1,4 @@
-"""The axis `dataset`: real images, the user's own, and synthetic images with known structure."""
+"""The axis `dataset`: published images, the user's own images, and synthetic images with known structure."""
 
 from vae_cli.axes.dataset.digits import Digits
 from vae_cli.axes.dataset.image_folder import ImageFolder

@@ -1,4 +1,4 @@
-"""The handwritten digits that are part of scikit-learn."""
+"""The handwritten digits that are included in scikit-learn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Digits(Dataset):
 
 
 def read_digits() -> NDArray[np.float64]:
-    """Return a table (1797, 65): for each image its 64 levels and its digit."""
+    """Return scikit-learn's table (1797, 65): in each row the 64 gray levels of an image, 0 to 16, and its label."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         # Importing sklearn.datasets only to read this file would take a second or more.

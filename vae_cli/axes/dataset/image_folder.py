@@ -1,4 +1,4 @@
-"""The user's own images."""
+"""A dataset of the user's own images, from a folder."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 
 
 class ImageFolder(Dataset):
-    """All images in a folder and its subfolders, of any size, mode and format that Pillow reads, as equal squares.
+    """All images in a folder and its subfolders, cropped and resized to squares of one size.
 
-    The largest centered square is resized to `side` pixels. The images are packed once, into a memory-mapped array in
-    the data folder, and again if the folder changes. If every image is in a subfolder, the top-level subfolders are the
-    classes. `test` is a number of images or a fraction of them.
+    Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
+    to `side` x `side` pixels. The images are packed once into a memory-mapped array in the data folder, and again
+    whenever the image folder changes. If every image is in a subfolder, the top-level subfolders are the classes.
+    `test` is the number of test images, or their fraction of all images.
 
-    Raises UserError for a folder that is missing or has too few images, and for unreadable images unless skip_corrupt;
-    Failure if the pack cannot be written.
+    Raises UserError if the folder is missing or has too few images, and for unreadable images unless skip_corrupt is
+    true; Failure if the pack cannot be written.
     """
 
     provides = frozenset({"unit_interval", "levels"})
@@ -92,7 +93,7 @@ class ImageFolder(Dataset):
         fingerprint = sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         pack = open_pack(folder, fingerprint)
         if pack is None:
-            self._test_count(len(files))  # raises before the work is done
+            self._test_count(len(files))  # raises UserError before the images are packed
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
         rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
@@ -104,7 +105,7 @@ class ImageFolder(Dataset):
         if images < count + self.validation + 1:
             raise UserError(
                 f"{self.path} has {images} images, too few for {count} test images, {self.validation} validation "
-                f"images and one to train on. Choose smaller numbers than dataset.test={self.test} and "
+                f"images and at least one training image. Reduce dataset.test={self.test} or "
                 f"dataset.validation={self.validation}."
             )
         return int(count)
@@ -117,8 +118,8 @@ class ImageFolder(Dataset):
         if not files:
             found = f"none of its {others} files is an image" if others else "it is empty"
             raise UserError(
-                f"dataset.path={self.path} has no images: {found}. Give a folder with images such as .jpg or .png "
-                f"in it or in its subfolders."
+                f"dataset.path={self.path} has no images: {found}. Give a folder with images, such as .jpg or "
+                f".png files, in it or in its subfolders."
             )
         return files
 
@@ -145,7 +146,7 @@ class ImageFolder(Dataset):
                 with Image.open(self.path / name) as image:
                     return to_pixels(image, self._shape, background=self.background)
             except Image.DecompressionBombError:
-                return f"{name} (too many pixels to be safe to open: make it smaller)"
+                return f"{name} (too many pixels to open safely: make it smaller)"
             except UNREADABLE as error:
                 reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
                 return f"{name} ({reason})"
@@ -174,7 +175,10 @@ class ImageFolder(Dataset):
 
 
 class File(NamedTuple):
-    """What shows whether a file has changed: path below the folder, size in bytes, modification time in nanoseconds."""
+    """An image file: its path relative to the folder, size in bytes and modification time in nanoseconds.
+
+    If any of these changes, the images are packed again.
+    """
 
     name: str
     size: int
@@ -182,9 +186,9 @@ class File(NamedTuple):
 
 
 def _list_images(root: Path) -> tuple[list[File], int]:
-    """Return the files with an image's extension, sorted, and the number of other files.
+    """Return the files with an image extension, sorted by path, and the number of other files.
 
-    Hidden files and folders are ignored: they are thumbnails and leftovers of other programs.
+    Hidden files and folders are ignored: they are usually thumbnails or temporary files of other programs.
     """
     from PIL import Image
 

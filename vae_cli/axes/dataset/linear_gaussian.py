@@ -1,4 +1,4 @@
-"""Gaussian data of known covariance, for which the optimum of linear models has a closed form."""
+"""Gaussian data with known covariance, for which the optimum of linear models has a closed form."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from vae_cli.machine.memory import refuse_oversize
 
 
 class LinearGaussian(Dataset):
-    """Images x = U diag(eigenvalues)^(1/2) e with e ~ N(0, I) and a random rotation U: what probabilistic PCA models.
+    """Gaussian images x = U diag(eigenvalues)^(1/2) e, with e ~ N(0, I) and a random orthogonal matrix U.
 
-    Each split is centered and whitened separately, and then given its covariance. So its mean is 0 and its empirical
-    covariance (a mean over its images) has exactly these eigenvalues and eigenvectors, up to float32: closed forms such
-    as those of the linear VAE (Lucas et al., Don't Blame the ELBO!, NeurIPS 2019) hold on every split without sampling
-    error. Pixel values are not bounded and have no levels. An image has d pixels, one per eigenvalue: a square if d is
-    a square number, else a row.
+    Probabilistic PCA and the linear VAE are models of such data. Each split is centered and whitened separately, then
+    transformed to the covariance U diag(eigenvalues) U^T. So its mean is 0 and its empirical covariance (normalized by
+    its number of images) has exactly these eigenvalues and eigenvectors, up to float32 rounding: closed forms such as
+    those of the linear VAE (Lucas et al., Don't Blame the ELBO!, NeurIPS 2019) hold on every split without sampling
+    error. Pixel values are continuous and unbounded. An image has d pixels, one per eigenvalue: it is square if d is a
+    square number, otherwise a single row.
 
     eigenvalues: float64 (d,). Raises UserError if a split has fewer than d + 1 images.
     """
@@ -44,7 +45,7 @@ class LinearGaussian(Dataset):
             raise UserError(
                 "dataset.eigenvalues is empty: give a number above 0 per pixel, for example dataset.eigenvalues=[2,1]."
             )
-        # Doubles of 8 bytes, three times: the algebra makes copies.
+        # 8 bytes per float64 value, times 3 because whitening makes copies.
         needed = 24 * len(eigenvalues) * max(images + test, len(eigenvalues))
         refuse_oversize(needed, f"dataset.images={images} with dataset.test={test}", "give smaller numbers")
         self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
@@ -55,9 +56,9 @@ class LinearGaussian(Dataset):
         for name, size in sizes.items():
             if size <= len(eigenvalues) and (size or name != "validation"):
                 raise UserError(
-                    f"{size} {name} images cannot have exactly these {len(eigenvalues)} eigenvalues: "
-                    f"that takes at least {len(eigenvalues) + 1} images"
-                    + (", or dataset.validation=0." if name == "validation" else ".")
+                    f"{size} {name} images are too few to have exactly these {len(eigenvalues)} eigenvalues: "
+                    f"at least {len(eigenvalues) + 1} images are needed"
+                    + (", or type dataset.validation=0." if name == "validation" else ".")
                 )
 
     @property
@@ -68,10 +69,11 @@ class LinearGaussian(Dataset):
 
     @property
     def eigenvectors(self) -> Tensor:
-        """The rotation U, float64 (d, d): one column per eigenvalue, in their order."""
+        """The orthogonal matrix U, float64 (d, d): column j is the eigenvector of eigenvalues[j]."""
         pixels = len(self.eigenvalues)
         q, r = np.linalg.qr(numpy_generator(self.split_seed, 2).standard_normal((pixels, pixels)))
-        # The signs of r's diagonal depend on LAPACK's convention; without them q is uniform over orthogonal matrices.
+        # The signs of r's diagonal depend on LAPACK's convention. Multiplied by them, q is unique, and uniform over
+        # orthogonal matrices.
         return torch.from_numpy(q * np.sign(np.diag(r)))
 
     @property
@@ -89,7 +91,7 @@ class LinearGaussian(Dataset):
         return Splits(train, validation, test, None)
 
     def _color(self, noise: NDArray[np.float64]) -> Split:
-        """Return noise (n, d) as images whose empirical mean and covariance are exact."""
+        """Transform noise (n, d) to images with empirical mean 0 and exactly the covariance `self.covariance`."""
         if len(noise):
             noise = noise - noise.mean(0)
             # noise^T noise / n = L L^T, so the covariance of noise L^-T is I.

@@ -1,7 +1,7 @@
-"""Images that may not fit into memory: shuffled in blocks, and read from their file before they are needed.
+"""Images that may not fit into memory: shuffled in blocks, and read ahead from their file.
 
-If they were read one by one from all over the file, each would cost a seek, and the system's read-ahead would be
-wasted. Instead, a block is read in one piece, and batches are drawn from many blocks at a time.
+If images were read one by one from all over the file, each would cost a seek, and the system's read-ahead would be
+wasted. Instead, a block of images is read at once, and each batch is drawn from many blocks.
 """
 
 from __future__ import annotations
@@ -16,37 +16,39 @@ from torch import Tensor
 
 # Fixed numbers, not fractions of a machine's memory, so that a seed gives the same order on every machine.
 BLOCKWISE_ABOVE = 1 << 30  # bytes of images; a larger file is shuffled in blocks
-BLOCK_BYTES = 1 << 20  # read in one piece
+BLOCK_BYTES = 1 << 20  # bytes of a block of images, which is read at once
 BLOCKS_TOGETHER = 256  # blocks whose images are shuffled together
 
 
 class Mapped:
     """A file of 8-bit images, memory-mapped.
 
-    start   the byte at which the images begin
-    images  uint8 of this shape, (N, C, H, W), read from the file on access; changes are not written back
+    start   byte offset of the first image
+    images  uint8 of the given shape (N, C, H, W), read from the file on access; changes are not written back
     """
 
     def __init__(self, path: Path, start: int, shape: tuple[int, ...]) -> None:
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_RANDOM"):  # an image's neighbors in the file are not needed next
+        if hasattr(
+            mmap, "MADV_RANDOM"
+        ):  # turns off the system's read-ahead: the next images of the file are not needed next
             self._map.madvise(mmap.MADV_RANDOM)
         self._start, self._row_bytes = start, prod(shape[1:])
         self.images = torch.frombuffer(self._map, dtype=torch.uint8, offset=start, count=prod(shape)).view(shape)
 
     def will_need(self, first: int, last: int) -> None:
-        """Ask the system to read the rows first ... last in the background. Does nothing on systems that cannot."""
+        """Ask the operating system, if it can, to read rows `first` to `last` (inclusive) in the background."""
         if hasattr(mmap, "MADV_WILLNEED"):
             begin = self._start + first * self._row_bytes
             begin -= begin % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, begin, self._start + (last + 1) * self._row_bytes - begin)
 
     def shuffled(self, index: Tensor, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Tensor]:
-        """Yield the positions 0 ... n - 1 in batches (B,), without the first `skip` batches.
+        """Yield the positions 0 ... n - 1 in random order, in batches (B,), without the first `skip` batches.
 
-        Position i is the row index[i] of the file, index (n,); rows are read ahead of their batch. Blocks are taken in
-        random order, and the images of BLOCKS_TOGETHER blocks are shuffled together.
+        Position i refers to row index[i] of the file, index (n,). Rows are read ahead of the batch that needs them.
+        Blocks are taken in random order, and the images of BLOCKS_TOGETHER blocks are shuffled together.
         """
         images = max(1, BLOCK_BYTES // self._row_bytes)  # per block
         blocks = index.argsort().split(images)

@@ -1,4 +1,4 @@
-"""Images packed once into a memory-mapped array of one size, and the data folder where packs are stored."""
+"""Packs: datasets stored as one memory-mapped array of images of equal size, and the data folder for them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vae_cli.axes.dataset.mapped import BLOCKWISE_ABOVE, Mapped
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import flush_folder, locked
 
-FORMAT = 1  # of a pack; if it changes, all images are packed again
-IMAGES_PER_STEP = 256  # read and written together, or fewer if they exceed BYTES_PER_STEP
+FORMAT = 1  # version of the pack format; if it changes, all images are packed again
+IMAGES_PER_STEP = 256  # images that are read and written together; fewer if they exceed BYTES_PER_STEP
 BYTES_PER_STEP = 1 << 26
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Chunk(NamedTuple):
 class Pack(NamedTuple):
     """All images of a dataset, or of one of its published splits.
 
-    images   uint8 (N, C, H, W), memory-mapped; changes are not written back
+    images   uint8 (N, C, H, W), memory-mapped or in memory; changes are not written back
     labels   int64 (N,), or None
     classes  the name of each label, or None
     mapped   the file of the images if they may not fit into memory, else None
@@ -64,7 +64,7 @@ def data_folder(data_dir: str | None) -> Path:
     given = data_dir or os.environ.get("VAE_DATA_DIR")
     folder = Path(given).expanduser().absolute() if given else _cache_folder() / "vae"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"data_dir={folder} is a file. Give a folder; it is created if it does not exist.")
+        raise UserError(f"data_dir={folder} is a file. Give a folder, which is created if it does not exist.")
     return folder
 
 
@@ -80,7 +80,10 @@ def _cache_folder() -> Path:
 
 
 def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
-    """Return the folder for packs of the images `name`; settings, which determine the pixels, are part of its name."""
+    """Return the folder for packs of a dataset.
+
+    Its name combines `name` with a hash of `settings`, which must contain everything that determines the pixels.
+    """
     key = sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True, default=str).encode()).hexdigest()
     plain = re.sub(r"[^\w.-]+", "_", name)[:50]
     return data / "packed" / f"{plain}-{key[:12]}"
@@ -90,12 +93,12 @@ def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
 def exclusive(folder: Path) -> Iterator[None]:
     """Create a folder and hold its lock, so that runs of a sweep that start together download or pack only once.
 
-    The lock of a process that dies is released. Raises UserError inside only_reading.
+    If the process dies, its lock is released. Raises UserError inside `only_reading`.
     """
     if _only_reads.get():
         raise UserError(
-            f"The images are not in {folder}, a folder that the run's configuration names. To write them there, or to "
-            "read them from another folder, type --data-dir FOLDER (after vae train --repeat, data_dir=FOLDER)."
+            f"The images are not in {folder}, the folder that the run's configuration names. To write them there, or "
+            "to read them from another folder, type --data-dir FOLDER (with vae train --repeat: data_dir=FOLDER)."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
@@ -107,7 +110,10 @@ _only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
 
 @contextmanager
 def only_reading() -> Iterator[None]:
-    """Only read existing files: create no folder, download or pack in a place that someone else may have chosen."""
+    """Forbid downloads, packing and new folders inside the block.
+
+    It is for stored runs, whose configuration may name a data folder that somebody else chose.
+    """
     token = _only_reads.set(True)
     try:
         yield
@@ -122,7 +128,8 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
         about = json.loads((home / "about.json").read_text(encoding="utf-8"))
         # Copy on write, because torch warns about read-only arrays. Nothing writes to these.
         images = np.load(home / "images.npy", mmap_mode="c")
-        # Mapped first, which fails before memory is allocated if the file is shorter than its header claims.
+        # Memory-mapped before it is copied: if the file is shorter than its header claims, this fails before memory is
+        # allocated.
         labels = torch.from_numpy(np.load(home / "labels.npy", mmap_mode="c")).clone() if about["labels"] else None
         classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # missing
@@ -150,7 +157,7 @@ def write_pack(
     try:
         for remains in folder.glob(".partial-*"):
             shutil.rmtree(remains, ignore_errors=True)
-        part = folder / f".partial-{token_hex(4)}"  # mkdtemp's folders are unreadable to other users
+        part = folder / f".partial-{token_hex(4)}"  # not from mkdtemp, whose folders other users cannot read
         part.mkdir()
         try:
             write_images(part, shape, chunks, classes)
@@ -182,10 +189,11 @@ def cannot_write(folder: Path, error: OSError) -> Failure:
 def write_images(
     part: Path, shape: tuple[int, int, int], chunks: Generator[Chunk, None, None], classes: Sequence[str] | None
 ) -> None:
-    """Write the images and labels of a pack, chunk by chunk, and its class names. Raises OSError."""
+    """Write the images, labels and class names of a pack into the folder `part`, chunk by chunk. Raises OSError."""
     # Plain writes, not a memory map: a full disk makes a write raise an error, but kills a process that uses a map.
     count, labels = 0, list[int]()
-    # Closed, because an error's traceback keeps the generator alive, and its progress bar would overwrite the message.
+    # The generator is closed here: after an error, the traceback would keep it alive, and its progress bar would
+    # overwrite the message.
     with closing(chunks), open(part / "images.npy", "wb") as file:
         start = _write_header(file, count, shape)
         for chunk in chunks:
@@ -220,9 +228,10 @@ def _flush(file: BinaryIO) -> None:
 def in_threads(
     read: Callable[[int], T], count: int, shape: tuple[int, int, int], description: str
 ) -> Generator[list[T], None, None]:
-    """Yield the results of `read` for 0 ... count - 1, in order and in lists, with a progress bar on a terminal.
+    """Call `read` with 0 ... count - 1 in threads, and yield the results in order, in lists.
 
-    A list has at most IMAGES_PER_STEP items, and fewer if images of this shape would exceed BYTES_PER_STEP.
+    A list has at most IMAGES_PER_STEP items, and fewer if images of this shape would exceed BYTES_PER_STEP. A terminal
+    shows a progress bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

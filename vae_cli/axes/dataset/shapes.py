@@ -1,4 +1,4 @@
-"""Synthetic images of sprites whose factors of variation are known."""
+"""Synthetic images of sprites with known factors of variation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RADIUS = 0.5  # of the circle around a sprite of scale 1, so no sprite is cut of
 IMAGES_PER_STEP = 512
 
 # A heart is a square of side 1 standing on a corner, with a half disc on each of its two upper sides. HEART_RISE is the
-# height of its centroid above the square's center, HEART_REACH the distance from the centroid to its tip, the farthest
-# point.
+# height of its centroid above the square's center, HEART_REACH the distance from the centroid to the heart's tip, its
+# farthest point.
 HEART_RISE = (2**0.5 / 8 * pi + 1 / 6 * 2**0.5) / (1 + pi / 4) / 2
 HEART_REACH = 0.5**0.5 + HEART_RISE
 
@@ -35,13 +35,13 @@ class Shapes(Dataset):
 
     They follow dSprites (Matthey et al. 2017), but with continuous factors of variation.
 
-    factors is float32 (N, 5), one row per row of `Split.images`: `factors[split.index]` are the factors of a split. The
-    columns, all independent and uniform, are
+    factors is float32 (N, 5), one row per row of `Split.images`: the factors of a split are
+    `factors[split.index]`. The columns are independent and uniform:
 
     shape        0, 1 or 2, which is also the label
     scale        0.5 to 1
     orientation  0 to 2 pi, counterclockwise
-    x, y         0 to 1, the center of mass from left to right and from top to bottom, over the middle 40 % of the image
+    x, y         center of mass, 0 to 1 across the middle 40 % of the image, from left to right and from top to bottom
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
@@ -57,14 +57,14 @@ class Shapes(Dataset):
         split_seed: Natural = 0,
     ) -> None:
         self.side = side
-        # The peak of drawing the factors and then rendering, in bytes.
+        # Peak memory, in bytes, of drawing the factors and rendering the images.
         refuse_oversize(
             (images + test) * (side**2 + 120),
             f"dataset.images={images} with dataset.test={test}",
             "give smaller numbers",
         )
         self._train_rows, self._validation_rows, _ = partition(images, validation, split_seed)
-        # Two streams, so that the number of training images does not change the test images.
+        # Two random streams, so that the number of training images does not change the test images.
         draws = np.concatenate([numpy_generator(split_seed, part).rand(n, 5) for part, n in enumerate((images, test))])
         low, high = np.array([0, 0.5, 0, 0, 0]), np.array([len(SHAPES), 1, 2 * pi, 1, 1])
         factors = low + (high - low) * draws
@@ -85,9 +85,10 @@ class Shapes(Dataset):
 
 
 def render(factors: Array, side: int) -> NDArray[np.uint8]:
-    """Return the sprites with these factors (N, 5) as uint8 levels (N, 1, side, side): 255 times a pixel's coverage.
+    """Return images uint8 (N, 1, side, side) of the sprites with these factors (N, 5): 255 times a pixel's coverage.
 
-    The coverage of a pixel is computed as if the sprite's edge were straight, from its distance to the pixel's center.
+    A pixel's coverage, the fraction of it that the sprite covers, is computed from the distance between the pixel's
+    center and the sprite's edge, as if the edge were straight.
 
     >>> square = np.array([[0, 1, 0, 0.5, 0.5]], dtype=np.float32)
     >>> render(square, 8)[0, 0, 4].tolist()
@@ -118,8 +119,8 @@ def render(factors: Array, side: int) -> NDArray[np.uint8]:
     return images
 
 
-# The signed distance of a point (u, v) from the edge of a sprite, negative inside. The sprite's farthest point from the
-# origin is at distance 1.
+# These functions return the signed distance of a point (u, v) from the edge of a sprite, negative inside. The
+# farthest point of the sprite is at distance 1 from the origin.
 
 
 def _square(u: Array, v: Array) -> Array:
@@ -127,7 +128,7 @@ def _square(u: Array, v: Array) -> Array:
 
 
 def _ellipse(u: Array, v: Array) -> Array:
-    # Half-axes 1 and 1/2. The distance f / |grad f| is exact to first order at the edge.
+    # Semi-axes 1 and 1/2. The distance f / |grad f| is exact to first order at the edge.
     value = np.maximum(np.hypot(u, 2 * v), 1e-6)
     slope = np.maximum(np.hypot(u, 4 * v), 1e-6)
     return value * (value - 1) / slope

@@ -1,4 +1,4 @@
-"""What every dataset returns: images in three disjoint splits, drawn with their own seed."""
+"""The interface of datasets: images in three disjoint splits, drawn with `split_seed`, not with the run's seed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Natural
 from vae_cli.machine.memory import free_memory
 
-MEAN_BYTES = 1 << 20  # of pixels per step of Split.mean: they fit into the processor's cache
-STEPS_AHEAD = 32  # how many of these steps ahead a file is read
+MEAN_BYTES = 1 << 20  # bytes of pixels per step of Split.mean: they fit into the processor's cache
+STEPS_AHEAD = 32  # Split.mean reads a file this many steps ahead
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """The training, validation or test images: some rows of an array of images.
 
-    images  uint8 levels or float32 (N, C, H, W), in memory or memory-mapped; other splits may share it
+    images  uint8 levels or float32 (N, C, H, W), in memory or memory-mapped; other splits may share the array
     labels  int64 (N,), or None
     index   int64 (n,), the rows of `images` in this split
     mapped  the file of the images if they may not fit into memory, else None
@@ -46,9 +46,9 @@ class Split:
         return self.index.shape[0]
 
     def shuffled(self, generator: torch.Generator, batch_size: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield every position once, in batches (B,), without the first `skip` batches.
+        """Yield every position once, in random order and in batches (B,), without the first `skip` batches.
 
-        The order depends on the generator alone. Images that may not fit into memory are shuffled in blocks.
+        The order depends only on the generator. Images that may not fit into memory are shuffled in blocks.
         """
         if self.mapped is None:
             order = torch.randperm(len(self), generator=generator).to(self.images.device)
@@ -61,8 +61,9 @@ class Split:
         """Yield every position once, in order and in batches (B,)."""
         for positions in torch.arange(len(self), device=self.images.device).split(batch_size):
             if self.mapped is not None:
+                # All rows are requested first: reading them one by one would wait for each.
                 for row in self._rows(positions).tolist():
-                    self.mapped.will_need(row, row)  # asked for together; reading them one by one would wait for each
+                    self.mapped.will_need(row, row)
             yield positions
 
     def batch(self, positions: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class Split:
             raise ValueError("an empty split has no mean image")
         total = torch.zeros(self.images.shape[1:], dtype=torch.float64)
         images_per_step = max(1, MEAN_BYTES // (total.numel() * self.images.element_size()))
-        # A file is read fastest in its own order. The sum of 8-bit levels is exact in any order.
+        # A file is read fastest from beginning to end. Sums of 8-bit levels are exact, so their order does not matter.
         rows_in_order = self.index.sort().values if self.images.dtype == torch.uint8 else self.index
         chunks = rows_in_order.split(images_per_step)
         for number, rows in enumerate(chunks):
@@ -116,7 +117,7 @@ class Split:
 
 
 class Splits(NamedTuple):
-    """Train, validation (may be empty) and test images, and the names of the labels or None."""
+    """The training, validation (may be empty) and test images, and the names of the classes, or None."""
 
     train: Split
     validation: Split
@@ -138,8 +139,8 @@ class Splits(NamedTuple):
 class Dataset(ABC):
     """A source of images.
 
-    provides  what a likelihood or metric may need: "unit_interval" (values between 0 and 1), "levels" (values are 8-bit
-              levels divided by 255), "labels"
+    provides  properties that a likelihood or metric may need: "unit_interval" (values between 0 and 1), "levels"
+              (values are 8-bit levels divided by 255), "labels"
     """
 
     provides: frozenset[str]
@@ -147,25 +148,25 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image, known without loading any."""
+        """The channels, height and width of the images, known before they are loaded."""
 
     def check(self) -> None:  # noqa: B027 (most choices have nothing to check)
         """Raise UserError for mistakes that can be found without loading an image, such as a missing folder."""
 
     @abstractmethod
     def load(self) -> Splits:
-        """Return the splits: disjoint, and the same images for the same split_seed.
+        """Return the splits, which are disjoint and the same for the same split_seed.
 
-        Raises UserError for settings that do not fit the images, Failure if the images cannot be read or downloaded.
+        Raises UserError if settings do not match the images, Failure if the images cannot be read or downloaded.
         """
 
 
 def partition(count: int, validation: Natural, split_seed: Natural, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows of the train, validation and test images among `count` images, each int64 (n,).
+    """Return the rows of the training, validation and test images among `count` images, each int64 (n,).
 
-    The test images are the head of one random permutation, the validation images its tail. So the size of one split
-    does not change another, and a smaller held-out set is part of a larger one. Raises UserError if no image is left to
-    train on.
+    The test images are the head of a random permutation, the validation images its tail. So the number of test images
+    does not change the validation images, nor the reverse, and a smaller test or validation set is a subset of a larger
+    one. Raises UserError if no image is left to train on.
 
     >>> train, validation, test = partition(10, validation=2, split_seed=0, test=3)
     >>> train.tolist(), validation.tolist(), test.tolist()
@@ -173,13 +174,13 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
     """
     if test >= count:
         raise UserError(
-            f"dataset.test={test} leaves nothing to train on: there are {count} images. Give dataset.test "
-            f"a smaller number or a fraction."
+            f"dataset.test={test} leaves nothing to train on: there are {count} images. Set dataset.test "
+            f"to a smaller number or a fraction."
         )
     if validation >= count - test:
         raise UserError(
             f"dataset.validation={validation} leaves nothing to train on: there are {count - test} training images. "
-            f"Give dataset.validation a number between 0 and {count - test - 1}."
+            f"Set dataset.validation to a number between 0 and {count - test - 1}."
         )
     rows = torch.from_numpy(numpy_generator(split_seed).permutation(count).astype(np.int64))
     return rows[test : count - validation], rows[count - validation :], rows[:test]

@@ -1,4 +1,4 @@
-"""Any dataset of torchvision, named in a configuration file."""
+"""Image datasets of torchvision, specified in configuration files."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from vae_cli.core.images import center_box, to_pixels
 from vae_cli.core.values import Count, Natural
 
 PACKED = "complete"  # the fingerprint of every pack: published datasets do not change
-RESIZED_TOGETHER = 4096  # images
+RESIZED_TOGETHER = 4096  # images that are resized at once, to limit memory
 
 
 class Torchvision(Dataset):
-    """A class of torchvision.datasets, with its own download and checksums.
+    """A dataset of torchvision.datasets, which torchvision downloads and verifies.
 
-    source       the name of the class
-    train, test  its arguments for the training and the test images
+    source       name of the class in torchvision.datasets
+    train, test  arguments of the class for the training and the test images
     shape        channels (1 or 3), height and width to which the images are resized
-    files        what to put into the data folder by hand if nothing can be downloaded
-    labels       whether its targets are class numbers
+    files        files to put into the data folder by hand if they cannot be downloaded
+    labels       whether the targets of the class are class labels, as integers
     transpose    whether to swap rows and columns
     crop         side of the centered square that is kept before resizing; None keeps the largest centered part with the
                  proportions of `shape`
 
-    Images that the class has in memory are used as they are; images that it reads one by one are packed once into a
-    memory-mapped array. Complete files are only read. Raises UserError for arguments that do not fit the class, Failure
-    if the files can neither be read nor downloaded.
+    If the class loads its images into memory, they are cropped and resized there; if it reads them one by one, they are
+    packed once into a memory-mapped array. Existing files are not downloaded again if they are complete. Raises
+    UserError for arguments that the class does not accept, Failure if the files can neither be read nor downloaded.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class Torchvision(Dataset):
     ) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise UserError(
-                f"dataset.shape={list(shape)} is not allowed: type channels (1 or 3), height and width, for example "
-                "dataset.shape=[1,28,28]."
+                f"dataset.shape={list(shape)} must list channels (1 or 3), height and width, for example [1,28,28]."
             )
         channels, height, width = shape
         self._shape = (channels, height, width)
@@ -104,7 +103,7 @@ class Torchvision(Dataset):
         )
 
     def _part(self, arguments: dict[str, Any]) -> Pack:
-        """Return torchvision's images and labels for these arguments, packed or as the class has them in memory."""
+        """Return the images and labels that the class gives for these arguments, from a pack or from memory."""
         data = data_folder(self.data_dir)
         name = "-".join([self.source, *(str(value) for value in arguments.values() if isinstance(value, str))])
         settings = {key: getattr(self, key) for key in ("source", "shape", "labels", "transpose", "crop")} | {
@@ -148,10 +147,12 @@ class Torchvision(Dataset):
             try:
                 return make(**known, **arguments)
             except TypeError as error:
-                raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}.") from error
+                raise UserError(f"torchvision's {self.source} cannot be created with {arguments}: {error}.") from error
             except ValueError as error:
                 if str(error).startswith("Unknown value"):  # torchvision's message for a split that does not exist
-                    raise UserError(f"torchvision's {self.source} cannot be made with {arguments}: {error}") from error
+                    raise UserError(
+                        f"torchvision's {self.source} cannot be created with {arguments}: {error}"
+                    ) from error
                 raise
 
         try:
@@ -175,12 +176,12 @@ class Torchvision(Dataset):
         damaged = " Existing files are incomplete or damaged: remove them." if remains else ""
         files = f"{', '.join(self.files)}{unpacked}" if self.files else "its files"
         return Failure(
-            f"Cannot read {self.source} in {data}, nor download it there ({reason}). Put {files} there by hand, or "
-            f"give the folder that has it: data_dir=<folder>.{damaged} dataset=digits needs no download."
+            f"Cannot read {self.source} in {data} or download it ({reason}). Put {files} there by hand, or "
+            f"give the folder that contains them: data_dir=<folder>.{damaged} dataset=digits needs no download."
         )
 
     def _fit(self, images: Tensor) -> Tensor:
-        """Return images (N, H, W), (N, C, H, W) or (N, H, W, C) cropped and resized to the wanted shape."""
+        """Return images (N, H, W), (N, C, H, W) or (N, H, W, C) cropped and resized to `shape`."""
         channels, height, width = self._shape
         if images.ndim == 3:
             images = images.unsqueeze(1)
@@ -221,7 +222,7 @@ class Torchvision(Dataset):
             raise self._unavailable(data_folder(self.data_dir), error) from error
 
     def _no_labels(self) -> UserError:
-        return UserError(f"The targets of {self.source} are not class numbers: type dataset.labels=false.")
+        return UserError(f"The targets of {self.source} are not class labels: type dataset.labels=false.")
 
 
 def _array(source: Any) -> Tensor | None:
