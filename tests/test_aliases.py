@@ -18,7 +18,7 @@ from vae_cli.core.errors import UserError
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.plan import plan
 
-# The classes of the bundled configurations, as runs named them before the modules moved into rooms. Written out, so
+# The classes of the bundled configurations, as runs named them before the modules moved into layers. Written out, so
 # that an entry that disappears from the table of aliases is missed.
 OLD_NAMES = [
     "vae_cli.dataset.Digits",

@@ -15,8 +15,8 @@ import vae_cli
 
 PACKAGE = Path(vae_cli.__file__).parent
 
-# The rooms from top to bottom. Rooms on the same line may not import each other.
-ROOMS = """
+# The layers from top to bottom. Layers on the same line may not import each other.
+LAYERS = """
 __main__
 cli
 commands
@@ -31,7 +31,7 @@ model
 machine
 core
 """
-FLOORS = [line.split() for line in ROOMS.split("\n") if line]
+LEVELS = [line.split() for line in LAYERS.split("\n") if line]
 
 
 def name_of(file: Path) -> str:
@@ -44,10 +44,10 @@ MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 del MODULES[""]  # the package itself, the entry point for Python users
 
 
-def floor(module: str) -> int:
-    """Return the floor of a module: the index in FLOORS of the line with its room."""
-    room = module.partition(".")[0]
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def level(module: str) -> int:
+    """Return the level of a module: the number of the line in LAYERS that has its layer, from the top."""
+    layer = module.partition(".")[0]
+    return next(number for number, layers in enumerate(LEVELS) if layer in layers)
 
 
 def imports(file: Path) -> set[str]:
@@ -64,22 +64,22 @@ def imports(file: Path) -> set[str]:
     return found - {"", name_of(file)}
 
 
-def test_every_module_is_in_a_room() -> None:
-    rooms = [room for floor in FLOORS for room in floor]
-    assert {name.partition(".")[0] for name in MODULES} == set(rooms)
+def test_every_module_is_in_a_layer() -> None:
+    layers = [layer for level in LEVELS for layer in level]
+    assert {name.partition(".")[0] for name in MODULES} == set(layers)
 
 
-@pytest.mark.parametrize("room", [file.parent.name for file in sorted(PACKAGE.glob("*/__init__.py"))])
-def test_each_room_lists_its_modules(room: str) -> None:
-    inside = {name.removeprefix(f"{room}.").partition(".")[0] for name in MODULES if name.startswith(f"{room}.")}
-    assert set(import_module(f"vae_cli.{room}").__all__) == inside
+@pytest.mark.parametrize("layer", [file.parent.name for file in sorted(PACKAGE.glob("*/__init__.py"))])
+def test_each_layer_lists_its_modules(layer: str) -> None:
+    inside = {name.removeprefix(f"{layer}.").partition(".")[0] for name in MODULES if name.startswith(f"{layer}.")}
+    assert set(import_module(f"vae_cli.{layer}").__all__) == inside
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module: str) -> None:
     for imported in imports(MODULES[module]):
         is_same_room = imported.partition(".")[0] == module.partition(".")[0]
-        assert is_same_room or floor(imported) > floor(module), f"{module} imports {imported}, which is not below"
+        assert is_same_room or level(imported) > level(module), f"{module} imports {imported}, which is not below"
 
 
 def test_no_modules_import_each_other() -> None:
@@ -161,12 +161,12 @@ def test_tests_use_public_names_only(test: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from PACKAGE.room import _example",
-        "from PACKAGE import room\nroom._example.close()",
-        "import PACKAGE.room\nPACKAGE.room._example",
-        "monkeypatch.setattr('PACKAGE.room._example', None)",
-        "monkeypatch.setattr(room, '_example', None)",
-        "commands.start(before='from PACKAGE import room; room._example = None')",
+        "from PACKAGE.layer import _example",
+        "from PACKAGE import layer\nroom._example.close()",
+        "import PACKAGE.layer\nPACKAGE.layer._example",
+        "monkeypatch.setattr('PACKAGE.layer._example', None)",
+        "monkeypatch.setattr(layer, '_example', None)",
+        "commands.start(before='from PACKAGE import layer; layer._example = None')",
     ],
 )
 def test_private_names_are_found(code: str) -> None:

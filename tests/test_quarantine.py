@@ -50,7 +50,7 @@ with_optuna = pytest.mark.skipif(not has_plugin("hydra_optuna_sweeper"), reason=
 
 # Nothing private elsewhere -------------------------------------------------------------------------------------------
 
-# The rooms that use these libraries most, and the files in which private names may appear.
+# The layers that use these libraries most, and the files in which private names may appear.
 PRIVATE: dict[str, dict[str, set[str]]] = {
     "config": {"hydra.py": {"_return_value"}},
     "sweeps": {"slurm.py": {"_make_command"}},
@@ -73,10 +73,10 @@ def private_names(file: Path) -> set[str]:
     return {name for name in found if name.startswith("_") and not name.startswith("__")}
 
 
-@pytest.mark.parametrize("room", PRIVATE)
-def test_private_names_are_used_only_where_they_are_documented(room: str) -> None:
-    found = {file.name: private_names(file) for file in sorted((PACKAGE / room).glob("*.py"))}
-    assert {name: names for name, names in found.items() if names} == PRIVATE[room]
+@pytest.mark.parametrize("layer", PRIVATE)
+def test_private_names_are_used_only_where_they_are_documented(layer: str) -> None:
+    found = {file.name: private_names(file) for file in sorted((PACKAGE / layer).glob("*.py"))}
+    assert {name: names for name, names in found.items() if names} == PRIVATE[layer]
 
 
 # Hydra: config/hydra.py ----------------------------------------------------------------------------------------------

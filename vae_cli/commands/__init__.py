@@ -5,7 +5,7 @@ options, and a text EXAMPLES with one example per line: the command, two spaces,
 registers it: `app.command(cls=Command, epilog=explain.EXAMPLES)(explain.explain)`.
 
 `vae --help` imports all of these modules, so torch, Hydra, numpy and rich are imported inside the functions or by the
-rooms that do the work. `options.py` has the options that several subcommands share.
+layers that do the work. `options.py` has the options that several subcommands share.
 """
 
 __all__ = ["compare", "evaluate", "explain", "interpolate", "options", "output", "runs", "sample", "train"]
