@@ -78,8 +78,8 @@ def test_each_layer_lists_its_modules(layer: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module: str) -> None:
     for imported in imports(MODULES[module]):
-        is_same_room = imported.partition(".")[0] == module.partition(".")[0]
-        assert is_same_room or level(imported) > level(module), f"{module} imports {imported}, which is not below"
+        is_same_layer = imported.partition(".")[0] == module.partition(".")[0]
+        assert is_same_layer or level(imported) > level(module), f"{module} imports {imported}, which is not below"
 
 
 def test_no_modules_import_each_other() -> None:
