@@ -15,7 +15,7 @@ LONGEST = 100  # characters in the name of a file
 
 
 def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
-    """Return the path without a suffix to which a command writes: RUN/kind/name, unless --out gives a file or folder.
+    """Return the path, without a suffix, of the files to write: RUN/kind/name, unless --out gives a file or a folder.
 
     Raises UserError if RUN/kind is a link that leads out of the run's folder.
     """
@@ -57,7 +57,7 @@ def refuse_unused(situation: str, **options: object) -> None:
 
 
 def parse_indices(text: str, count: int, flag: str, exactly: int | None = None) -> list[int]:
-    """Return the numbers in a list of test images, each below count. Raises UserError.
+    """Parse a list of test images such as 0,5-7 into numbers below `count`. Raises UserError.
 
     >>> parse_indices("0,5-7", count=10, flag="--images")
     [0, 5, 6, 7]

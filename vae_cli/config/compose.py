@@ -32,7 +32,7 @@ def named_folder(root: DictConfig) -> Path:
 
 
 def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str, Any]:
-    """Return the settings as the files of these choices give them, and under `choices` the default choices."""
+    """Return the default settings under these choices and, under the key `choices`, the default choices."""
     root: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
     entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
     named = {group: choice for entry in entries for group, choice in entry.items() if "override" not in group}

@@ -27,8 +27,8 @@ def offers(part: Any, word: str) -> bool:
 def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None:
     """Refuse a combination that mathematics does not define.
 
-    parts maps each axis to its part, choices to the word that chose it. A part may have `provides`, a set of words, and
-    `needs`, a tuple of Needs. Raises UserError with one sentence that names both choices.
+    `parts` maps each axis to the part that was chosen, `choices` maps it to the name of the choice. A part may have
+    `provides`, a set of words, and `needs`, a tuple of Needs. Raises UserError, which names both choices.
 
     >>> from types import SimpleNamespace as Part
     >>> prior = Part(needs=[Need("sigma", "noise", "a point mass has no rate")])

@@ -40,7 +40,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def reporting_path(path: Path) -> Iterator[None]:
-    """Make system errors name this path: the error of a full disk names no file, others a temporary one."""
+    """Make system errors name this path. The error for a full disk names no file, and others name a temporary file."""
     try:
         yield
     except OSError as error:

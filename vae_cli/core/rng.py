@@ -76,7 +76,7 @@ def epoch_order(seed: int, epoch: int) -> torch.Generator:
 
 
 def numpy_generator(*seed: int) -> np.random.RandomState:
-    """Return NumPy's generator for a seed; several numbers name independent streams of the first.
+    """Return NumPy's generator for a seed; further numbers select independent streams of this seed.
 
     It is a RandomState, whose numbers NumPy promises not to change in any later version.
 

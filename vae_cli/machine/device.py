@@ -115,8 +115,8 @@ def make_deterministic(device: torch.device) -> None:
 def find_threads(config: Mapping[str, Any], model: nn.Module) -> int:
     """Return how many threads should share an operation on the CPU.
 
-    A step of a small fully connected network is so short that a second thread saves a tenth of it at most, and costs
-    far more whenever another program uses its core and the first thread must wait.
+    In a small fully connected network, a second thread saves at most a tenth of a step, and costs far more whenever
+    another program occupies its core, because the first thread then waits.
     """
     if config["threads"] != "auto":
         return int(config["threads"])

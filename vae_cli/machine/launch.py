@@ -13,7 +13,7 @@ NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among all (rank of count) and among those on its machine (local_rank of local_count)."""
+    """The number of this process among all `count` processes, and among the `local_count` on its machine."""
 
     rank: int = 0
     count: int = 1

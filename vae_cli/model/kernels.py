@@ -45,7 +45,7 @@ class Dense(nn.Linear):
 
 @cache
 def onednn_is_faster() -> bool:
-    """Return whether torch multiplies with MKL, and this processor has AVX-512 that oneDNN uses and MKL does not."""
+    """Return whether oneDNN multiplies faster than torch: torch uses MKL, which does not use this CPU's AVX-512."""
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     processor = platform.processor()

@@ -47,7 +47,7 @@ def exit_code(call: Callable[[], object]) -> int:
 def _report(error: Exception) -> int:
     message, code = explain_error(error)
     message = visible(message)
-    if not is_first():  # every process meets a UserError, so the first one alone prints it
+    if not is_first():  # a UserError occurs in every process, so only the first one prints it
         if not _is_for_the_user(error):
             print_error(f"{this_process()}: {message}")
     elif code == 0:  # there was nothing to do

@@ -73,8 +73,8 @@ class EventWriter:
     def hparams(self, values: Mapping[str, Hparam]) -> None:
         """Write the run's row of the HPARAMS tab. Its metrics are all scalars of the run.
 
-        Settings that a run does not have (sigma.value of a learned sigma) are left out. A name keeps its type in all
-        runs.
+        Settings that a run does not have (sigma.value of a learned sigma) are left out. A setting has the same type in
+        all runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
