@@ -46,7 +46,7 @@ class Dense(nn.Linear):
 
 @cache
 def onednn_is_faster() -> bool:
-    """Return whether torch uses MKL on an AMD processor with AVX-512, and has oneDNN, which uses AVX-512 there."""
+    """Return whether oneDNN multiplies faster than torch: torch uses MKL, which does not use this CPU's AVX-512."""
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     processor = platform.processor()

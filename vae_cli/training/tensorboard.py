@@ -73,8 +73,8 @@ class EventWriter:
     def hparams(self, values: Mapping[str, Hparam]) -> None:
         """Write the run's row of the HPARAMS tab; TensorBoard adds all scalars of the run as metrics.
 
-        Settings that the run does not have (such as sigma.value if sigma is learned) are left out. A setting has the
-        same type in all runs.
+        Settings that a run does not have (sigma.value of a learned sigma) are left out. A setting has the same type in
+        all runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
