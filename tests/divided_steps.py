@@ -121,7 +121,7 @@ def check_words() -> None:
 
     for do, said in (
         (lambda: distributed.first(lambda: fail(0)), "no such thing"),
-        (lambda: distributed.first(diverge), "loss not finite at step 3"),
+        (lambda: distributed.first(diverge), "loss became NaN or infinite at step 3"),
         (lambda: distributed.together(lambda: fail(1)), "process 1 on "),
         (lambda: distributed.together(lambda: fail(rank)), "no such thing"),
     ):

@@ -314,7 +314,7 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
 
 def test_the_number_of_restarts_is_limited(here: Path) -> None:
     with pytest.raises(
-        Failure, match=r"diverged after 2 restarts: .* at step \d+, probably .*last good checkpoint, of step 0"
+        Failure, match=r"diverged after 2 restarts: .* at step \d+, probably .*last good checkpoint, from step 0"
     ):
         train(*DIVERGING, "optimizer.lr=1e30", "on_divergence=restart", "restarts=2")
     assert RunDir(here / "runs/a").status() == "failed"

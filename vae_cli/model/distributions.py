@@ -1,7 +1,8 @@
-"""Distributions that torch lacks, or that it computes slowly or not exactly enough.
+"""Distributions that torch lacks, or computes slowly or inaccurately.
 
-Over codes: Delta, the point mass. Over pixels: FastBernoulli, ContinuousBernoulliDistribution and
-DiscretizedLogisticDistribution; `over_pixels` makes one event of the pixels of an image. Log-probabilities are in nats.
+For codes: Delta, the point mass. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
+DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are in
+nats.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Delta(Distribution):
 def energy(point: Delta, prior: Distribution) -> Tensor:
     """Return the energy -log p(loc), in nats (*batch), which replaces the infinite KL divergence of a point mass.
 
-    It is KL + entropy. The entropy of a posterior of constant scale depends on no parameter, so the energy's gradient
-    is that of such a posterior's KL in the limit of no noise. For N(0, I) the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
+    It is the limit of KL + entropy = -E[log p(z)] as the noise of a posterior vanishes. If the scale is constant, so is
+    the entropy, and the energy has the gradient that the KL divergence has in this limit. For N(0, I), the energy is
+    |loc|^2 / 2 + D ln(2 pi) / 2.
     """
     return -prior.log_prob(point.loc)
 
@@ -149,8 +151,8 @@ class ContinuousBernoulliDistribution(Distribution):
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        # Near 0 the formulas are 0 / 0 and their series are exact. There the formulas are computed at |l| = 1, to keep
-        # NaN out of the gradient, and not used.
+        # Near l = 0 the formulas are 0 / 0, so the first terms of their series are used instead. The formulas are then
+        # evaluated at |l| = 1 and discarded: a NaN would reach the gradient even through the unused side of a where.
         self._near = logits.abs() < 0.05
         self._far = torch.where(self._near, torch.ones_like(logits), logits.abs())
         super().__init__(logits.shape, validate_args=False)
@@ -179,7 +181,7 @@ class ContinuousBernoulliDistribution(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = (*sample_shape, *self.logits.shape)
         uniform = torch.rand(shape, device=self.logits.device, dtype=self.logits.dtype)
-        # The inverse of the distribution function for l < 0; for l > 0 its mirror image, 1 - falling.
+        # `falling` is a draw from the density with -|l|, by its inverse CDF. If l > 0, it is mirrored: 1 - falling.
         falling = -torch.log1p(uniform * torch.expm1(-self._far)) / self._far
         far = torch.where(self.logits > 0, 1 - falling, falling)
         return torch.where(self._near, uniform + self.logits * uniform * (uniform - 1) / 2, far).clamp(0, 1)
@@ -188,8 +190,8 @@ class ContinuousBernoulliDistribution(Distribution):
 class DiscretizedLogisticDistribution(Distribution):
     """P(x = k / 255) for k = 0 ... 255: the mass of a logistic between (k - 1/2) / 255 and (k + 1/2) / 255.
 
-    Level 0 also has the mass below it, level 255 the mass above it. loc and log_scale have the batch shape.
-    Salimans et al., PixelCNN++, ICLR 2017, with one component.
+    Level 0 also gets the mass below it, and level 255 the mass above it. loc and log_scale have the batch shape.
+    Salimans et al., PixelCNN++, ICLR 2017, with one mixture component.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
@@ -240,5 +242,5 @@ class DiscretizedLogisticDistribution(Distribution):
 
 
 def over_pixels(distribution: Distribution) -> Distribution:
-    """Make one event (C, H, W) of independent pixels: batch (*S, B, C, H, W) becomes batch (*S, B)."""
+    """Return the joint distribution of independent pixels: batch (*S, B, C, H, W) becomes (*S, B), event (C, H, W)."""
     return Independent(distribution, 3, validate_args=False)

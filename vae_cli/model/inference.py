@@ -1,4 +1,4 @@
-"""The record of one pass through the model, and every quantity that follows from it."""
+"""The result of a forward pass, and the quantities computed from it: distortion, rate, ELBO."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class computed_once(property):  # noqa: N801 (used like functools.cached_propert
 
 @dataclass(frozen=True)
 class Inference:
-    """What the model computed for a batch of B images; every loss, metric and picture is a function of it.
+    """The result of a forward pass on a batch of B images; every loss, metric and picture is computed from it.
 
     x           (B, C, H, W), the images as the likelihood observes them
     posterior   q(z|x), batch (B,), event (D,)
@@ -40,7 +40,7 @@ class Inference:
     likelihood  p(x|z), batch (*S, B), event (C, H, W)
 
     Quantities are in nats per image, summed over pixels and latent dimensions, and have shape (B,) unless stated
-    otherwise. A quantity that is not defined for the posterior is None.
+    otherwise. A quantity that is undefined for the type of posterior is None.
     """
 
     x: Tensor
@@ -56,9 +56,9 @@ class Inference:
 
     @computed_once
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """The two parts of KL(q || p) between diagonal normals N(m, s^2) and N(a, t^2), each (B, D).
+        """The location's and the scale's part of KL(N(m, s^2) || N(a, t^2)) in each latent dimension, each (B, D).
 
-        The cost of the location is ((m - a) / t)^2 / 2, the cost of the scale (r - 1 - ln r) / 2 with r = s^2 / t^2.
+        The location's part is ((m - a) / t)^2 / 2; the scale's part is (r - 1 - ln r) / 2 with r = s^2 / t^2.
         None unless posterior and prior are both diagonal normals.
         """
         if self._twice_kl_parts is None:
@@ -73,7 +73,7 @@ class Inference:
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None
-        # For N(0, I) the parts are m^2 / 2 and (s^2 - 1 - ln s^2) / 2: there is no 0 to subtract or 1 to divide by.
+        # For N(0, I), subtracting a = 0 and dividing by t = 1 are skipped, which saves time.
         is_standard = isinstance(p, Standard)
         distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
         log_ratio = 2 * (log_scale_of(q) if is_standard else log_scale_of(q) - log_scale_of(p))
@@ -116,7 +116,7 @@ class Inference:
         return None if isinstance(self.posterior, Delta) else self.posterior.stddev
 
     def terms(self, penalty: Tensor) -> dict[str, Tensor]:
-        """Return every defined term of the loss, each (B,), by the name that all curves and reports use.
+        """Return the terms of the loss that are defined, each (B,), by their names in curves and reports.
 
         loss = distortion + penalty; the penalty (B,) comes from the regularizer.
         """
@@ -137,7 +137,7 @@ def over_samples(values: Tensor) -> Tensor:
 
 
 def _factor(distribution: Distribution) -> Normal | None:
-    """Return the Normal whose dimensions are the factors of a distribution; None if it is not a product of normals."""
+    """Return the elementwise Normal inside a diagonal normal; None for any other distribution."""
     if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
         return distribution.base_dist
     return None

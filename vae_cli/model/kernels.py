@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-WORTHWHILE = 4_000_000  # multiplications in a product; in a smaller one the cost of the call dominates
+WORTHWHILE = 4_000_000  # use oneDNN from this many multiplications; in a smaller product the cost of the call dominates
 
 
 class Dense(nn.Linear):
     """x (B, in) -> x W^T + b (B, out): torch's Linear, with the same parameters and, up to rounding, the same result.
 
     torch computes float32 products with MKL, which uses AVX-512 on Intel processors only. oneDNN, which torch includes
-    for convolutions, also uses it on AMD's, and takes half the time there.
+    for convolutions, also uses AVX-512 on AMD processors, where it takes half the time of MKL.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def is_inside_torch_func() -> bool:
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """x W^T + b by oneDNN, for float32 x (B, in), W (out, in) and b (out,) or None."""
+    """x W^T + b, computed by oneDNN, for float32 x (B, in), W (out, in) and b (out,) or None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,7 +95,7 @@ class OneDNNLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        # With create_graph=True the gradient itself is differentiated, which onednn_product is not.
+        # With create_graph=True the gradient itself is differentiated, but onednn_product has no derivative.
         product = torch.nn.functional.linear if torch.is_grad_enabled() else onednn_product
         to_x = product(gradient, weight.T) if ctx.needs_input_grad[0] else None
         to_weight = product(gradient.T, x.T) if ctx.needs_input_grad[1] else None
@@ -112,7 +112,7 @@ class OneDNNLinear(torch.autograd.Function):
 
 
 def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return a b^T + bias."""
+    """Return a b^T + bias, computed by oneDNN, for a (B, in) and b (out, in). It cannot be differentiated."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return product
 
@@ -125,8 +125,8 @@ Group = tuple[dict[str, Any], list[Tensor], list[Tensor], Tensor, list[Tensor]]
 class FusedAdam:
     """A step of torch's Adam with fused=true on the optimizer's own state, by a direct call of the fused kernel.
 
-    What torch does around the kernel (hooks, grouping by device, counting each tensor's steps by a number of another
-    type) takes as long as the kernel itself if the network is small.
+    torch's own step also runs hooks, groups the tensors by device, and adds to their step counts a number that must be
+    converted to their type. If the network is small, this takes as long as the kernel itself.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -181,7 +181,7 @@ class FusedAdam:
 
 @cache
 def has_fused_adam() -> bool:
-    """Return whether this torch has the private names that FusedAdam needs, and they accept its arguments."""
+    """Return whether this version of torch has the private functions that FusedAdam calls and accepts its arguments."""
     try:
         parameter, mean, square = (torch.zeros(1, device="cpu") for _ in range(3))
         parameter.grad = torch.ones(1, device="cpu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-# exp(+-15) is 3e-7 to 3e6: wider than any useful scale in float32, and its square does not overflow.
+# exp(-15) = 3e-7 to exp(15) = 3e6 includes every scale that is useful in float32, and the square does not overflow.
 LOG_SCALE_BOUND = 15.0
 LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
 
@@ -41,7 +41,7 @@ class LearnedScale(nn.Module):
         self.raw = nn.Parameter(torch.zeros(shape))
 
     def set(self, scale: float) -> None:
-        """Set every scale to this value, above 0."""
+        """Set every scale to this value, which must be positive."""
         with torch.no_grad():
             self.raw.fill_(math.log(scale) / PACE)
 
@@ -75,7 +75,7 @@ class Factors(Normal):
 
 
 class Standard(Factors):
-    """The factors N(0, 1) of a standard normal, whose formulas are shorter; loc must be 0 and scale 1."""
+    """The factors N(0, 1) of a standard normal, with a simpler log-density; loc must be 0 and scale 1."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return -value.square() / 2 - LOG_ROOT_2_PI

@@ -49,7 +49,7 @@ class VAE(nn.Module):
         return posterior
 
     def decode(self, z: Tensor) -> Distribution:
-        """Return p(x|z), batch (*S, B) and event (C, H, W), of codes (*S, B, D)."""
+        """Return p(x|z), batch (*S, B) and event (C, H, W), for codes z (*S, B, D)."""
         likelihood: Distribution = self.likelihood(self._raw(z))
         return likelihood
 

@@ -1,4 +1,4 @@
-"""What happens when the loss is not finite: a restart with a smaller learning rate, or a message that explains it."""
+"""Handle a loss that is not finite: restart with a smaller learning rate, or explain what to do."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def restart_from_checkpoint(
     experiment.optimizer.slow_down(SLOWER**restored.restarts)
     folder.forget_metrics_after(restored.step)
     message = (
-        f"diverged: {error}, {likely_cause(error.terms)}; restarted from step {restored.step} with the learning rate "
-        f"times {SLOWER**restored.restarts:g} (restart {restored.restarts} of {experiment.config['restarts']})"
+        f"diverged: {error}, {likely_cause(error.terms)}; restarted from step {restored.step} with "
+        f"{SLOWER**restored.restarts:g} times the original learning rate (restart {restored.restarts} of "
+        f"{experiment.config['restarts']})"
     )
     log.warning(message)
     console.print(message, soft_wrap=True, highlight=False, markup=False)
@@ -52,9 +53,9 @@ def likely_cause(terms: Sequence[str]) -> str:
 def divergence_message(error: NotFinite, experiment: Experiment, folder: RunDir) -> str:
     """Return a message: what is not finite and since when, the likely cause, which checkpoint is kept, what to type."""
     config = experiment.config
-    kept = "no checkpoint was saved before"
+    kept = "no checkpoint was saved before that"
     if folder.checkpoint_file.exists():
-        kept = f"the last good checkpoint, of step {load_checkpoint(folder.checkpoint_file)['step']}, is kept"
+        kept = f"the last good checkpoint, from step {load_checkpoint(folder.checkpoint_file)['step']}, is kept"
     after = f" after {config['restarts']} restarts" if config["on_divergence"] == "restart" else ""
     restart = "" if after else ". To restart automatically from the last good checkpoint, type on_divergence=restart"
     rate = experiment.optimizer.rate

@@ -13,14 +13,14 @@ from typing import Any, Self
 from vae_cli.core.errors import Stopped
 from vae_cli.machine import distributed
 
-# A launcher with a handler for one of these sends it when a job's time is nearly over. submitit's handler requeues the
-# job and ends it.
+# Slurm and other launchers send one of these when a job's time is nearly up. submitit has a handler that requeues the
+# job and ends the process.
 TIME_WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-AT_ONCE = 2.0  # seconds: torchrun forwards a signal that a process may have received already
+AT_ONCE = 2.0  # seconds in which a repeated signal counts once: torchrun forwards signals already received directly
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is only recorded; a second one stops at once.
+    """A context in which the first SIGINT or SIGTERM is only recorded, while a second one stops the process at once.
 
     A signal that was ignored before stays ignored. SIGUSR1 and SIGUSR2 are recorded too if they have a handler, which
     is called when the loop checks. Each of several processes records its own signals; they agree on them in `arrived`
@@ -60,10 +60,10 @@ class Interruption:
         if not several:
             os.write(2, b"\nstopping after this step" + again + b"\n")
         elif distributed.is_first():
-            os.write(2, b"\nstopping at the next point of the curves" + again + b"\n")
+            os.write(2, b"\nstopping at the next logged step" + again + b"\n")
 
     def arrived(self) -> bool:
-        """Whether any process received a signal."""
+        """Return whether any process has received a signal."""
         agreed = distributed.greatest(self.signal or 0)
         if agreed and self.signal is None:
             self.signal = agreed
@@ -89,7 +89,7 @@ class Interruption:
 
     def _hand_over(self, number: int, message: str) -> None:
         handler = self._previous[number]
-        self.__exit__(None, None, None)  # Slurm sends SIGTERM meanwhile, for which submitit has a handler too
+        self.__exit__(None, None, None)  # Slurm may also send SIGTERM now; submitit's own handler must receive it
         print(message, file=sys.stderr)
         try:
             handler(number, None)

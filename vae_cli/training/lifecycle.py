@@ -1,4 +1,4 @@
-"""One run from its first step, or from its checkpoint, to its summary."""
+"""Train one run, from its first step or its checkpoint to its summary."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train a new run or resume an interrupted one; write its summary and return it.
 
-    A run that is one of many prints only its warnings and, on a terminal, a progress bar. If several processes train
-    the run, the first one holds the lock, writes the files and prints.
+    If is_one_of_many, only warnings and, on a terminal, a progress bar are printed. If several processes train the run,
+    the first one holds the lock, writes the files and prints.
 
     Raises Finished if there is nothing to do. Raises UserError or Failure if the training fails; the folder then keeps
-    the last good checkpoint, and its summary says `failed`.
+    the last good checkpoint, and the status in its summary is `failed`.
     """
     if not distributed.is_first():
         folder, console = ReadOnlyRunDir(folder.path), Console(file=StringIO())
@@ -74,7 +74,7 @@ def run_experiment(
 
 
 def hold_lock(folder: RunDir, until: ExitStack) -> None:
-    """Make a run's folder and hold its lock. Raises InTraining if another process holds it."""
+    """Create a run's folder and hold its lock until `until` closes. Raises InTraining if another process holds it."""
     folder.path.mkdir(parents=True, exist_ok=True)
     if not until.enter_context(locked(folder.lock_file, wait=False)):
         raise InTraining(in_training_message(folder))
@@ -105,9 +105,10 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
 
 
 def prepare_folder(folder: RunDir, config: Config) -> bool:
-    """Remove partial files, and the files of a run that starts over; return whether the run is new.
+    """Remove partial files, and all files of a run that starts over; return whether training starts at step 0.
 
-    Raises Finished if the run is finished, Failure if a checkpoint that is needed is missing or damaged.
+    Raises Finished if the run is finished, UserError if the folder cannot be used (see `plan`), and Failure if a
+    checkpoint is missing or damaged.
     """
     folder.remove_partial_files()
     todo = plan(folder, config, is_ours=True)
@@ -115,7 +116,7 @@ def prepare_folder(folder: RunDir, config: Config) -> bool:
         raise Finished(finished_message(folder.path))
     if todo == "new":
         folder.remove_files()
-    # Damaged checkpoints are found now, before anything is written, and not at the end of the training.
+    # Load the checkpoints now, so that a damaged one is reported before training rather than after it.
     elif load_checkpoint(folder.checkpoint_file).get("best"):
         if not folder.best_file.exists():
             raise Failure(f"{folder.best_file} is missing; it holds the best weights. {RETRAIN}")
@@ -148,10 +149,10 @@ def _train_and_test(
 
 
 def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, state: State) -> dict[str, Any]:
-    """Measure the best weights on the test images and return all figures of the summary.
+    """Measure the best weights on the test set and return all figures of the summary.
 
-    Without a validation set the last weights count as the best. Training and validation figures were measured when
-    these weights were saved. Raises NotFinite.
+    Without a validation set the last weights count as the best. Training and validation figures are those of the epoch
+    after which these weights were saved. Raises NotFinite if a test figure is not finite.
     """
     config, step = experiment.config, state.step
     if state.best:

@@ -1,4 +1,4 @@
-"""The training loop, and what is written after a step and an epoch."""
+"""The training loop, and the logging, validation and saving after steps and epochs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vae_cli.training.validation import some_training_images, validate
 
 
 def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State) -> None:
-    """Train from `state` to the last epoch, and keep `state` up to date.
+    """Train from `state` to the end of the last epoch, and keep `state` up to date.
 
-    Raises NotFinite if the loss is not finite, KeyboardInterrupt or SystemExit if a signal asks to stop. The last good
-    checkpoint is kept in both cases.
+    Raises NotFinite if the loss is not finite, and KeyboardInterrupt or SystemExit if a signal stops the run. The last
+    good checkpoint is kept in both cases.
     """
     config, images = experiment.config, experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
@@ -60,15 +60,15 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
 
 
 def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) -> bool:
-    """Whether a signal arrived or a checkpoint is due. Several processes, whose clocks and signals differ, agree on
-    this at each point of the curves."""
+    """Return whether a signal has arrived or a checkpoint is due. Several processes, whose clocks and signals differ,
+    decide this together, and only at logged steps."""
     if distributed.count() > 1 and not is_point:
         return False
     return distributed.greatest(interruption.signal is not None or clock.is_due()) > 0
 
 
 def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
-    """Write a point of each training curve: means since the last point, and the current beta, learning rate ..."""
+    """Write a point of each training curve: mean loss terms since the last point, current beta, learning rate ..."""
     means = state.meter.point()
     current = {name: number().detach() for name, number in numbers(experiment).items()}
     read = torch.stack(list(current.values())).tolist() if current else []  # the device is waited for once
@@ -80,7 +80,10 @@ def log_step(experiment: Experiment, events: EventWriter, progress: Progress, st
 def end_epoch(
     experiment: Experiment, run: RunDir, events: EventWriter, progress: Progress, state: State, clock: Clock, epoch: int
 ) -> None:
-    """Validate, record the epoch, and save the weights if they are the best. Raises NotFinite."""
+    """Validate, record the epoch, and save the weights if they are the best.
+
+    Raises NotFinite if a training or validation figure is not finite.
+    """
     config, held_out = experiment.config, experiment.splits.validation
     means = state.meter.epoch()
     clock.stop()
@@ -93,7 +96,7 @@ def end_epoch(
     not_finite = [name for name, value in record.items() if not math.isfinite(value)]
     if not_finite:
         raise NotFinite(state.step, not_finite)
-    # log_step writes the training curves.
+    # The training curves are already written, by log_step.
     events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
     if is_milestone(epoch, config["epochs"]):
         distributed.first(lambda: write_pictures(experiment, events, state.step))

@@ -1,4 +1,4 @@
-"""Means of the loss terms over training steps, read from the device only when they are needed."""
+"""Means of the loss terms over training steps, copied from the device only when they are needed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Sums = dict[str, float]
 
 
 class NotFinite(Exception):
-    """Some terms of the loss, or weights, are not finite at a step; `terms` names them."""
+    """Raised if terms of the loss, or the weights, are not finite at a step; `terms` contains their names."""
 
     def __init__(self, step: int, terms: list[str]) -> None:
-        super().__init__(f"{' and '.join(terms)} not finite at step {step}")
+        listed = " and ".join(filter(None, [", ".join(terms[:-1]), terms[-1]]))
+        super().__init__(f"{listed} became NaN or infinite at step {step}")
         self.step = step
         self.terms = terms
 
@@ -28,7 +29,7 @@ class NotFinite(Exception):
 
 
 class Meter:
-    """Computes means of the loss terms over an epoch, and over the steps since the last point of the curves."""
+    """Computes means of the loss terms over an epoch, and over the steps between two points of the training curves."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, list[Tensor]]] = []
@@ -42,8 +43,8 @@ class Meter:
         self._pending.append((step, list(terms.values())))
 
     def read(self) -> None:
-        """Wait for the device and sum the pending steps over all processes. Raises NotFinite with the first step that
-        is not finite."""
+        """Wait for the device and sum the pending steps over all processes. Raises NotFinite for the first step with a
+        term that is not finite."""
         if not self._pending:
             return
         # Steps of equally many images are summed by one operation.
@@ -62,13 +63,13 @@ class Meter:
         self._pending.clear()
 
     def point(self) -> dict[str, float]:
-        """Return the means since the last point, and start the next one."""
+        """Return the means since the last point of the training curves, and start the next mean."""
         self.read()
         means, self._point = _means(self._point), {}
         return means
 
     def epoch(self) -> dict[str, float]:
-        """Return the means over the epoch, and start the next one."""
+        """Return the means over the epoch, and start the next epoch's."""
         self.read()
         means, self._epoch = _means(self._epoch), {}
         return means

@@ -1,4 +1,4 @@
-"""What a run records about itself: messages in train.log, and how it ended in summary.json."""
+"""Record a run's log messages in train.log, and a failure or interruption in summary.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def logging_to_file(folder: RunDir) -> Iterator[None]:
-    """Write the log messages of this package to train.log."""
+    """Write the log messages of this package to the run's train.log."""
     handler = QuietFileHandler(folder.log_file) if distributed.is_first() else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("vae_cli")
@@ -32,7 +32,7 @@ def logging_to_file(folder: RunDir) -> Iterator[None]:
 
 
 class QuietFileHandler(logging.FileHandler):
-    """A log file that ignores its own errors: when the disk is full, the training reports it."""
+    """A handler that ignores errors when it writes the log: if the disk is full, the training itself reports it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
@@ -44,7 +44,7 @@ class QuietFileHandler(logging.FileHandler):
 
 @contextmanager
 def recording_failure(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
-    """If the run does not finish, write to summary.json that it failed or was interrupted, and raise the error again.
+    """If the run does not finish, record in summary.json that it failed or was interrupted, and re-raise the error.
 
     `about` describes the run: its start, machine, configuration and versions.
     """
@@ -57,7 +57,8 @@ def recording_failure(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
         else:
             log.info("interrupted")
             summary = {"status": "interrupted", **about}
-        with suppress(OSError):  # if the disk is full, "running" stays; without a lock it is read as "interrupted"
+        # If the disk is full, the status remains "running", which is read as "interrupted" once the lock is released.
+        with suppress(OSError):
             folder.write_summary(summary)
         raise
 

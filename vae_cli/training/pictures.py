@@ -12,14 +12,14 @@ from vae_cli.training.validation import some_training_images
 
 IN_HISTOGRAMS = 500  # images
 IN_PROJECTOR = 1000  # test images
-PAIRS = 10  # images beside their reconstructions
+PAIRS = 10  # images with their reconstructions below
 SAMPLES = 64
 SIDE = 32  # pixels of the longer side of an image, if it is smaller: a card of TensorBoard shows no more
 PAD = 3  # pixels between images
 
 
 def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> None:
-    """Write histograms of the posterior, images above their reconstructions, and samples from the prior."""
+    """Write histograms of the posterior, images above their reconstructions, and decoded samples from the prior."""
     model, split = experiment.model, experiment.splits.validation
     shown = split if len(split) else some_training_images(experiment)
     with evaluating(model, experiment.config["seed"], experiment.device):

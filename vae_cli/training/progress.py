@@ -1,4 +1,4 @@
-"""What a person sees during training: a progress bar on a terminal, a few lines elsewhere, and warnings."""
+"""Print the progress of training: a bar on a terminal, otherwise a line for some of the epochs; and warnings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ WIDE = 120  # columns
 
 
 def is_milestone(epoch: int, epochs: int) -> bool:
-    """Whether an epoch gets pictures and a line: the last, and 1, 2, ... 9, 10, 20, ... 90, 100, 200, ..."""
+    """Return whether an epoch is a milestone, with pictures and a printed line: 1, 2, ... 9, 10, 20, ... 90, 100, 200,
+    ..., and the last epoch."""
     return epoch % 10 ** (len(str(epoch)) - 1) == 0 or epoch == epochs
 
 
 class Progress:
-    """Shows the progress of one training, and each warning once."""
+    """Shows the progress of one run, and prints each warning once."""
 
     def __init__(
         self, console: Console, epochs: int, steps: int, images: int, warnings: list[str], prints_epochs: bool = True
@@ -61,7 +62,7 @@ class Progress:
         self._bar.stop()
 
     def step(self, step: int, means: Mapping[str, float]) -> None:
-        """Move the bar to a step, with the means of the loss terms."""
+        """Move the bar to a step, and show the speed and the means of the loss terms next to it."""
         if self._task is not None and self.console.is_terminal:
             first, then = self._began
             speed = (step - first) * self.images / self.steps / max(time.perf_counter() - then, 1e-9)
@@ -72,7 +73,10 @@ class Progress:
             self._bar.update(self._task, completed=step, epoch=epoch, rate=rate, terms=terms)
 
     def epoch(self, epoch: int, record: Mapping[str, float], measured: Mapping[str, float]) -> None:
-        """Print the loss terms of some epochs if there is no bar, and warn of a collapsed sigma or posterior."""
+        """Print a line if there is no bar and the epoch is a milestone; warn if sigma or the posterior has collapsed.
+
+        record contains the loss terms to print, measured the posterior statistics to warn about.
+        """
         if self.prints_epochs and not self.console.is_terminal and is_milestone(epoch, self.epochs):
             split = "validation" if "validation/loss" in record else "train"
             terms = "  ".join(f"{n} {record[f'{split}/{n}']:.2f}" for n in SHOWN if f"{split}/{n}" in record)
@@ -89,7 +93,7 @@ class Progress:
             )
 
     def warn(self, text: str) -> None:
-        """Print a warning, unless it was printed before."""
+        """Print a warning, unless the run has printed it before."""
         if text not in self.warnings:
             self.warnings.append(text)
             self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=not self.console.is_terminal)

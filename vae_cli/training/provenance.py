@@ -36,7 +36,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the clone that this code runs from, with a + if files were changed; None outside a clone."""
+    """Return the commit of the git clone that contains this code, with a + if it has uncommitted changes; else None."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
@@ -46,5 +46,5 @@ def git_commit() -> str | None:
             cwd=here, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None  # git is missing, or the repository has another owner
+        return None  # git is missing, or refuses a repository that belongs to another user
     return found.stdout.strip()

@@ -35,7 +35,9 @@ def repeat_run(name: str, overrides: Sequence[str]) -> None:
     first = RunDir(find_run(name, Path("runs")))
     config, there = first.config(), first.summary()
     if first.status() != "finished":
-        raise UserError(f"{first.path} is not finished. Type the command that started it again, then repeat it.")
+        raise UserError(
+            f"{first.path} is not finished. Finish it with the command that started it, then type --repeat again."
+        )
     second = RunDir(first.path.with_name(f"{first.path.name}_repeat"))
     settings = _settings(overrides)
     config |= {"run_name": second.path.name, "overwrite": False, **settings}
@@ -46,7 +48,7 @@ def repeat_run(name: str, overrides: Sequence[str]) -> None:
         with load():
             experiment = build_experiment(config)
         run_experiment(experiment, second, Console(stderr=True))
-    print(f"{first.path} was repeated as {second.path}")
+    print(f"{first.path} was trained again as {second.path}")
     print_differences(first, second, there, second.summary())
 
 
@@ -58,8 +60,8 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
         key, is_setting, value = word.partition("=")
         if not is_setting or key not in MAY_DIFFER:
             raise UserError(
-                f"--repeat trains the run as it was and does not accept {word!r}.{nearest(key, MAY_DIFFER)} "
-                f"It accepts {', '.join(f'{name}=' for name in MAY_DIFFER)}."
+                f"--repeat trains the run with its own settings and does not accept {word!r}."
+                f"{nearest(key, MAY_DIFFER)} It accepts only {', '.join(f'{name}=' for name in MAY_DIFFER)}."
             )
         try:
             settings[key] = yaml.safe_load(value)
@@ -69,7 +71,10 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Print whether two runs agree to the last bit; if not, how much they differ and what else differs."""
+    """Print whether two runs are bit-identical, how weights and figures differ, and how versions and machines differ.
+
+    there and here are the summaries of the first and the second run.
+    """
     distance = largest_difference(*(load_checkpoint(run.checkpoint_file)["model"] for run in (first, second)))
     figures = {
         f"{split}/{name}": (value, here[split].get(name))
@@ -83,7 +88,7 @@ def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], h
     }
     is_same = distance == 0 and not changed_figures
     if is_same:
-        print(f"identical: every weight and all {len(figures)} figures, to the last bit")
+        print(f"bit-identical: all weights and all {len(figures)} figures")
     else:
         print(
             f"not identical: weights differ by up to {distance:.3g}, and {len(changed_figures)} of {len(figures)} "
@@ -94,9 +99,9 @@ def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], h
         _print_pairs("setup", changed_setup)
     if not is_same:
         print(
-            "other versions, another device or another number of threads add up in another order"
+            "differences in the setup can change the order in which sums are computed, and so their rounding"
             if changed_setup
-            else "versions, device and threads are the same: the processor or the data may differ"
+            else "versions, device and threads are the same, but the processor or the data may differ"
         )
         print(f"next:\n  vae compare {shlex.quote(str(first.path))} {shlex.quote(str(second.path))}")
 

@@ -1,4 +1,4 @@
-"""The state of a training, its clock, and how both are saved to a checkpoint and restored."""
+"""The state of a training run, its clock, and how checkpoints are saved and restored."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vae_cli.runs.folder import RunDir
 from vae_cli.training.meter import Meter, NotFinite
 from vae_cli.training.tensorboard import EventWriter
 
-SLOWER = 0.25  # factor of the learning rate at each restart
+SLOWER = 0.25  # each restart multiplies the learning rate by this factor
 
 
 @dataclass
 class State:
-    """How far a training has come. Saved in each checkpoint with the weights, the optimizer and the random states.
+    """The progress of a run, saved in each checkpoint with the weights, the optimizer's state and the random states.
 
-    seconds counts the whole training, training_seconds only its steps; best describes the weights in best.pt: their
-    validation loss, the values of schedules at that time, and the record of their epoch.
+    seconds is the duration of the entire run so far, training_seconds that of its training steps. best describes the
+    weights in best.pt: their validation loss, the values of the schedules at that time, and the record of their epoch.
     """
 
     step: int = 0
@@ -57,7 +57,8 @@ def moving_schedules(experiment: Experiment) -> list[Schedule]:
 def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) -> None:
     """Save the weights as the best if their validation loss is the lowest so far.
 
-    Losses under different values of beta cannot be compared: while a schedule moves, the newest weights are the best.
+    Losses with different values of beta cannot be compared: while a schedule changes its value, the newest weights
+    count as the best.
     """
     moving = {name: float(n()) for name, n in numbers(experiment).items() if isinstance(n, Schedule)}
     if not state.best or state.best["numbers"] != moving or loss < state.best["loss"]:
@@ -71,18 +72,19 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
 def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
     """Write a checkpoint from which training resumes as if it had never stopped.
 
-    Raises NotFinite if a weight is not finite, before the last good checkpoint is replaced.
+    Raises NotFinite if a loss term or a weight is not finite; the last good checkpoint is then kept.
     """
     meter = state.meter.state_dict()
     parameters = torch.stack([p.isfinite().all() for p in experiment.model.parameters()])
     if not bool(parameters.all()):
         raise NotFinite(state.step, ["weights"])
-    events.flush()  # the curves must reach the disk before the checkpoint does, or a crash leaves a gap
+    events.flush()  # the curves must reach the disk before the checkpoint does, or a crash leaves a gap in them
     random = random_state(experiment.device)
     if not distributed.same([generator.tolist() for generator in random.values()]):
         raise Failure(
-            "The processes no longer draw the same random numbers. A class of your own may draw as many numbers as a "
-            "batch has images, but not one per image: type another batch_size."
+            "The processes no longer draw the same random numbers. This can happen if a class of your own draws a "
+            "tensor whose rows are not images, but are as many as a process's share of the batch: type another "
+            "batch_size=..."
         )
     state.seconds, state.training_seconds = clock.seconds(), clock.training_seconds()
     whole = {
@@ -111,8 +113,8 @@ def restore(experiment: Experiment, run: RunDir) -> State:
     saved = distributed.first(lambda: load_checkpoint(run.checkpoint_file))
     if saved.get("images") != fingerprint(experiment.splits):
         raise UserError(
-            f"The images of {run.path} have changed since it was trained: it would now be trained on images that may "
-            "be in its test set. Type another run_name=..., or overwrite=true to start from the beginning."
+            f"The images of {run.path} have changed since it was trained, so its training set may now contain images "
+            "from its test set. Type another run_name=..., or overwrite=true to start from the beginning."
         )
     state = State()
     try:
@@ -123,7 +125,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
         state.meter.load_state_dict(saved["meter"])
         for name in ("step", "seconds", "training_seconds", "best", "record", "warnings"):
             setattr(state, name, saved[name])
-        state.restarts = saved.get("restarts", 0)  # the first runs of format 1 do not have it
+        state.restarts = saved.get("restarts", 0)  # missing from the oldest checkpoints of format 1
         experiment.optimizer.slow_down(SLOWER**state.restarts)
     except (RuntimeError, KeyError, ValueError) as error:
         raise Failure(f"{run.checkpoint_file} does not match {run.config_file}: {first_line(error)}") from error
@@ -131,7 +133,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
 
 
 class Clock:
-    """Measures the seconds of a run and of its training steps, over all sessions, and when a checkpoint is due."""
+    """Measures the duration of a run and of its training steps, without interruptions; schedules the checkpoints."""
 
     def __init__(self, state: State, checkpoint_minutes: float) -> None:
         self._begin = time.perf_counter() - state.seconds
@@ -141,7 +143,7 @@ class Clock:
         self.saved()
 
     def seconds(self) -> float:
-        """Return the seconds since the run started, without the time between its sessions."""
+        """Return the seconds since the run started, without the time between an interruption and the resumption."""
         return time.perf_counter() - self._begin
 
     def training_seconds(self) -> float:
@@ -158,9 +160,9 @@ class Clock:
         self._since = None
 
     def saved(self) -> None:
-        """Note that a checkpoint was saved just now."""
+        """Schedule the next checkpoint, after one was saved."""
         self._next = time.perf_counter() + self._between
 
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
+        """Return whether it is time for a checkpoint."""
         return time.perf_counter() >= self._next

@@ -20,7 +20,7 @@ WIDE = 120  # columns of a terminal on which definitions fit beside the figures
 
 
 def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:
-    """Print the figures of a finished run as a table, its files, and commands to type next."""
+    """Print a table of a finished run's figures, the names of its files, and commands to type next."""
     kind = "best" if summary["validation"] else "last"
     splits = [split for split in ("train", "validation", "test") if summary[split]]
     table = Table(

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: curves, histograms, pictures, latent codes and a row of the HPARAMS tab."""
+"""Write a run's files for TensorBoard: curves, histograms, pictures, latent codes and a row of the HPARAMS tab."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
 Status: TypeAlias = Literal["finished", "interrupted", "failed"]
 Hparam: TypeAlias = bool | int | float | str
 
-# TensorBoard reads the files of a run in the order of their names. These two sort before and after the names of event
-# files, events.out.tfevents.<seconds>...
+# TensorBoard reads the files of a run in the order of their names. START sorts before all event files, which are named
+# events.out.tfevents.<seconds>..., and END sorts after those that were created before it.
 START = "events.out.tfevents.0000000000.start"
 END = "events.out.tfevents.{:010d}.~end"
 VERSION = "brain.Event:2"  # the version of the file format, in the first event of a file
 
-BINS = 64  # of equal width: default bins widen with the value, so that a constant scale of 1 seems to vary
+BINS = 64  # of equal width: TensorBoard's default bins widen with the value, so a constant scale of 1 seems to vary
 POINTS = 5000  # latent codes in the projector: its limit for t-SNE and UMAP
-SPRITE = 64  # longest side of the pictures of codes, in pixels: 71 * 71 of them fit a texture of 8192 pixels
+SPRITE = 64  # longest side of an image in the projector, in pixels: a sheet of 71 * 71 fits a texture of 8192 pixels
 
 
 class EventWriter:
-    """Writes the events of one run into its folder, for `tensorboard --logdir` of that folder or one above it.
+    """Writes the events of one run into its folder; `tensorboard --logdir` accepts this folder or a parent of it.
 
-    Earlier events of the folder at `purge_step` and later are hidden: a run that resumes from the checkpoint of step s
-    passes s + 1, and each curve continues without a repeated step.
+    Events that are already in the folder are hidden from step `purge_step` on: a run that resumes from the checkpoint
+    of step s passes s + 1, so each curve continues without a repeated step.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.folder = folder
-        # TensorBoard keeps the first session end that it finds, and this run has not ended. The files are emptied, not
-        # removed: a running TensorBoard stops reading the run if a file is missing.
+        # TensorBoard uses the first session end that it finds, so those of earlier processes must go. The files are
+        # emptied, not removed: a running TensorBoard stops reading the run if a file is missing.
         for end in folder.glob("events.*.~end"):
             os.truncate(end, 0)
-        # Files are read in the order of their names, which contain the seconds: this one must come last.
+        # Files are read in the order of their names, which contain the time in seconds: the new file must come last.
         while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
             time.sleep(0.05)
-        # TensorBoard's Python reader takes the first purge of a run for its start and hides nothing, so a new run
-        # starts with one. (Its data server needs no purge: it drops repeated steps.)
+        # TensorBoard's Python reader regards the first purge of a run as its start and hides nothing, so a new run
+        # begins with a purge. (Its data server needs no purge: it drops repeated steps.)
         is_new = not any(folder.glob("events.out.tfevents.*"))
         self._file: EventFile | None = EventFile(folder)
         self._described: set[str] = set()  # tags of scalars that have a point already
@@ -71,15 +71,15 @@ class EventWriter:
             self.close("failed" if is_failure(kind) else "interrupted")
 
     def hparams(self, values: Mapping[str, Hparam]) -> None:
-        """Write the run's row of the HPARAMS tab. Its metrics are all scalars of the run.
+        """Write the run's row of the HPARAMS tab; TensorBoard adds all scalars of the run as metrics.
 
         Settings that a run does not have (sigma.value of a learned sigma) are left out. A setting has the same type in
         all runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-        # No experiment summary: TensorBoard would take the columns of the whole folder from that of the first run.
-        # Without it, TensorBoard takes the union over all runs, infers types and domains, and shows differences first.
+        # No experiment summary is written: TensorBoard would show the columns in the first run's summary for all runs.
+        # Without one, it shows the columns of any run, infers types and domains, and puts settings that differ first.
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
         for name, value in values.items():
             if isinstance(value, bool):
@@ -89,12 +89,12 @@ class EventWriter:
             elif math.isfinite(value):  # JSON has no infinity and no NaN
                 start.hparams[name].number_value = value
         content = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
-        # In a file of its own, which a resumed run replaces: TensorBoard keeps the first session start that it finds,
-        # and a run that is trained further has other epochs.
+        # In a separate file, which a resumed run replaces: TensorBoard uses the first session start that it finds, and
+        # `epochs` is different if a run is trained further.
         _write_alone(self.folder / START, _hparams(metadata.SESSION_START_INFO_TAG, content))
 
     def close(self, status: Status) -> None:
-        """Close the file and write how the run ended. An interrupted run has not ended, and stays "unknown"."""
+        """Close the file and write how the run ended; if it was interrupted, TensorBoard's status stays "unknown"."""
         if self._file is None:
             return
         self._file.close()
@@ -111,7 +111,7 @@ class EventWriter:
         _write_alone(self.folder / END.format(int(time.time())), _hparams(metadata.SESSION_END_INFO_TAG, content))
 
     def layout(self) -> None:
-        """Lay out the custom scalars page: training and validation in one chart for each term, and the posterior."""
+        """Lay out the custom scalars page: a training and validation chart for each loss term, and posterior charts."""
         from torch.utils.tensorboard.summary import custom_scalars  # 0.2 s to import
 
         terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
@@ -128,12 +128,12 @@ class EventWriter:
         self._described |= values.keys()
 
     def results(self, values: Mapping[str, float], step: int) -> None:
-        """Write the final points of a run at a step. They replace the points of an earlier process that was killed
-        before the run was finished."""
+        """Write the test figures of a run at its last step. They replace those of an earlier process that was killed
+        before it recorded the run as finished."""
         add_scalars(self.folder, f"test-{step}", values, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
-        """Write a histogram of the finite values of each tensor, of any shape. Without finite values there is none."""
+        """Write a histogram of the finite values of each tensor, of any shape; none if it has no finite values."""
         from torch.utils.tensorboard.summary import histogram
 
         for tag, tensor in values.items():
@@ -153,14 +153,14 @@ class EventWriter:
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1], if given.
 
-        The first 5000 codes replace those shown before.
+        At most the first 5000 codes are shown. They replace the codes of an earlier call.
         """
         from google.protobuf import text_format  # type: ignore[import-untyped]
         from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
         from torch.nn.functional import pad
 
-        # SummaryWriter.add_embedding adds an entry at each call, forgets the entries of a run that is resumed, and does
-        # not limit the size of sprites.
+        # SummaryWriter.add_embedding is not used: it adds an entry at each call, loses the entries of a resumed run,
+        # and does not limit the size of the sprite sheet.
         folder = self.folder / "projector"
         folder.mkdir(exist_ok=True)
         codes = codes[:POINTS].detach().float().nan_to_num().cpu()
@@ -169,7 +169,7 @@ class EventWriter:
         write_text(folder / "tensors.tsv", "".join(lines))
 
         config = ProjectorConfig()
-        # TensorBoard caches codes by name.
+        # The name contains the step, because TensorBoard caches codes by name.
         shown = config.embeddings.add(tensor_name=f"z at step {step}", tensor_path="projector/tensors.tsv")
         if labels is not None:
             lines = [(" ".join(label.split()) or "-") + "\n" for label in labels[:POINTS]]
@@ -192,7 +192,7 @@ class EventWriter:
 
 
 class NoEvents(EventWriter):
-    """Writes nothing. For processes other than the first, which writes the events of the run."""
+    """An EventWriter that writes nothing, for all processes but the first, which writes the events of the run."""
 
     def __init__(self) -> None:
         pass
@@ -226,8 +226,8 @@ class NoEvents(EventWriter):
 
 
 def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
-    """Add points to the curves of a run that has ended, in an event file of this name. They replace the points of an
-    earlier call with the same name."""
+    """Add a point to each of these curves of a run that has ended, in an event file whose name ends in ~`name`. The
+    points replace those of an earlier call with the same name."""
     for file in folder.glob(f"events.*.~{name}"):
         if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
@@ -238,9 +238,9 @@ def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int)
 
 
 class EventFile:
-    """An event file that is written immediately, so that errors are raised at the call and name the file.
+    """An event file in which each event is written immediately, so errors are raised by the call and name the file.
 
-    SummaryWriter writes in a thread: errors come late, with a traceback, and nothing is flushed to the disk.
+    SummaryWriter writes in a background thread: errors appear later, as a traceback, and nothing is synced to the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -259,7 +259,7 @@ class EventFile:
             self._file.flush()  # so that TensorBoard sees it
 
     def purge(self, step: int) -> None:
-        """Hide the events of earlier files at this step and later."""
+        """Hide the events that earlier files contain for this step and later ones."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self.write(step=step, session_log=SessionLog(status=SessionLog.START))
@@ -282,9 +282,10 @@ def _event(**fields: Any) -> bytes:
 
 
 def _points(values: Mapping[str, float], described: Collection[str]) -> Any:
-    """Return a single summary for all values. SummaryWriter.add_scalar would make one for each.
+    """Return one summary for all values; SummaryWriter.add_scalar would make one for each.
 
-    Tags in `described` carry title and definition of their figure; TensorBoard reads them at a tag's first point.
+    Points of tags in `described` include the title and definition of the figure, which TensorBoard reads from the first
+    point of a tag.
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -314,18 +315,18 @@ def _description(tag: str) -> Any:
 
 
 def _hparams(tag: str, content: Any) -> Any:
-    """A summary for the HPARAMS plugin."""
+    """Return a summary for the HPARAMS plugin."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams import metadata
 
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
-    # Without a tensor, even an empty one, TensorBoard's data server does not list the summary.
+    # TensorBoard's data server does not list a summary without a tensor, so an empty tensor is added.
     value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
     return Summary(value=[value])
 
 
 def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
-    """Write one summary as an event file of its own, atomically."""
+    """Write one summary to a separate event file, atomically."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     def write(file: IO[bytes]) -> None:
@@ -337,12 +338,12 @@ def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
 
 
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:
-    """Write images (N, C, H, W) as a square sheet without separators, and return the height and width of one image."""
+    """Write images (N, C, H, W) as a square sheet without gaps; return the height and width of an image on it."""
     from torch.nn.functional import avg_pool2d, pad
 
     shrink = math.ceil(max(images.shape[2:]) / SPRITE)
     images = avg_pool2d(images.detach().float(), shrink, ceil_mode=True) if shrink > 1 else images
-    # A square sheet, even if cells stay empty: the projector assumes as many rows as columns.
+    # Fill the sheet up to a square with black images: the projector assumes as many rows as columns.
     columns = math.ceil(math.sqrt(len(images)))
     images = pad(images, (0, 0, 0, 0, 0, 0, 0, columns**2 - len(images)))
     save_png(path, grid(images, columns, side=SPRITE // 2, pad=0))

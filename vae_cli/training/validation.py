@@ -1,4 +1,4 @@
-"""Measure a model on a split: the terms of the loss and the shape of the posterior."""
+"""Measure a model on a split: the terms of the loss and statistics of the posterior."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def evaluate_split(
     metrics: Sequence[Term] | None = None,
     batch_size: int = 500,
 ) -> dict[str, float]:
-    """Return metrics over all images of a split, by default the terms of the loss and the shape of the posterior.
+    """Return metrics over all images of a split, by default the terms of the loss and statistics of the posterior.
 
-    Quantities are nats per image, as in training. The same seed draws the same noise; the random state of a training
-    is not changed. A penalty that contains a mean over the batch (free bits, capacity) sees batches of batch_size.
+    The terms are in nats per image, as in training. The same seed draws the same noise, and the random state of the
+    training is not changed. A penalty that averages over a batch (free bits, capacity) averages over batch_size images.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with evaluating(model, seed, device):
@@ -45,7 +45,7 @@ Sum = Tensor | float  # 0.0 until the first batch
 
 
 class Term(Protocol):
-    """One or several figures over images that arrive in batches."""
+    """A metric with one or several figures, computed from one batch after another."""
 
     def update(self, inference: Inference, penalty: Tensor) -> None:
         """Add a batch and its penalties (B,)."""
@@ -66,7 +66,7 @@ class Terms:
     def update(self, inference: Inference, penalty: Tensor) -> None:
         terms = inference.terms(penalty)
         self.names = tuple(terms)
-        # Doubles: a float32 sum over a large set would lose the digits that tell two modes apart.
+        # In float64, because a float32 sum over a large set loses digits in which two models differ.
         sums = torch.stack([term.detach() for term in terms.values()]).double().sum(1)
         self.sums = sums if self.sums is None else self.sums + sums
         self.count += len(inference.x)
@@ -81,16 +81,16 @@ class Terms:
 
 
 class Posterior:
-    """The shape of the posterior: loc_std and, if z is noisy, active_units, scale_mean, scale_min and collapsed.
+    """Statistics of the posterior: loc_std and, if z is noisy, active_units, scale_mean, scale_min and collapsed.
 
-    active_units  the number of dimensions in which Var_x(loc_j) exceeds 0.01 of the mean of scale_j^2
-    loc_std       the root of the mean of Var_x(loc_j) over dimensions
+    active_units  the number of dimensions in which Var_x(loc_j) exceeds 1 % of the mean of scale_j^2 over images
+    loc_std       the square root of the mean of Var_x(loc_j) over dimensions
     scale_mean    the mean scale over images and dimensions; scale_min is the minimum
     collapsed     the share of dimensions whose mean scale is below 1 % of the standard deviation of loc
 
-    Burda et al. (2016) count the dimensions with Var_x(loc_j) > 0.01. An idle dimension of a learned sigma has the
-    prior's scale 1, so the two counts agree on it; unlike theirs, this one does not change with the scale of z. A point
-    mass has no scale, and so no count.
+    Burda et al. (2016) count the dimensions with Var_x(loc_j) > 0.01. If sigma is learned, an inactive dimension has
+    the prior's scale 1, so the two counts agree on it. Unlike theirs, this count does not change if z is rescaled. It
+    is undefined for a point mass, which has no scale.
     """
 
     def __init__(self) -> None:
@@ -130,11 +130,11 @@ MONITORED = 1000  # training images that stand in for a validation set
 
 
 def validate(experiment: Experiment, split: Split) -> dict[str, float]:
-    """Return the terms of the loss and the shape of the posterior over a split."""
+    """Return the terms of the loss and the statistics of the posterior over a split."""
     return evaluate_split(experiment.model, experiment.regularizer, split, experiment.config["seed"], experiment.device)
 
 
 def some_training_images(experiment: Experiment) -> Split:
-    """Return some training images, to measure the posterior on if there is no validation set."""
+    """Return the training images on which the posterior is measured if there is no validation set."""
     train = experiment.splits.train
     return replace(train, index=train.index[:MONITORED])
