@@ -152,7 +152,7 @@ class ContinuousBernoulliDistribution(Distribution):
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         # Near l = 0 the formulas are 0 / 0, so the first terms of their series are used instead. The formulas are then
-        # evaluated at |l| = 1 and discarded: a NaN would reach the gradient even through the unused side of a where.
+        # evaluated at |l| = 1 and discarded: NaN would reach the gradient even from the branch that where discards.
         self._near = logits.abs() < 0.05
         self._far = torch.where(self._near, torch.ones_like(logits), logits.abs())
         super().__init__(logits.shape, validate_args=False)
@@ -181,7 +181,7 @@ class ContinuousBernoulliDistribution(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = (*sample_shape, *self.logits.shape)
         uniform = torch.rand(shape, device=self.logits.device, dtype=self.logits.dtype)
-        # `falling` is a draw from the density with -|l|, by its inverse CDF. If l > 0, it is mirrored: 1 - falling.
+        # `falling` is drawn for the logit -|l|, by inverting the CDF. If l > 0, it is mirrored: 1 - falling.
         falling = -torch.log1p(uniform * torch.expm1(-self._far)) / self._far
         far = torch.where(self.logits > 0, 1 - falling, falling)
         return torch.where(self._near, uniform + self.logits * uniform * (uniform - 1) / 2, far).clamp(0, 1)

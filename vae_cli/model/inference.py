@@ -56,9 +56,9 @@ class Inference:
 
     @computed_once
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """The location's and the scale's part of KL(N(m, s^2) || N(a, t^2)) in each latent dimension, each (B, D).
+        """The location part and the scale part of the KL divergence in each latent dimension, both (B, D).
 
-        The location's part is ((m - a) / t)^2 / 2; the scale's part is (r - 1 - ln r) / 2 with r = s^2 / t^2.
+        With posterior N(m, s^2) and prior N(a, t^2) they are ((m - a) / t)^2 / 2 and (r - 1 - ln r) / 2, r = s^2 / t^2.
         None unless posterior and prior are both diagonal normals.
         """
         if self._twice_kl_parts is None:

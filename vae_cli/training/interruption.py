@@ -16,7 +16,7 @@ from vae_cli.machine import distributed
 # Slurm and other launchers send one of these when a job's time is nearly up. submitit has a handler that requeues the
 # job and ends the process.
 TIME_WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-AT_ONCE = 2.0  # seconds in which a repeated signal counts once: torchrun forwards signals already received directly
+AT_ONCE = 2.0  # seconds in which a second signal is ignored: torchrun may forward one that was received directly
 
 
 class Interruption:
@@ -33,7 +33,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only in this thread
             stops = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
             warnings = [number for number in TIME_WARNINGS if callable(signal.getsignal(number))]
             for number in (*stops, *warnings):

@@ -63,13 +63,13 @@ class Meter:
         self._pending.clear()
 
     def point(self) -> dict[str, float]:
-        """Return the means since the last point of the training curves, and start the next mean."""
+        """Return the means since the last point of the training curves, and reset them."""
         self.read()
         means, self._point = _means(self._point), {}
         return means
 
     def epoch(self) -> dict[str, float]:
-        """Return the means over the epoch, and start the next epoch's."""
+        """Return the means over the epoch, and reset them."""
         self.read()
         means, self._epoch = _means(self._epoch), {}
         return means

@@ -75,7 +75,7 @@ class Progress:
     def epoch(self, epoch: int, record: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Print a line if there is no bar and the epoch is a milestone; warn if sigma or the posterior has collapsed.
 
-        record contains the loss terms to print, measured the posterior statistics to warn about.
+        `record` contains the loss terms to print; `measured` contains the posterior statistics for the warnings.
         """
         if self.prints_epochs and not self.console.is_terminal and is_milestone(epoch, self.epochs):
             split = "validation" if "validation/loss" in record else "train"

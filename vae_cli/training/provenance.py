@@ -36,7 +36,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the git clone that contains this code, with a + if it has uncommitted changes; else None."""
+    """Return the commit of the git clone with this code, with a + for uncommitted changes; None outside a clone."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

@@ -71,9 +71,9 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Print whether two runs are bit-identical, how weights and figures differ, and how versions and machines differ.
+    """Print whether two runs are bit-identical, and how their figures and setups (versions, device ...) differ.
 
-    there and here are the summaries of the first and the second run.
+    `there` and `here` are the summaries of the first and the second run.
     """
     distance = largest_difference(*(load_checkpoint(run.checkpoint_file)["model"] for run in (first, second)))
     figures = {

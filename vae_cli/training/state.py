@@ -72,7 +72,8 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
 def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
     """Write a checkpoint from which training resumes as if it had never stopped.
 
-    Raises NotFinite if a loss term or a weight is not finite; the last good checkpoint is then kept.
+    Raises NotFinite if a loss term or a weight is not finite, and Failure if the random states of several processes
+    differ; the last good checkpoint is then kept.
     """
     meter = state.meter.state_dict()
     parameters = torch.stack([p.isfinite().all() for p in experiment.model.parameters()])
@@ -143,7 +144,7 @@ class Clock:
         self.saved()
 
     def seconds(self) -> float:
-        """Return the seconds since the run started, without the time between an interruption and the resumption."""
+        """Return the seconds since the run started, without the time during which it was interrupted."""
         return time.perf_counter() - self._begin
 
     def training_seconds(self) -> float:

@@ -133,7 +133,7 @@ class EventWriter:
         add_scalars(self.folder, f"test-{step}", values, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
-        """Write a histogram of the finite values of each tensor, of any shape; none if it has no finite values."""
+        """Write a histogram of the finite values of each tensor, of any shape. Without finite values it is skipped."""
         from torch.utils.tensorboard.summary import histogram
 
         for tag, tensor in values.items():
