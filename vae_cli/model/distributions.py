@@ -109,7 +109,7 @@ class BernoulliLogProb(torch.autograd.Function):
 
     It is computed as x l - relu(l) + ln sigmoid(|l|), with an error of at most 6e-8 nats a pixel, the rounding of
     sigmoid(|l|) near 1. With its gradient it takes 0.5 to 0.8 of the time of torch's binary_cross_entropy_with_logits,
-    which computes log1p and makes more temporary tensors. torch.func cannot transform it, nor torch.compile compile it.
+    which computes log1p and makes more temporary tensors. It works neither in torch.func nor in torch.compile.
     """
 
     @staticmethod
@@ -125,7 +125,7 @@ class BernoulliLogProb(torch.autograd.Function):
         by_image = gradients[0][..., None, None, None]
         to_value = logits * by_image if ctx.needs_input_grad[1] else None
         p = logits.sigmoid()
-        # In place, unless the gradient itself is differentiated, which needs p.
+        # In place, except if the gradient itself is differentiated, because that needs p.
         difference = p - value if torch.is_grad_enabled() else p.sub_(value)
         return difference * -by_image, to_value
 

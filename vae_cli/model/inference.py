@@ -68,8 +68,10 @@ class Inference:
 
     @computed_once
     def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """Twice the parts of the KL: it is cheaper to halve their sums. The part of a scale that images or dimensions
-        share is not expanded; it broadcasts to (B, D)."""
+        """Twice the parts of the KL divergence, because halving their sums is cheaper than halving them.
+
+        If images or dimensions share a scale, the scale part is not expanded; it broadcasts to (B, D).
+        """
         q, p = _factor(self.posterior), _factor(self.prior)
         if q is None or p is None:
             return None

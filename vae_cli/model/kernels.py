@@ -9,7 +9,7 @@ torch._C._are_functorch_transforms_active   Dense, Bernoulli  torch.func works o
 torch._fused_adam_                          FusedAdam         half the time of a small update    Adam.step
 __dynamo_disable                            without_compiler  most of a second of each start     the slower start
 
-tests/test_quarantine_torch.py fails if a name is gone or its result differs from the public way.
+tests/test_quarantine_torch.py fails if a name is missing or its result differs from that of the public functions.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _is_for_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_inside_torch_func() -> bool:
-    """Return whether this code runs inside a transform of torch.func (jvp, vmap ...), which needs slower functions."""
+    """Return whether this code runs inside a torch.func transform (jvp, vmap ...), which fast paths do not support."""
     try:
         return torch._C._are_functorch_transforms_active()
     except AttributeError:
@@ -117,8 +117,8 @@ def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-# The settings of a group of parameters, their first and second moments, the number of steps taken with each (one
-# tensor), and views of its elements.
+# The settings of a group of parameters, their first moments, their second moments, the step counts of all parameters in
+# one tensor, and views of its elements.
 Group = tuple[dict[str, Any], list[Tensor], list[Tensor], Tensor, list[Tensor]]
 
 
@@ -151,7 +151,7 @@ class FusedAdam:
                 return None
             states = [optimizer.state[parameter] for parameter in parameters]
             taken = torch.zeros(len(states), dtype=torch.float32, device=parameters[0].device)
-            views = list(taken.unbind())  # so that one operation counts the step of every parameter
+            views = list(taken.unbind())  # so that one operation increments the step counts of all parameters
             for parameter, state, steps in zip(parameters, states, views, strict=True):
                 if state:
                     steps.copy_(state["step"])

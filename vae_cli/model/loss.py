@@ -14,10 +14,10 @@ Loss = Callable[[Tensor], tuple[Tensor, Terms]]
 
 
 def loss_and_terms(model: nn.Module, regularizer: nn.Module, x: Tensor) -> tuple[Tensor, Terms]:
-    """Return the loss of images x (B, C, H, W), mean(distortion + penalty), and its terms, (B,) without gradients.
+    """Return the loss of images x (B, C, H, W), mean(distortion + penalty), and its terms, each (B,) without gradients.
 
-    If several processes share the batch, the mean of their losses is that of the whole batch, and a process whose share
-    does not count returns empty terms (see `distributed.share`).
+    If several processes share the batch, the mean of their losses is the loss of the entire batch, and a process whose
+    share does not count returns empty terms (see `distributed.share`).
     """
     inference = model(x)
     penalty = regularizer(inference)

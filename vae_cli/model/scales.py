@@ -57,7 +57,7 @@ class Factors(Normal):
     """The univariate factors N(loc, scale^2) of a diagonal normal; scale broadcasts to the shape of loc.
 
     The results are bit for bit those of torch's Normal, whose broadcasting and checks would slow a training step.
-    log_scale, if it is known, spares the KL divergence a logarithm; it broadcasts to the shape of loc, too.
+    log_scale is optional and broadcasts in the same way; with it, the KL divergence need not compute ln(scale).
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, log_scale: Tensor | None = None) -> None:

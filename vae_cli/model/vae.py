@@ -42,7 +42,7 @@ class VAE(nn.Module):
         self.precision = precision
 
     def encode(self, x: Tensor) -> Distribution:
-        """Return q(z|x), batch (B,) and event (D,), of images (B, C, H, W) as `likelihood.observe` returns them."""
+        """Return q(z|x), batch (B,) and event (D,), for images (B, C, H, W) returned by `likelihood.observe`."""
         with computing_in(self.precision, x.device.type):
             raw = self.encoder(x)
         posterior: Distribution = self.sigma(raw.float())

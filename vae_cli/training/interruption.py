@@ -1,4 +1,4 @@
-"""Stop a training between two steps: signals are only recorded, and the loop checks for them."""
+"""Stop training between two steps: signals are only recorded, and the loop checks for them."""
 
 from __future__ import annotations
 

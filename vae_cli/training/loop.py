@@ -71,7 +71,7 @@ def log_step(experiment: Experiment, events: EventWriter, progress: Progress, st
     """Write a point of each training curve: mean loss terms since the last point, current beta, learning rate ..."""
     means = state.meter.point()
     current = {name: number().detach() for name, number in numbers(experiment).items()}
-    read = torch.stack(list(current.values())).tolist() if current else []  # the device is waited for once
+    read = torch.stack(list(current.values())).tolist() if current else []  # waits for the device only once
     values = {**means, **dict(zip(current, read, strict=True)), "learning_rate": experiment.optimizer.rate}
     events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)
     progress.step(state.step, means)

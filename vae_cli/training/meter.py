@@ -47,7 +47,7 @@ class Meter:
         term that is not finite."""
         if not self._pending:
             return
-        # Steps of equally many images are summed by one operation.
+        # Consecutive steps with the same number of images are summed in one operation.
         by_size = [list(steps) for _, steps in groupby((terms for _, terms in self._pending), key=lambda t: len(t[0]))]
         summed = [torch.stack(list(chain(*steps))).sum(1).view(len(steps), -1) for steps in by_size]
         rows = distributed.total(torch.cat(summed)).tolist()

@@ -14,7 +14,7 @@ IN_HISTOGRAMS = 500  # images
 IN_PROJECTOR = 1000  # test images
 PAIRS = 10  # images with their reconstructions below
 SAMPLES = 64
-SIDE = 32  # pixels of the longer side of an image, if it is smaller: a card of TensorBoard shows no more
+SIDE = 32  # small images are enlarged to about this many pixels; a card of TensorBoard shows no more detail
 PAD = 3  # pixels between images
 
 

@@ -41,7 +41,7 @@ class State:
 
 
 def numbers(experiment: Experiment) -> dict[str, Number]:
-    """Return the numbers in the loss by the names of their curves: beta, capacity, sigma_value ..."""
+    """Return the schedules and scales that the loss uses, by the names of their curves: beta, sigma_value ..."""
     named = {name: module for name, module in experiment.regularizer.named_modules() if isinstance(module, Number)}
     for name, module in experiment.model.named_modules():
         if isinstance(module, Number):

@@ -1,4 +1,4 @@
-"""One training step, whose passes are replayed as a CUDA graph on a GPU."""
+"""One training step; on a GPU, its forward and backward passes are replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_cli.model.loss import Terms, loss_and_terms
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3  # steps before a graph is captured, in which libraries allocate what they need
+WARM_UP = 3  # eager steps before a graph is captured, in which libraries allocate their memory
 
 
 class Step:
@@ -39,7 +39,7 @@ class Step:
         return terms
 
     def compute(self, positions: Tensor) -> Terms:
-        """Pass the images forward and backward; return the terms of the loss."""
+        """Compute the loss of the images at these positions (B,) and its gradient; return the terms of the loss."""
         compiled = self.experiment.compiled_loss
         with distributed.share(positions) as own:
             x = self.experiment.splits.train.batch(own)
@@ -53,7 +53,7 @@ class Step:
 
 
 class Replayed:
-    """The passes of a step, captured as a CUDA graph and replayed: one launch instead of about a hundred.
+    """The forward and backward pass of a step as a replayed CUDA graph: one launch instead of about a hundred.
 
     A small network keeps a GPU busy for less time than the CPU needs to launch its operations one by one. The graph
     contains the passes of a batch of `batch_size` images, which must be on the GPU. A smaller last batch is computed
@@ -61,10 +61,10 @@ class Replayed:
     any optimizer and learning rate can be used. The results are bit for bit those of the eager passes.
     """
 
-    positions: Tensor  # what the graph reads
+    positions: Tensor  # the graph's input, (B,)
     names: tuple[str, ...]  # of the terms
-    terms: Tensor  # what the graph writes, (number of terms, B)
-    gradients: list[Tensor | None]  # what the graph writes, for each parameter
+    terms: Tensor  # output of the graph, (number of terms, B)
+    gradients: list[Tensor | None]  # output of the graph, for each parameter
 
     def __init__(self, compute: Callable[[Tensor], Terms], parameters: Sequence[Tensor], batch_size: int) -> None:
         self.compute = compute
@@ -74,7 +74,7 @@ class Replayed:
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, positions: Tensor) -> Terms:
-        """Pass the images at these positions forward and backward; return the terms of the loss, each (B,)."""
+        """Compute the loss of the images at these positions (B,) and its gradient; return the terms, each (B,)."""
         if len(positions) != self.batch_size or self.warm_up < 0:
             return self.compute(positions)
         if self.warm_up > 0:
@@ -86,7 +86,7 @@ class Replayed:
         self.positions.copy_(positions)
         self.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient  # which an eager step replaces
+            parameter.grad = gradient  # set again each time, because an eager step replaces it
         return dict(zip(self.names, self.terms.clone(), strict=True))
 
     def _is_captured(self, positions: Tensor) -> bool:

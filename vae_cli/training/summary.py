@@ -1,4 +1,4 @@
-"""The table printed at the end of a training: figures, files, and commands to type next."""
+"""The table printed at the end of training: figures, files, and commands to type next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_cli.config.instantiate import trusted
 from vae_cli.runs.folder import RunDir
 
 ROWS = ("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", "loss", "active_units")
-WIDE = 120  # columns of a terminal on which definitions fit beside the figures
+WIDE = 120  # from this terminal width in columns, the definitions are printed next to the figures
 
 
 def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> None:

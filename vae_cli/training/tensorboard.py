@@ -298,7 +298,7 @@ def _points(values: Mapping[str, float], described: Collection[str]) -> Any:
 
 
 def _description(tag: str) -> Any:
-    """Return what TensorBoard shows of a scalar beside its curve; None if the figure is not in the register."""
+    """Return the title and description that TensorBoard shows with a curve; None if no definition is registered."""
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, SummaryMetadata
 
     figure = entry(tag.rpartition("/")[2])
