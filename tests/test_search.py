@@ -86,8 +86,8 @@ def test_typed_overrides_replace_the_axes_of_the_sweeper() -> None:
         ("latent=interval(1,0)", "an interval goes from a smaller number to a larger one"),
         ("latent=tag(log, interval(0,1))", "a logarithmic interval must start above 0"),
         ("latent=range(5,5)", "a range goes from a smaller number to a larger one"),
-        ("latent=glob(*)", "is not an axis that can be searched"),
-        ("latent=interval(a,b)", "cannot be read as an axis"),
+        ("latent=glob(*)", "is not a range that can be searched"),
+        ("latent=interval(a,b)", "cannot be read as a range"),
         ("latent=4", "There is nothing to search"),
         ("seed=0,1,2", "would only find the luckiest seed"),
     ],
@@ -109,7 +109,7 @@ def search(*words: str) -> None:
 
 
 def test_an_interval_without_a_sweeper_that_searches(here: Path) -> None:
-    with pytest.raises(UserError, match="is an axis of a search: type -m hydra/sweeper=optuna with it"):
+    with pytest.raises(UserError, match="is a range to search: add -m hydra/sweeper=optuna"):
         search("latent=interval(1,5)")
 
 

@@ -31,13 +31,19 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Metrics to compute, or a class of your own such as mine.Loudness.",
+        help="Metrics to compute, such as noise_probe, or a class of your own (with --trust), such as mine.Loudness.",
         show_default="all that are defined for the run",
     ),
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(metavar="K", help="Draws for the importance-weighted bound.", min=1, max=1_000_000),
+    typer.Option(
+        metavar="K",
+        help="Draws for the importance-weighted bound.",
+        min=1,
+        max=1_000_000,
+        show_default="64, or 5000 with --full; as before if metrics are added to an evaluation",
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an evaluation that is damaged or more thorough than this one.")
@@ -58,7 +64,7 @@ def evaluate(
     data_dir: DataDir = None,
     trust: Trust = None,
 ) -> None:
-    """Measure what the noise does in a trained run.
+    """Measure what the encoder's noise does in a trained run.
 
     The measurements use images that the run was not trained on.
     """

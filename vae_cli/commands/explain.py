@@ -31,8 +31,8 @@ WIDEST = 100  # columns of text; longer lines are hard to read
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[WORD]...",
-        help="A figure, a claim, a choice, a group or a setting; without it, all of them.",
+        metavar="WORD",
+        help="A figure, a claim, a choice, a group or a setting; without WORD, list all figures and choices.",
         autocompletion=complete_word,
     ),
 ]

@@ -52,13 +52,13 @@ Corners = Annotated[
 ]
 Gif = Annotated[bool, typer.Option("--gif", help="Also write an animation.")]
 Traverse = Annotated[
-    bool, typer.Option("--traverse", help="Vary each latent dimension of a test image's code in turn.")
+    bool, typer.Option("--traverse", help="Vary one latent dimension of a random test image's code at a time.")
 ]
 Span = Annotated[
     float | None,
     typer.Option(
-        metavar="STD", help="With --traverse: standard deviations to either side.", min=0.0, max=1000.0,
-        show_default=f"{SPAN:g}",
+        metavar="STD", help="With --traverse: standard deviations to either side of the mean of all codes.", min=0.0,
+        max=1000.0, show_default=f"{SPAN:g}",
     ),
 ]  # fmt: skip
 

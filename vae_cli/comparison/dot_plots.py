@@ -42,7 +42,7 @@ def jacobians(comparison: Comparison) -> Figure | None:
     """Draw the norms of the decoder's Jacobian at codes, halfway between codes and at draws from the prior."""
     places = [("codes", "at codes"), ("halfway", "halfway between codes"), ("prior", "at draws from the prior")]
     unit = "pixel values per standard deviation"
-    sizes = {"frobenius": "In any direction (Frobenius norm)", "norm": "In the direction of fastest change"}
+    sizes = {"frobenius": "In all directions combined (Frobenius norm)", "norm": "In the direction of fastest change"}
     panels = [
         Panel([(f"jacobian_{size}_{place}", word) for place, word in places], title, unit, log=True)
         for size, title in sizes.items()

@@ -1,4 +1,4 @@
-"""From overrides to an experiment: the catalog of choices, Hydra, names, checks, and the objects that they build."""
+"""From overrides to an experiment: list the choices, call Hydra, name the run, check settings, build the objects."""
 
 __all__ = [
     "aliases",

@@ -9,7 +9,7 @@ from vae_cli.config.naming import AXES
 
 # Earlier name of a module: its name today. Entries are never removed, so that stored runs stay readable.
 MOVED = {f"vae_cli.{axis}": f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")}
-# The same for modules that users' own classes import: messages name the new place.
+# The same for modules that users' own classes may import: if such an import fails, the message gives the new name.
 MOVED_FOR_IMPORT = MOVED | {
     "vae_cli.check": "vae_cli.core.values",
     "vae_cli.delta": "vae_cli.model.distributions",

@@ -1,4 +1,4 @@
-"""Check a configuration and build everything that a training needs."""
+"""Check a configuration and build everything that a training run needs."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from vae_cli.machine.memory import free_memory, memory_of, refuse_oversize, size
 from vae_cli.model.loss import Loss, Terms, loss_and_terms
 from vae_cli.model.vae import VAE
 
-QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels of a model that is built, and applied to two images, at once
+QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels: a smaller model takes little time to build and apply
 
 
 @dataclass
 class Experiment:
-    """Everything that a training needs, built and checked.
+    """Everything that a training run needs, built and checked.
 
-    config is plain and resolved; its key `choices` maps each axis to its choice. compiled_loss is the loss of a whole
-    batch as one compiled function, with compile=true and a single process.
+    config is a plain dict without references; its key `choices` maps each axis to its choice. compiled_loss is the loss
+    of a whole batch as one compiled function; None unless compile=true and a single process trains.
     """
 
     config: Config
@@ -78,7 +78,7 @@ def build_experiment(config: Config) -> Experiment:
     regularizer: Regularizer = parts["regularizer"]
     if distributed.count() > 1 and config["on_divergence"] == "restart":
         raise UserError(
-            "on_divergence=restart needs a single process: leave it out, and type the command again by hand."
+            "on_divergence=restart needs a single process: leave it out, and if the loss diverges, lower optimizer.lr."
         )
     if distributed.count() > 1 and device.type != "cuda" and distributed.has_batch_norm(model):
         raise UserError(
@@ -177,13 +177,13 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
     """Raise UserError if training the model needs more than the available bytes, before much memory is allocated."""
     plain = {**config, "precision": "float32"}
     try:
-        with torch.device("meta"):  # on which tensors have a shape but no content
+        with torch.device("meta"):  # tensors on this device have a shape but no values
             model = build_model(plain, shape)
         if size_of(model) + math.prod(shape) <= QUICK_TO_BUILD:
             model = build_model(plain, shape)  # computing on `meta` imports modules, which takes longer than this
         needed = training_memory(model, shape, math.ceil(config["batch_size"] / distributed.count()))
     except (RuntimeError, NotImplementedError):
-        return  # a user's own class may need real numbers; its memory is not checked
+        return  # a user's own class may need the values of its tensors; its memory is not checked
     refuse_oversize(
         needed,
         f"network={config['choices']['network']} with latent={config['latent']} and batch_size={config['batch_size']}",
@@ -194,7 +194,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
     """Build the model of a run, whose weights are still to be loaded."""
-    # On the CPU even if the model is built on `meta`, where computing a mean imports modules that take long to load.
+    # The mean is on the CPU even if the model is built on `meta`: there, averaging it imports modules that load slowly.
     return assemble(build_parts(config), config, shape, torch.zeros(shape, device="cpu"), 1.0)
 
 
@@ -202,7 +202,7 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     """Put a model together from its parts, for images of this shape, mean and spread (see Likelihood.start).
 
     Encoder and decoder draw their initial weights from separate random streams, so that runs with the same seed start
-    from the same decoder and the same locations in every sigma mode.
+    from the same decoder and the same loc(x), whatever sigma is.
     """
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
     with initial_weights(config["seed"], "encoder"):
@@ -239,7 +239,7 @@ def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOp
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:
-    """Return the mean of the images (C, H, W), and the root mean squared distance of up to 1000 of them from it."""
+    """Return the mean image (C, H, W), and the root mean squared deviation from it over the pixels of up to 1000."""
     mean = images.mean()
     some = torch.linspace(0, len(images) - 1, min(1000, len(images))).long()
     return mean.cpu(), float((images.batch(some) - mean).square().mean().sqrt())

@@ -83,7 +83,7 @@ def settings() -> dict[str, Setting]:
 
 
 def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[str, str]]:
-    """Return the overrides that complete a word, each with a phrase, given the overrides typed before it."""
+    """Return the completions of a partly typed override, each with a description, given the overrides before it."""
     known = groups(*extra_dirs)
     named = {name: setting.comment for name, setting in (defaults() | settings()).items()}
     if word.startswith("hydra"):
@@ -109,7 +109,7 @@ def complete(before: Sequence[str], word: str, *extra_dirs: Path) -> list[tuple[
         fitting = {key: comment for key, comment in named.items() if key.startswith(word)}
         if len(fitting) != 1:
             return list(fitting.items())
-        # A shell adds a space after a single candidate; with its values as further candidates it stops at the '='.
+        # A shell adds a space after a single candidate. If the values of the key are offered too, it stops at the '='.
         word = next(iter(fitting))
     else:
         fitting = {}
@@ -194,5 +194,5 @@ def _split_comment(line: str) -> tuple[str, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    # A file that is not text offers nothing here; the user learns why when the file is composed.
+    # A file that is not text yields no keys and no error here; the error appears when Hydra reads the file.
     return file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,7 +1,8 @@
 """The register of claims and figures: what each figure is called, means, and says about the encoder's noise.
 
-The entries are in figures.toml. Everything that shows a figure to a person (tables, plots, the report, TensorBoard,
-`vae explain`) takes its words from here. Nothing heavy is imported, so that `vae explain` is fast.
+A figure is a number that is measured, such as the rate. The entries are in figures.toml. Everything that shows a figure
+to a person (tables, plots, the report, TensorBoard, `vae explain`) takes its words from here. Nothing heavy is
+imported, so that `vae explain` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Claim:
 
     number    its place in tables and reports
     title     the claim as a statement
-    question  the same as a question that `vae compare` answers
+    question  the claim turned into a question, which `vae compare` answers
     """
 
     number: int

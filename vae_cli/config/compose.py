@@ -1,4 +1,4 @@
-"""Turn what Hydra has composed into plain values, and into the folder of the run that they describe.
+"""Turn the configuration that Hydra has composed into plain values, and derive the run's folder from it.
 
 Importing this module changes one thing in the process: a warning of Hydra's is ignored (see below).
 """
@@ -17,8 +17,9 @@ from vae_cli.config.catalog import configs_dir
 from vae_cli.config.naming import AXES, run_folder, run_name
 from vae_cli.core.errors import UserError
 
-# Hydra warns that this package's settings of a launcher or sweeper have the name of a schema, the plugin's own, with
-# which old versions validated them. Workers of a launcher compose too, so every process must ignore the warning.
+# This package's configurations of launchers and sweepers have the same names as the plugins' own schemas. Old versions
+# of Hydra validated one against the other, so Hydra warns. A launcher's workers compose too, so every process must
+# ignore the warning.
 warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
 
 
@@ -55,7 +56,7 @@ def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str,
 def to_plain(config: DictConfig, choices: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """Return a composition as resolved plain values, with the choice of each axis under `choices`.
 
-    choices maps each group to its choice; by default it is read from Hydra's node, which config must include then.
+    choices maps each group to its choice; by default it is read from Hydra's node, which config must then include.
     """
     words = config.hydra.runtime.choices if choices is None else choices
     ours = {str(group): choice for group, choice in words.items() if _is_ours(group) and choice is not None}

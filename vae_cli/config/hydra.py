@@ -1,6 +1,6 @@
-"""The call into Hydra: run a task as its command line would, and raise one message for what it refuses.
+"""The call into Hydra: run a task as Hydra's command line would, and turn its errors into UserErrors.
 
-Private names of Hydra's: `JobReturn._return_value` (see `silent_result`).
+This uses a private name of Hydra: `JobReturn._return_value` (see `silent_result`).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def silent_result() -> Iterator[None]:
 
 
 def _show_package(task: Callable[[], Any], package: str) -> None:
-    """Show one part of the configuration; Hydra's complaint that there is none becomes a message."""
+    """Show one part of the configuration. Raises UserError if Hydra finds no such part."""
     try:
         with redirect_stderr(StringIO()):
             task()
@@ -153,8 +153,8 @@ def _show_package(task: Callable[[], Any], package: str) -> None:
 def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
     """Rewrite `likelihood.scale=1` as `likelihood.scale=choice(1)` if `likelihood` itself is swept.
 
-    Hydra applies plain values once, before it applies any swept choice, and would refuse a key that the default choice
-    does not have even if every job has it.
+    Hydra applies plain values once, before any swept choice. So it would refuse a key that the default choice lacks,
+    even if every swept choice has it.
     """
     parsed: list[tuple[str, Override | None]] = []
     for override in overrides:
@@ -175,7 +175,10 @@ def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
 
 
 def _inside_resolver(error: Exception) -> BaseException | None:
-    """Return what failed in this package's own code, such as a disk error, while Hydra resolved the folder of a run."""
+    """Return the error that this package's own code raised, such as a disk error, while Hydra resolved a run's folder.
+
+    Returns None for errors of Hydra or OmegaConf, and for a UserError, which `translate` handles.
+    """
     if not isinstance(error, InterpolationResolutionError) or error.full_key != "hydra.run.dir":
         return None
     chain = list(causes(error))

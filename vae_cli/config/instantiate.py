@@ -93,13 +93,14 @@ def find_class(target: str, path: str, kind: type) -> Any:
     """
     if not isinstance(target, str):
         raise UserError(f"{path}._target_={brief(target)} is not the name of a class; leave it out.")
+    given = f"{path} {target}" if path.startswith("--") else f"{path}._target_={target}"
     module_name, _, name = target.rpartition(".")
     allowed = (*ALLOWED, *trusted())
     if not _is_within(module_name, allowed):
         top = module_name.partition(".")[0] or target
         raise UserError(
-            f"{path}._target_={target} is code from outside the axes of vae and torch.optim, which runs only with "
-            f"your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top}; in Python: "
+            f"{given} is neither a component or metric of vae nor in torch.optim. Other code "
+            f"runs only with your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top}; in Python: "
             f"load_run(..., trust=['{top}']))."
         )
     if trusted() and os.getcwd() not in sys.path:
@@ -107,14 +108,14 @@ def find_class(target: str, path: str, kind: type) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UserError(_import_message(f"{path}._target_={target}", module_name, error)) from error
+        raise UserError(_import_message(given, module_name, error)) from error
     found = getattr(module, name, None)
     if found is None:
-        raise UserError(f"{path}._target_={target} does not exist.{nearest(name, vars(module))}")
+        raise UserError(f"{given} does not exist.{nearest(name, vars(module))}")
     if not (isinstance(found, type) and issubclass(found, kind) and _is_within(found.__module__, allowed)):
-        raise UserError(f"{path}._target_={target} cannot be used as {path}: it is not a {kind.__name__}.")
+        raise UserError(f"{given} cannot be used as {path}: it is not a {kind.__name__}.")
     if found is kind or inspect.isabstract(found):
-        raise UserError(f"{path}._target_={target} is the base class of all choices of {path}; name one of them.")
+        raise UserError(f"{given} is the base class of all choices of {path}; name one of them.")
     return found
 
 
@@ -128,8 +129,8 @@ def _import_message(given: str, module: str, error: ImportError) -> str:
 
 
 def trusted() -> tuple[str, ...]:
-    """Return the modules whose code the user trusts: those of `trusting`, and those in VAE_TRUST, which --trust sets
-    and worker processes inherit."""
+    """Return the modules whose code the user trusts, from `trusting` and from VAE_TRUST, which --trust sets and worker
+    processes inherit."""
     return (*_trusted_here.get(), *os.environ.get("VAE_TRUST", "").replace(",", " ").split())
 
 

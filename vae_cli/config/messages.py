@@ -1,7 +1,7 @@
-"""What Hydra and OmegaConf refuse, as messages that say what to type instead.
+"""Translate errors of Hydra and OmegaConf into messages that say what to type instead.
 
-Both libraries give the details only in the text of their exceptions, so `TABLE` matches these texts. A test provokes
-each row from the real libraries; if an update changes a text, the failing test names the row.
+Both libraries give the details only in the text of their exceptions, so `TABLE` matches these texts. A test makes the
+real libraries raise the error of each row; if an update changes a text, the failing test names the row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vae_cli.config import catalog
 from vae_cli.config.overrides import Groups, refused_message, syntax_message
 from vae_cli.core.errors import UserError, first_line, nearest
 
-# For each choice that a plugin adds: the extra of this package that installs the plugin, and its distribution.
+# For each choice that a plugin adds: the extra of this package that installs the plugin, and the plugin's PyPI name.
 PLUGINS = {
     "hydra/launcher/joblib": ("joblib", "hydra-joblib-launcher"),
     "hydra/launcher/ray": ("ray", "hydra-ray-launcher"),
@@ -200,7 +200,7 @@ def _unknown_choice(refusal: Refusal) -> str | None:
         return None
     options = sorted(refusal.error.options)
     message = f"'{choice}' is not a choice of {group}.{nearest(choice, options)} Choices: {', '.join(options)}."
-    # If it was not typed, a preset asks for it.
+    # If the choice was not typed, it comes from a preset.
     presets = [word for word in refusal.overrides if word.startswith("experiment=")]
     if presets and not any(re.search(rf"\b{re.escape(choice)}\b", word) for word in refusal.overrides):
         message = f"{presets[0]}: {message}"
@@ -216,7 +216,8 @@ def _first_line(refusal: Refusal) -> str:
 
 
 def _cannot_build(refusal: Refusal) -> str:
-    return first_line(refusal.error).partition(", set env var")[0]  # HYDRA_FULL_ERROR, which config.hydra sets itself
+    # Without Hydra's advice to set HYDRA_FULL_ERROR, which config.hydra sets itself.
+    return first_line(refusal.error).partition(", set env var")[0]
 
 
 def _invalid_yaml(refusal: Refusal) -> str:
@@ -233,7 +234,7 @@ def _unreadable_file(reason: str) -> Callable[[Refusal], str | None]:
 
 
 def _unknown_plugin_class(refusal: Refusal) -> str:
-    """The bundled configuration describes a plugin that is not installed, or the user names one that does not exist."""
+    """Say how to install a plugin that a bundled configuration needs, or that Hydra has no such plugin."""
     module = refusal.found[1].partition("hydra_plugins.")[2].partition(".")[0].replace("_", "-")
     choices = [choice for choice, (_, distribution) in PLUGINS.items() if distribution == module]
     typed = [choice for choice in choices if "=".join(choice.rsplit("/", 1)) in refusal.overrides]

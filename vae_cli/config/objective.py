@@ -26,8 +26,8 @@ def check_objective(name: str) -> None:
         last = name.rpartition("/")[2]
         near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
         raise UserError(
-            f"objective={name}: no run has such a figure.{near} There are validation/ and test/ with "
-            f"{', '.join(MEASURED)}; train/ with {', '.join(TERMS)}; posterior/ with {', '.join(POSTERIOR)}."
+            f"objective={name}: no run has such a figure.{near} After validation/ or test/ type one of "
+            f"{', '.join(MEASURED)}; after train/ {', '.join(TERMS)}; after posterior/ {', '.join(POSTERIOR)}."
         )
 
 

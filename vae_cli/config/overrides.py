@@ -103,7 +103,7 @@ def _bare_word_message(word: str, groups: Groups) -> str:
 
 
 def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
-    """Return a message about the override that Hydra must have refused, if its exception names none; else None."""
+    """Find the override that Hydra refused without naming it, and return a message about it; None if none is found."""
     for text in overrides:
         try:
             override = parse(text)
@@ -117,7 +117,10 @@ def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
             return f"'{text}': {message}"
     swept = [text for text in overrides if parse(text).is_sweep_override()]
     if swept and parse(swept[0]).is_interval_sweep():
-        return f"'{swept[0]}' is an axis of a search: type -m hydra/sweeper=optuna with it, or list values and type -m."
+        return (
+            f"'{swept[0]}' is a range to search: add -m hydra/sweeper=optuna, or add -m and give values separated by "
+            "commas."
+        )
     if swept:
         return f"'{swept[0]}' gives several values: type -m to sweep over them, or give one value."
     return None
@@ -135,7 +138,7 @@ def _place_message(text: str, override: Override, groups: Groups) -> str | None:
         return f"there is no '{override.get_key_element()[1:]}' to remove.{nearest(key, [*choosable, *settings])}"
     if override.package is not None and not override.is_add():
         if key not in choosable:
-            return f"what adds to the configuration starts with a +. Type +{plain}."
+            return f"an override that adds to the configuration starts with a +. Type +{plain}."
         return f"{key} has a fixed place, so it needs no @. Type {key}={text.partition('=')[2]}."
     if override.is_force_add() and key in groups:
         return f"a choice needs no +. Type {plain}."
@@ -145,7 +148,7 @@ def _place_message(text: str, override: Override, groups: Groups) -> str | None:
 
 
 def _value_message(text: str, override: Override, groups: Groups) -> str | None:
-    """Say what is wrong with the value of an override of a group, or with the + of another one."""
+    """Say what is wrong with the value of an override that selects a choice, or with the + of any other override."""
     key, value = override.key_or_group, text.partition("=")[2]
     if key in groups and not isinstance(override.value(), (str, list, dict)):
         return f"'{value}' is not a choice of {key}. Choices: {', '.join(groups[key].choices)}."

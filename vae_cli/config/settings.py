@@ -61,7 +61,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_latent(config: Config) -> None:
-    """Raise UserError if an axis is given a number of dimensions that differs from the code's."""
+    """Raise UserError if the `latent` of an axis, such as prior.latent, differs from the run's `latent`."""
     for axis in AXES:
         given = config[axis].get("latent", config["latent"]) if isinstance(config.get(axis), Mapping) else None
         if given is not None and given != config["latent"]:

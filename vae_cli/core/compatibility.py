@@ -9,9 +9,9 @@ from vae_cli.core.errors import UserError
 
 
 class Need(NamedTuple):
-    """A requirement of a part: the choice made on `axis` must provide `word`.
+    """A requirement of a part: the choice made on `axis` must have the property `word`, listed in its `provides`.
 
-    reason says why, as a clause that ends an error message.
+    `reason` says why, as a clause that ends an error message.
     """
 
     axis: str
@@ -25,10 +25,10 @@ def offers(part: Any, word: str) -> bool:
 
 
 def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-    """Refuse a combination that mathematics does not define.
+    """Refuse a combination in which one choice lacks a property that another needs.
 
     `parts` maps each axis to the part that was chosen, `choices` maps it to the name of the choice. A part may have
-    `provides`, a set of words, and `needs`, a tuple of Needs. Raises UserError, which names both choices.
+    `provides`, a set of property names, and `needs`, a tuple of Needs. Raises UserError, which names both choices.
 
     >>> from types import SimpleNamespace as Part
     >>> prior = Part(needs=[Need("sigma", "noise", "a point mass has no rate")])

@@ -51,7 +51,7 @@ def grid(
 ) -> Picture:
     """Return images (N, C, H, W) with values in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
 
-    C is 1 or 3. Small images are enlarged by a whole factor, without smoothing, so that their longer side is about
+    C is 1 or 3. Small images are enlarged by an integer factor, without smoothing, so that their longer side is about
     `side` pixels. `pad` pixels separate them. `row_labels` are written to the left of the rows, one per row.
     Raises UserError for a picture of more than MAX_PIXELS pixels.
 
@@ -74,7 +74,7 @@ def grid(
     if (pixels := rows * (height + pad) * (margin + columns * (width + pad))) > MAX_PIXELS:
         raise UserError(
             f"A picture of {rows} rows of {columns} images would have {pixels / 1e6:,.0f} million pixels, more than "
-            f"the {MAX_PIXELS / 1e6:,.0f} million that programs show; ask for fewer images."
+            f"the {MAX_PIXELS / 1e6:,.0f} million allowed; ask for fewer images."
         )
 
     cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
@@ -149,7 +149,7 @@ def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
 def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Return an image file as a float tensor of this shape (C, H, W) with values in [0, 1]; C is 1 or 3.
 
-    The largest centered part with the proportions of `shape` is resized to it; transparent pixels become white.
+    It is center-cropped to the aspect ratio of `shape`, then resized; transparent pixels become white.
     Raises UserError if the file is missing or is not a readable image.
     """
     import torch
@@ -171,10 +171,10 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
 
 
 def center_box(height: int, width: int, shape: tuple[int, int, int], crop: int | None) -> tuple[int, int, int, int]:
-    """Return the top, left, height and width of the part of an image that is kept.
+    """Return the top, left, height and width of the center crop of an image of this height and width.
 
-    It is the centered square of `crop` pixels a side or, if crop is None, the largest centered part with the
-    proportions of `shape` (C, H, W). Raises UserError if the crop is larger than the image.
+    It is the centered square of `crop` pixels a side or, if crop is None, the largest centered part with the aspect
+    ratio of `shape` (C, H, W). Raises UserError if the crop is larger than the image.
 
     >>> center_box(10, 30, (1, 28, 28), None), center_box(10, 30, (1, 28, 28), 4)
     ((0, 10, 10, 10), (3, 13, 4, 4))
@@ -203,7 +203,7 @@ def to_pixels(
 
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
-    # A JPEG far larger than needed is decoded at a fraction of its size, at least twice the wanted one.
+    # A JPEG far larger than needed is decoded at reduced size, but still at least twice the target size.
     if crop is None:
         image.draft(None, (2 * width, 2 * height))
     image = ImageOps.exif_transpose(image)
@@ -218,6 +218,6 @@ def to_pixels(
     image = image.convert(mode)
     top, left, rows, columns = center_box(image.height, image.width, shape, crop)
     image = image.crop((left, top, left + columns, top + rows))
-    # Pillow widens the filter by the factor of the reduction, which makes it anti-aliased.
+    # Pillow widens the filter by the reduction factor, so the result is anti-aliased.
     image = image.resize((width, height), Pillow.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

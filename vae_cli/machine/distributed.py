@@ -1,8 +1,8 @@
-"""One run on several processes: a training divided over them gives the run that one process would have trained.
+"""Data-parallel training: several processes train one run, with the result that one process would have given.
 
 Every process has the whole model and the same random state. `share` divides a batch over the processes; inside it,
-means are taken over the whole batch, and random numbers are drawn for the whole batch. Only the first process writes.
-With one process, every function here returns its argument, or calls it.
+`mean` averages over the whole batch, and random numbers are drawn for the whole batch. Only the first process writes
+files. With one process, nothing is communicated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 TO_MEET = timedelta(minutes=15)  # for the processes to find each other
 PATIENCE = timedelta(hours=24)  # the others wait while the first evaluates or writes
-FAREWELL = timedelta(seconds=5)  # the others wait for the first to end, because their end would cut it short
+FAREWELL = timedelta(seconds=5)  # the others wait for the first to end: torchrun stops it if one of them fails
 
 # Names of functions and of tensor methods that draw a random number for each element of a tensor or of a size.
 _SIZES = frozenset({"rand", "randn"})  # these also accept their size as separate numbers
@@ -64,7 +64,8 @@ _division: _Division | None = None  # of the current batch
 def joined() -> Iterator[None]:
     """Join the other processes that torchrun has started, until the end of the block.
 
-    Raises UserError if the environment is incomplete, and Failure if another process is lost.
+    Raises UserError if the environment is incomplete, and Failure if another process is lost or, on rank 0, never
+    found (ConnectionError on the other ranks).
     """
     launch = launched()
     if launch.count == 1:
@@ -72,13 +73,13 @@ def joined() -> Iterator[None]:
         return
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
-    # CPU tensors and Python objects are sent by gloo, for which no GPU must wait.
+    # CPU tensors and Python objects are sent by gloo, so that no GPU has to wait for them.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, *_ = next(rendezvous("env://", timeout=TO_MEET))
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        # Every process reports this, because the missing one may be the first.
+        # Only rank 0 prints a Failure, and rank 0 may be the missing one, so the others raise an error they print.
         kind = Failure if launch.rank == 0 else ConnectionError
         raise kind(f"the {launch.count} processes did not find each other: {first_line(error)}") from error
     try:
@@ -162,7 +163,7 @@ def together(do: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """Return the values of all processes, in the order of their numbers."""
+    """Return the values of all processes, ordered by rank."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -176,7 +177,7 @@ def same(value: object) -> bool:
 
 
 def greatest(number: int) -> int:
-    """Return the greatest of the processes' numbers."""
+    """Return the maximum over all processes."""
     if count() == 1:
         return number
     tensor = torch.tensor(number)
@@ -223,7 +224,7 @@ def size(values: Tensor) -> int:
 
 
 def counted(values: Tensor) -> Tensor:
-    """Return the values (B, ...) of a share, or none if the share only keeps pace with the others (see `share`)."""
+    """Return the values (B, ...) of a share, or zero rows if the share does not count (see `share`)."""
     return values if _division is None or _division.counts else values[:0]
 
 
@@ -256,7 +257,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _DrawnTogether(TorchFunctionMode):
-    """Draws random numbers for the whole batch whenever some are drawn for the rows of a share, and returns those rows.
+    """A mode in which a random draw for the rows of a share is made for the whole batch, and returns only those rows.
 
     Rows are recognized by their number alone: a draw for something else that has as many rows as the share is also
     made for the whole batch.
@@ -274,7 +275,7 @@ class _DrawnTogether(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name not in _DRAWN:
             if name in _REJECTED:
-                raise UserError(f"torch's {name.strip('_')} cannot be drawn by several processes together; use one.")
+                raise UserError(f"torch's {name.strip('_')} does not work with several processes; use one process.")
             return func(*args, **kwargs)
         if name in _SIZES and args and isinstance(args[0], int):
             args = (torch.Size(args),)
@@ -287,7 +288,7 @@ class _DrawnTogether(TorchFunctionMode):
         return drawn[self.rows]
 
     def _whole(self, argument: Any) -> Any:
-        """Return a tensor or a size with the rows of the share as one with the rows of the whole batch."""
+        """Extend a tensor or a size from the share's rows to the whole batch's; return other arguments unchanged."""
         rows = self.stop - self.start
         if isinstance(argument, Tensor) and argument.dim() > 0 and argument.shape[0] == rows:
             before, after = (argument.new_ones(n, *argument.shape[1:]) for n in (self.start, self.size - self.stop))
@@ -298,7 +299,7 @@ class _DrawnTogether(TorchFunctionMode):
 
 
 def wrap(module: nn.Module) -> nn.Module:
-    """Return the module itself, or with several processes a wrapper that averages gradients over the processes."""
+    """Return the module or, with several processes, a wrapper that averages gradients and synchronizes batch norm."""
     if count() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     # Buffers are equal in all processes, so they are not broadcast. The argument has another name in newer torch.

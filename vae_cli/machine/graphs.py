@@ -16,8 +16,8 @@ def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     The computation is recorded, not run: the tensors of the result have values after the first replay, and each replay
     overwrites them. It reads its inputs from the same memory each time. Each replay draws new random numbers.
 
-    Raises RuntimeError if it contains anything that a graph cannot, such as reading a value from the GPU. The states
-    of the random generators are then as before.
+    Raises RuntimeError if it does anything that a graph cannot record, such as reading a value from the GPU. The state
+    of the GPU's random generator is then restored.
     """
     random = torch.cuda.get_rng_state()
     graph = torch.cuda.CUDAGraph()

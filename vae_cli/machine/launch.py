@@ -13,7 +13,7 @@ NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of this process among all `count` processes, and among the `local_count` on its machine."""
+    """The rank of this process among all `count` processes, and among the `local_count` on its machine."""
 
     rank: int = 0
     count: int = 1

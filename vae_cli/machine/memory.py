@@ -1,4 +1,4 @@
-"""The memory of a device, and an estimate of what a training needs: one that cannot fit is refused before it starts."""
+"""The memory of a device, and an estimate of what training needs: a run that cannot fit is refused before it starts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def memory_of(device: torch.device) -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Return the memory in bytes that this process can still use on a GPU; elsewhere, the total memory of the device.
 
-    On a GPU this is the memory that no process uses, plus what torch has reserved in this process and not handed out.
+    On a GPU this is the memory that no process uses, plus what torch has reserved in this process but not allocated.
     Asking takes some GPU memory, so processes that only check a configuration use `memory_of`.
     """
     if device.type != "cuda":
@@ -51,9 +51,9 @@ def free_memory(device: torch.device) -> int | None:
 def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
     """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs.
 
-    These are the parameters with their gradients and moments, and the activations that the backward pass needs, which
-    are measured with a few images. On torch's `meta` device nothing is computed or stored for that; elsewhere the
-    images pass through the model, which may keep statistics of them.
+    It covers the parameters with their gradients and Adam moments, and the activations saved for the backward pass,
+    measured on a few images. On torch's `meta` device nothing is computed or stored for that; elsewhere the images
+    pass through the model, which may update its running statistics.
     """
     parameters = list(model.parameters())
     # torch has one Python object for each storage as long as the object is referenced, so `id` tells storages apart.
@@ -74,7 +74,7 @@ def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> in
 
 
 def size_of(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters."""
+    """Return the size of a model's parameters, in bytes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 

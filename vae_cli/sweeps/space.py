@@ -65,7 +65,7 @@ def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise UserError(f"'{word}' cannot be read as an axis of a search. Axes look like {EXAMPLE}.") from error
+            raise UserError(f"'{word}' cannot be read as a range to search. Ranges look like {EXAMPLE}.") from error
         key = override.get_key_element()
         fixed.pop(key, None)
         axes.pop(key, None)
@@ -100,7 +100,7 @@ def _ends(word: str, override: Override) -> list[str]:
         return [str(value.start), str(value.stop)]  # Optuna includes both ends
     if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
         return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
-    raise UserError(f"'{word}' is not an axis that can be searched. Axes look like {EXAMPLE}.")
+    raise UserError(f"'{word}' is not a range that can be searched. Ranges look like {EXAMPLE}.")
 
 
 def words_of(config: DictConfig) -> list[str]:

@@ -135,7 +135,7 @@ def print_error(message: str) -> None:
 
 
 def leave_pipe() -> int:
-    """Discard what is left to print, because the reader has gone, and return the exit code 141."""
+    """Discard what is left to print, because the pipe's reader has exited, and return exit code 141 (SIGPIPE)."""
     # Otherwise the interpreter complains when it flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
