@@ -105,6 +105,9 @@ def test_a_run_imports_only_the_heavy_modules_it_needs(tmp_path: Path) -> None:
     assert not {"torch._dynamo", "sympy", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"} & used
     used = imported(tmp_path, "sample", "a")
     assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & used
+    imported(tmp_path, "evaluate", "a", "--quick")  # the first time, it trains the feature net
+    used = imported(tmp_path, "evaluate", "a", "--quick")
+    assert not {"torch._dynamo", "sympy", "hydra", "torchvision", "sklearn", "scipy", "pandas"} & used
 
 
 def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model.distributions import Delta
-from vae_cli.runs.codes import between, fit_mixture
+from vae_cli.runs.codes import between
 from vae_cli.runs.find import find_run
+from vae_cli.runs.mixture import fit_mixture
 
 MODES = list(catalog.groups()["sigma"].choices)
 Vae = Callable[..., int]

@@ -248,13 +248,15 @@ def test_a_training_that_a_busy_gpu_cannot_hold_is_refused(compose: Compose, mon
 
 
 @pytest.mark.parametrize(
-    ("name", "taken"), [("auto", "cuda:1"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
+    ("name", "taken"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
 )
-def test_auto_takes_the_least_busy_gpu(name: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_a_number_is_the_least_busy_gpu(
+    name: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(devices, "free_gpu", lambda count: count - 1)
-    assert take_device(name) == torch.device("cuda:1" if name == "auto" else name)
+    assert take_device(name) == torch.device(taken)
 
 
 # Waits ---------------------------------------------------------------------------------------------------------------

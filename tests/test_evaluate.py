@@ -154,13 +154,15 @@ def test_k_can_be_set(vae: Vae, tmp_path: Path) -> None:
     again = found(tmp_path, "fixed")
     assert "iw_bound_k7" in again["figures"]
     assert again["budget"]["samples"] == 7
+    assert vae("evaluate", "fixed", "--metrics", "bound", "--overwrite") == 0
+    assert found(tmp_path, "fixed")["budget"]["samples"] == 64  # of another profile nothing is kept
 
 
 def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
     assert vae("evaluate", "deterministic", "--quick", "--metrics", "rate,noise_probe") == 0
     printed = capsys.readouterr().out
     assert printed.index(CLAIMS["bits"].title) < printed.index("Noise tolerance of a code")
-    assert "Not defined: Rate; Rate (bits)" in printed
+    assert "Not defined: Rate; Rate, log base 2" in printed
     assert "noise_probe" not in printed  # titles, not identifiers
     assert "nan" not in printed
     assert "inf " not in printed

@@ -26,10 +26,10 @@ from vae_cli.config.instantiate import build
 from vae_cli.metrics import features, price
 from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.features import FeatureNet, feature_net
-from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound, mixture
+from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound
 from vae_cli.metrics.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
 from vae_cli.runs.checkpoint import save_checkpoint
-from vae_cli.runs.codes import fit_mixture
+from vae_cli.runs.mixture import fit_mixture
 
 LATENT = 6
 BUDGET = Budget(images=1000, train_images=4000, samples=64, iw_images=100, draws=50, points=4, pairs=10, pictures=60)
@@ -270,12 +270,12 @@ def test_densities_of_refitted_priors_in_any_units() -> None:
     z = exact(2000, m, c, 0)
     truth = MultivariateNormal(m, c).log_prob(z)
     torch.testing.assert_close(gaussian(m, c).log_prob(z), truth)
-    fitted = mixture(fit_mixture(z, 1))
+    fitted = fit_mixture(z, 1)
     torch.testing.assert_close(fitted.log_prob(z), truth, rtol=1e-3, atol=0.02)  # its covariance is that over N
-    two = mixture(fit_mixture(torch.cat([z, z + 100 * units]), 2))
+    two = fit_mixture(torch.cat([z, z + 100 * units]), 2)
     torch.testing.assert_close(two.log_prob(z), truth - math.log(2), rtol=1e-3, atol=0.02)
     flat = gaussian(m, torch.outer(units, units))  # of rank 1
-    assert flat.log_prob(m).isfinite()
+    assert flat.log_prob(m[None]).isfinite()
 
 
 MODES = [

@@ -375,6 +375,9 @@ def test_a_machine_runs_as_many_jobs_as_cores_and_gpu_memory_allow(monkeypatch: 
     for gigabytes, expected in {80: [16, 16, 16, 16], 10: [8, 16, 8, 2], 3: [4, 16, 4, 1]}.items():
         monkeypatch.setattr(cores, "gpu_memories", lambda size=gigabytes: [size << 30] * 4)
         assert [cores.jobs_at_once(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == expected
+    monkeypatch.setattr(cores, "gpu_memories", lambda: [80 << 30, 8 << 30])
+    assert [cores.jobs_at_once(device) for device in ("cuda", "cuda:0", "cuda:1")] == [10, 16, 2]
+    monkeypatch.setattr(cores, "gpu_memories", lambda: [80 << 30] * 4)
     monkeypatch.setattr(cores, "cores", lambda: 2)
     assert cores.jobs_at_once("auto") == 4  # no GPU is left idle
     monkeypatch.setattr(cores, "cores", lambda: 16)

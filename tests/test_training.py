@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from vae_cli.config.build import build_experiment
 from vae_cli.config.settings import SETTINGS
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
+from vae_cli.core.garbage import USUAL, collect_rarely
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.plan import Finished
@@ -550,6 +552,13 @@ def test_a_run_that_finished_in_the_meantime_is_skipped(here: Path, compose: Com
     with pytest.raises(Finished):
         run_experiment(experiment, RunDir(here / "runs/a"), Console())
     assert (here / "runs/a/samples").exists()
+
+
+def test_training_collects_garbage_as_often_as_python_does_by_default(here: Path) -> None:
+    collect_rarely()
+    assert gc.get_threshold()[0] > USUAL[0]
+    train("run_name=a")
+    assert gc.get_threshold() == USUAL
 
 
 def test_fewer_epochs_than_were_trained_are_refused(here: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vae_cli.commands import compare, evaluate, explain, interpolate, runs, sample, train
+from vae_cli.core.garbage import collect_rarely
 from vae_cli.machine.launch import refuse_several
 from vae_cli.terminal.errors import exit_code, leave_pipe
 from vae_cli.terminal.help import Command, Subcommands, TrainCommand
@@ -60,8 +61,9 @@ def run() -> int:
 def main() -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 success, 1 failure, 2 a mistake in what was typed, 130 Ctrl-C, 141 the reader of a pipe has gone.
+    Exit codes: 0 success, 1 failure, 2 a mistake in what was typed, 130 Ctrl-C, 141 broken pipe.
     """
+    collect_rarely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows ? for a letter that it lacks
             stream.reconfigure(errors="replace")

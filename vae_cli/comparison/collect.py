@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vae_cli.comparison.members import Member, drop_twins, like_the_newest, read_member
 from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.files import reading_many
+from vae_cli.core.garbage import reading_many
 from vae_cli.runs.find import find_run, find_runs
 from vae_cli.runs.folder import RunDir
 

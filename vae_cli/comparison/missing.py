@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vae_cli.comparison.members import LISTED, Member
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.files import reading_many
+from vae_cli.core.garbage import reading_many
 from vae_cli.machine.cores import cores
 from vae_cli.metrics.record import PROFILES, Profile, missing, rank, stored_evaluation
 from vae_cli.runs.folder import RunDir

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.findings import unit_of
@@ -59,7 +59,7 @@ def log_ticks(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
     """Label a logarithmic axis at 1, 2, 5, 10, 20 ... without exponents."""
     axis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def whole_ticks(axis: Any) -> None:

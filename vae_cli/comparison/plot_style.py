@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +23,7 @@ TINTS = (0.0, -0.4, 0.4, 0.2)  # below 0 darker, above 0 lighter
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
 MARKERS = "osD^vP"
 WIDTH = 9.6  # inches: the width of the page
+DPI = 130
 INK, GRAY, FAINT = "#333333", "#888888", "#cccccc"
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -110,7 +111,7 @@ def hex_color(look: Look) -> str:
 def drawing(width: float, height: float) -> Iterator[Figure]:
     """Yield a matplotlib figure in this style. Its layout is computed once, at the end, for all files that show it."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(figure)
         yield figure
         layout = figure.get_layout_engine()
@@ -130,12 +131,15 @@ def as_svg(figure: Figure) -> bytes:
 def as_png(figure: Figure) -> bytes:
     """Return a plot as PNG."""
     buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=130)
+    _write_png(figure, buffer)
     return buffer.getvalue()
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a plot as a PNG file, atomically. Raises OSError if it cannot be written."""
+    replace_file(path, lambda file: _write_png(figure, file))
+
+
+def _write_png(figure: Figure, file: IO[bytes]) -> None:
     with rc_context(STYLE):
-        replace_file(path, lambda file: figure.savefig(file, format="png", dpi=130))
+        FigureCanvasAgg(figure).print_png(file)  # figure.savefig would draw the plot twice

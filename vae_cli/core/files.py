@@ -1,9 +1,8 @@
-"""Files that are written whole or not at all, read with care, and locked between processes."""
+"""Files: written atomically, checked when read, and locked between processes."""
 
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import tempfile
@@ -108,21 +107,10 @@ def is_printable(value: object, depth: int = 20) -> bool:
                 inside += part  # its keys
                 inside += part.values()
             elif isinstance(part, list):
-                inside += [item for item in part if not isinstance(item, float)]  # curves are long
+                inside += [item for item in part if not isinstance(item, float)]  # curves are long lists of floats
         level = inside
     text = "".join(texts)
     return not level and (text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable())
-
-
-@contextmanager
-def reading_many() -> Iterator[None]:
-    """Pause the garbage collector while many files are read: it would scan all that was read again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def evaluating(model: nn.Module, seed: int, device: torch.device) -> Iterator[No
     """
     was_training = model.training
     random = random_state(device)
-    torch.manual_seed(derive_seed(seed, "evaluation"))
+    _seed_generators(derive_seed(seed, "evaluation"), device)
     model.eval()
     try:
         with torch.no_grad():
@@ -49,6 +49,16 @@ def evaluating(model: nn.Module, seed: int, device: torch.device) -> Iterator[No
     finally:
         model.train(was_training)
         set_random_state(random, device)
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and this device's. torch.manual_seed is slower: it seeds the other devices as well."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[number].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

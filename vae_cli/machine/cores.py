@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vae_cli.core.files import locked
 
-# A process with torch's kernels takes half a gigabyte of a GPU. The rest is for images, model and activations.
+# Torch's kernels alone take half a gigabyte per process. The rest is for images, model and activations.
 GPU_MEMORY_PER_RUN = 4 << 30
 
 held_locks = ExitStack()  # the locks of the GPUs that this process has taken, held until it ends
@@ -50,12 +50,13 @@ def jobs_at_once(device: str = "auto") -> int:
     if not gpus_for_each(device):
         return cores()
     memories = gpu_memories()
-    used = memories if device in ("auto", "cuda") else memories[:1]  # cuda:1 is one GPU for all runs
+    number = device.partition(":")[2]
+    used = memories[int(number) : int(number) + 1] if number.isdecimal() else memories  # cuda:1 is one GPU for all runs
     return sum(max(1, min(cores() // len(used), memory // GPU_MEMORY_PER_RUN)) for memory in used)
 
 
 def free_gpu(count: int) -> int:
-    """Return the number of the least busy of the `count` GPUs that this process sees: the one with the fewest of the
+    """Return the index of the least busy of the `count` GPUs that this process sees: the one with the fewest of the
     user's runs. Each run locks a file for its GPU until its process ends.
     """
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]

@@ -39,12 +39,12 @@ def find_device(name: str) -> torch.device:
 
 
 def take_device(name: str) -> torch.device:
-    """Return the device of this name, for this process to compute on; of several GPUs, `auto` is the least busy one.
+    """Return the device for this process to compute on; of several GPUs, `auto` and `cuda` take the least busy one.
 
     The GPU counts as used by this process until it ends (see `free_gpu`). Raises UserError.
     """
     device = find_device(name)
-    if name == "auto" and device.type == "cuda" and distributed.count() == 1:
+    if name in ("auto", "cuda") and device.type == "cuda" and distributed.count() == 1:
         return torch.device("cuda", free_gpu(torch.cuda.device_count()))
     return device
 
@@ -76,9 +76,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def computing_in(precision: str, device: str) -> AbstractContextManager[object]:
-    """Return a context in which networks compute in a precision on a kind of device, `cpu`, `cuda` or `mps`.
+    """Return a context manager in which networks compute in this precision; `device` is `cpu`, `cuda` or `mps`.
 
-    On CUDA, torch rounds the factors of float32 convolutions to TF32 unless it is told not to; `float32` tells it.
+    On CUDA, torch by default rounds the inputs of float32 convolutions to TF32; precision `float32` turns this off.
     The backward pass runs outside the context, so training also calls `allow_tf32`.
     """
     if precision == "bfloat16":
@@ -87,7 +87,7 @@ def computing_in(precision: str, device: str) -> AbstractContextManager[object]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let CUDA round the factors of float32 products and convolutions to TF32, or forbid it, in the whole process."""
+    """Allow or forbid CUDA to round the inputs of float32 matmuls and convolutions to TF32, in the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
@@ -103,10 +103,10 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Have cuDNN choose convolutions that sum in a fixed order, so that a resumed run ends with the same bits.
+    """Restrict cuDNN to deterministic convolution algorithms, so that a resumed run ends with the same bits.
 
-    Of torch's operations that the networks use, only these may sum in any order. This sets torch's state for the whole
-    process; on other devices than a CUDA GPU it does nothing.
+    Of the torch operations that the networks use, only convolutions may otherwise sum in a varying order. This sets
+    torch's state for the whole process; it does nothing unless the device is a CUDA GPU.
     """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -126,7 +126,7 @@ def find_threads(config: Mapping[str, Any], model: nn.Module) -> int:
         return 1
     if distributed.count() == 1:
         return THREADS
-    return max(1, cores() // launched().local_count)  # torchrun sets one thread for each process
+    return max(1, cores() // launched().local_count)  # not THREADS, because torchrun sets OMP_NUM_THREADS=1
 
 
 def _has_mps() -> bool:

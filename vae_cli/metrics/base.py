@@ -16,6 +16,8 @@ from vae_cli.config.claims import ClaimName
 from vae_cli.core.compatibility import offers
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.model.inference import Inference
+from vae_cli.runs.codes import FITTED
+from vae_cli.runs.mixture import Mixture, fit_mixture
 from vae_cli.runs.run import Run
 
 SplitName = Literal["train", "validation", "test"]
@@ -160,6 +162,16 @@ class MeasuredRun:
 
     @cached_property
     def _codes(self) -> dict[str, Codes]:
+        return {}
+
+    def mixture(self, components: int) -> Mixture:
+        """Return a mixture fitted to one noisy code of each training image, at most FITTED of them. It is cached."""
+        if components not in self._mixtures:
+            self._mixtures[components] = fit_mixture(self.codes("train").z[:FITTED], components)
+        return self._mixtures[components]
+
+    @cached_property
+    def _mixtures(self) -> dict[int, Mixture]:
         return {}
 
     @cached_property

@@ -84,7 +84,7 @@ def evaluate_run(
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
-    if samples is None and before is not None:  # as many draws as for the figures that are kept
+    if samples is None and before is not None and before["profile"] == profile:  # as many draws as before
         samples = before["budget"]["samples"]
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
+from vae_cli.metrics.classifiers import nearest
 from vae_cli.runs.codes import between
 
 MAX_DIRECTIONS = 256  # directions in which the decoder is differentiated for the Frobenius norm
@@ -57,8 +58,9 @@ def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
 class Derivative:
     """The derivative of a function at codes z (B, D): products with its Jacobian J at each of them.
 
-    J v is the derivative of J^T w with respect to w in the direction v, so reverse derivatives give both products. For
-    forward derivatives torch imports its compiler, which takes longer than a quick evaluation.
+    J v is the derivative of v . J^T w with respect to w, so reverse derivatives give both products. Forward derivatives
+    would import torch's compiler, which takes longer than a quick evaluation, and gradients of anything but a scalar
+    would import sympy, which takes half a second.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
@@ -66,15 +68,17 @@ class Derivative:
             self._z = z.detach().requires_grad_()
             self._value = function(self._z)
             self._w = torch.zeros_like(self._value, requires_grad=True)
-            (self._pulled,) = torch.autograd.grad(self._value, self._z, self._w, create_graph=True)
+            (self._pulled,) = torch.autograd.grad((self._value * self._w).sum(), self._z, create_graph=True)
 
     def push(self, v: Tensor) -> Tensor:
         """Return J v (B, C, H, W) for directions v (B, D)."""
-        return torch.autograd.grad(self._pulled, self._w, v, retain_graph=True)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad((self._pulled * v).sum(), self._w, retain_graph=True)[0]
 
     def pull(self, w: Tensor) -> Tensor:
         """Return J^T w (B, D) for images w (B, C, H, W)."""
-        return torch.autograd.grad(self._value, self._z, w, retain_graph=True)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad((self._value * w).sum(), self._z, retain_graph=True)[0]
 
 
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
@@ -331,19 +335,15 @@ class NeighbourLabels(Metric):
     claim = "neighbours"
 
     def compute(self) -> dict[str, Figure]:
-        from sklearn.neighbors import NearestNeighbors
-
         names = "neighbour_label_agreement", "neighbour_label_chance"
         codes = self.subject.codes()
         images = len(codes.loc)
         if codes.labels is None or images < 2:
             reason = NO_LABELS if codes.labels is None else ONE_IMAGE
             return {name: undefined(reason) for name in names}
-        labels = codes.labels.cpu()
-        loc = in_spread(self.subject, codes.loc).cpu().numpy()
-        # Without an argument, kneighbors excludes each code from its own neighbors.
-        found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, images - 1)).fit(loc).kneighbors(return_distance=False)
-        agreement = (labels[torch.from_numpy(found)] == labels[:, None]).double().mean(1)
+        labels = codes.labels
+        _, near = nearest(in_spread(self.subject, codes.loc), min(NEIGHBOURS, images - 1))
+        agreement = (labels[near] == labels[:, None]).double().mean(1)
         same = labels.unique(return_counts=True)[1].double()
         chance = float((same * (same - 1)).sum() / (images * (images - 1)))
         return {names[0]: mean_figure(agreement), names[1]: Figure(chance, count=images)}

@@ -6,11 +6,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.distributions import Independent, Normal
 
 from vae_cli.metrics.base import Codes, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.model.inference import Inference
-from vae_cli.runs.codes import FITTED, MIXTURE_COMPONENTS, Mixture, fit_mixture
+from vae_cli.runs.codes import MIXTURE_COMPONENTS
+from vae_cli.runs.mixture import Mixture
 
 CODES_PER_IMAGE = 8  # draws of z for each image, except for the importance-weighted bound
 DECODED_PIXELS = 1 << 21  # in one batch of decoded images
@@ -188,14 +189,14 @@ class RefittedPrior(Metric):
 
     def __init__(self, subject: MeasuredRun) -> None:
         super().__init__(subject)
-        self.priors: dict[str, Distribution] = {}
+        self.priors: dict[str, Mixture] = {}
         self.elbo: dict[str, list[Tensor]] = {}
         self.gain: dict[str, list[Tensor]] = {}
         if subject.has_noise:
             codes = subject.codes("train")
             self.priors["elbo_gaussian_prior"] = gaussian(*moments(codes))
             if len(codes.z) > MIXTURE_COMPONENTS:
-                self.priors["elbo_mixture_prior"] = mixture(fit_mixture(codes.z[:FITTED], MIXTURE_COMPONENTS))
+                self.priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
 
     def update(self, inference: Inference) -> None:
         if not self.priors:
@@ -235,7 +236,7 @@ def moments(codes: Codes) -> tuple[Tensor, Tensor]:
     return loc.mean(0), covariance
 
 
-def gaussian(mean: Tensor, covariance: Tensor) -> Distribution:
+def gaussian(mean: Tensor, covariance: Tensor) -> Mixture:
     """Return N(mean, covariance). Dimensions are scaled to unit variance for the factorization, so any scales work.
 
     After scaling, 1e-12 is added to each variance, so that codes that hardly vary in some direction have a density.
@@ -243,11 +244,4 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Distribution:
     spread = covariance.diagonal().sqrt()
     correlation = covariance / spread / spread[:, None] + 1e-12 * torch.eye(len(mean), dtype=covariance.dtype)
     factor = torch.linalg.cholesky(correlation) * spread[:, None]
-    return MultivariateNormal(mean, scale_tril=factor, validate_args=False)
-
-
-def mixture(fitted: Mixture) -> Distribution:
-    """Return a fitted mixture as a distribution over codes, in double precision."""
-    parts = MultivariateNormal(fitted.means.double(), scale_tril=fitted.factors.double(), validate_args=False)
-    weights = Categorical(probs=fitted.weights.double(), validate_args=False)
-    return MixtureSameFamily(weights, parts, validate_args=False)
+    return Mixture(torch.ones(1, dtype=mean.dtype), mean[None], factor[None])

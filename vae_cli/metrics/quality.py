@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from vae_cli.metrics.base import BATCH, Figure, Metric, SplitName, mean_figure, undefined
+from vae_cli.metrics.classifiers import ROWS, distances, nearest
 from vae_cli.metrics.features import FeatureNet, feature_net
-from vae_cli.runs.codes import FITTED, MIXTURE_COMPONENTS, fit_mixture, prior_codes
+from vae_cli.runs.codes import MIXTURE_COMPONENTS, prior_codes
 
 SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 KINDS = ("frechet", "precision", "recall", "density", "coverage")
 MANIFOLD = 3  # nearest neighbors for precision and recall
 DENSITY_NEIGHBORS = 5  # for density and coverage
-DISTANCE_ROWS = 256  # rows of a distance matrix that are computed together
 
 
 class Quality(Metric):
@@ -84,9 +84,9 @@ class Quality(Metric):
         if source == "midpoints":
             order = torch.randperm(count, device=device)
             return (loc[order] + loc[order.roll(1)]) / 2
-        known = self.subject.codes("train").z[:FITTED]
-        components = 1 if source == "aggregate" else min(MIXTURE_COMPONENTS, len(known) - 1)
-        return fit_mixture(known, components).draw(count).to(device)
+        most = len(self.subject.codes("train").z) - 1
+        components = 1 if source == "aggregate" else min(MIXTURE_COMPONENTS, most)
+        return self.subject.mixture(components).draw(count).to(device)
 
     def _real(self, net: FeatureNet, split: SplitName, count: int) -> Tensor:
         images = getattr(self.subject.splits, split)
@@ -114,12 +114,8 @@ class Balls:
     """Radii of balls around points (N, F): each point's distances to its 3rd and 5th nearest neighbors, (N,) each."""
 
     def __init__(self, points: Tensor) -> None:
-        # The nearest neighbor is the point itself, at distance 0.
-        near = [
-            _distances(part, points).topk(DENSITY_NEIGHBORS + 1, largest=False).values
-            for part in points.split(DISTANCE_ROWS)
-        ]
-        self.manifold, self.neighbors = torch.cat(near)[:, [MANIFOLD, DENSITY_NEIGHBORS]].T
+        found, _ = nearest(points, DENSITY_NEIGHBORS)
+        self.manifold, self.neighbors = found[:, [MANIFOLD - 1, DENSITY_NEIGHBORS - 1]].T
 
 
 def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]:
@@ -128,21 +124,16 @@ def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]
     others = Balls(made)
     precision, density = [], []
     recall, coverage = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
-    for part, radius in zip(made.split(DISTANCE_ROWS), others.manifold.split(DISTANCE_ROWS), strict=True):
-        distances = _distances(part, real)
-        precision.append((distances <= balls.manifold).any(1))
-        within = distances <= balls.neighbors
+    for part, radius in zip(made.split(ROWS), others.manifold.split(ROWS), strict=True):
+        gaps = distances(part, real)
+        precision.append((gaps <= balls.manifold).any(1))
+        within = gaps <= balls.neighbors
         density.append(within.sum(1).double() / DENSITY_NEIGHBORS)
         coverage |= within.any(0)
-        recall |= (distances <= radius[:, None]).any(0)
+        recall |= (gaps <= radius[:, None]).any(0)
     return {
         "precision": torch.cat(precision),
         "recall": recall,
         "density": torch.cat(density),
         "coverage": coverage,
     }
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return distances (N, M), without a matrix product, so that the distance between equal points is exactly 0."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

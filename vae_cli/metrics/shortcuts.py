@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_cli.metrics.base import Figure, Metric, SplitName, mean_figure, undefined
+from vae_cli.metrics.classifiers import predict_by_neighbors, predict_linearly
 from vae_cli.metrics.neighbours import NEIGHBOURS, NO_LABELS, in_spread
 
 COLLAPSED = 0.01  # scale below which a dimension has collapsed, in aggregate standard deviations
@@ -137,8 +137,8 @@ class Generalization(Metric):
 class Probes(Metric):
     """How well labels can be predicted from codes; any loss of accuracy from loc to z is due to the noise.
 
-    linear_probe_loc, linear_probe_z            accuracy of a logistic regression (scikit-learn, L2 penalty of strength
-                                                1) on codes standardized by the statistics of the training codes
+    linear_probe_loc, linear_probe_z            accuracy of a logistic regression with an L2 penalty, on codes
+                                                standardized by the statistics of the training codes
     nearest_neighbour_loc, nearest_neighbour_z  accuracy of a majority vote of the 10 nearest training codes, in units
                                                 of the aggregate standard deviation
 
@@ -151,33 +151,26 @@ class Probes(Metric):
     claim = "shortcuts"
 
     def compute(self) -> dict[str, Figure]:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.neighbors import KNeighborsClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         train, test = self.subject.codes("train"), self.subject.codes("test")
         if train.labels is None or test.labels is None:
             return {name: undefined(NO_LABELS) for name in self._names()}
-        labels, truth = train.labels[:PROBE_CODES].cpu().numpy(), test.labels.cpu()
-        if len(set(labels.tolist())) < 2:
+        labels = train.labels[:PROBE_CODES]
+        if len(labels.unique()) < 2:
             return {name: undefined("all training images have the same label") for name in self._names()}
         figures: dict[str, Figure] = {}
         for code, fitted, asked in (("loc", train.loc, test.loc), ("z", train.z, test.z)):
             if code == "z" and train.scale is None:
                 figures |= {name: undefined("z equals loc, since there is no noise") for name in self._names("z")}
                 continue
-            # More iterations than the solver usually needs; if it stops at this limit, the fit hardly changes any more.
-            linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            near = KNeighborsClassifier(min(NEIGHBOURS, len(labels)))
-            for name, probe, unit in zip(self._names(code), (linear, near), (False, True), strict=True):
-                inputs, questions = (self._array(codes, unit) for codes in (fitted[:PROBE_CODES], asked))
-                answers = torch.from_numpy(probe.fit(inputs, labels).predict(questions))
-                figures[name] = mean_figure((answers == truth).double())
+            linear, near = self._names(code)
+            fitted = fitted[:PROBE_CODES]
+            in_units, asked_in_units = in_spread(self.subject, fitted), in_spread(self.subject, asked)
+            answers = {
+                linear: predict_linearly(fitted, labels, asked),
+                near: predict_by_neighbors(in_units, labels, asked_in_units, min(NEIGHBOURS, len(labels))),
+            }
+            figures |= {name: mean_figure((answer == test.labels).double()) for name, answer in answers.items()}
         return figures
 
     def _names(self, *codes: str) -> list[str]:
         return [f"{probe}_{code}" for code in codes or ("loc", "z") for probe in ("linear_probe", "nearest_neighbour")]
-
-    def _array(self, codes: Tensor, unit: bool) -> Any:
-        return (in_spread(self.subject, codes) if unit else codes).double().cpu().numpy()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vae_cli.axes.dataset import Split
-from vae_cli.core.errors import UserError
 from vae_cli.machine.memory import refuse_oversize
 from vae_cli.model.inference import Inference
+from vae_cli.runs.mixture import fit_mixture
 from vae_cli.runs.run import Run
 
 FITTED = 10_000  # training codes used to fit a mixture; more would hardly change it
@@ -19,41 +19,6 @@ MIXTURE_COMPONENTS = 10  # as in Ghosh et al. (2020)
 BATCH = 500  # images or codes per batch
 
 Path = Literal["linear", "slerp", "norm-corrected"]
-
-
-class Mixture(NamedTuple):
-    """A mixture of K Gaussians over codes: weights (K,), means (K, D), Cholesky factors of covariances (K, D, D)."""
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-
-    def draw(self, count: int, temperature: float = 1.0) -> Tensor:
-        """Draw codes (count, D). temperature multiplies the standard deviation of every Gaussian."""
-        chosen = torch.multinomial(self.weights, count, replacement=True)
-        noise = torch.randn(count, self.means.shape[1], 1)
-        return self.means[chosen] + temperature * (self.factors[chosen] @ noise).squeeze(-1)
-
-
-def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
-    """Fit K Gaussians with full covariances to codes (N, D) by expectation maximization.
-
-    This is the ex-post density estimation of Ghosh et al., From Variational to Deterministic Autoencoders, 2020.
-    Raises UserError unless there are more codes than components.
-    """
-    from sklearn.mixture import GaussianMixture  # importing it takes a second
-
-    if len(codes) <= components:
-        raise UserError(
-            f"--components {components} is too many for {len(codes)} training codes; type a smaller number."
-        )
-    # Divide each dimension by its standard deviation, because this reg_covar suits values of order 1.
-    codes = codes.double().cpu()
-    shift, spread = codes.mean(0), codes.std(0).clamp_min(1e-12)
-    fitted = GaussianMixture(components, random_state=seed, reg_covar=1e-6).fit(((codes - shift) / spread).numpy())
-    means = torch.from_numpy(fitted.means_) * spread + shift
-    factors = torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)) * spread[:, None]
-    return Mixture(torch.from_numpy(fitted.weights_).float(), means.float(), factors.float())
 
 
 def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
