@@ -243,7 +243,11 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
         (UserError("no such run"), 2, "vae: no such run\n"),
         (Failure("diverged"), 1, "vae: diverged\n"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 1, "vae: x.pt: No space left on device. Make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "vae: runs: Permission denied. Make room"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            1,
+            "vae: runs: Permission denied. Change the permissions",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), 1, "vae: a: No such file.\n"),
         (ValueError("odd"), 1, "vae: ValueError: odd (set HYDRA_FULL_ERROR=1 for the traceback)\n"),
         (KeyboardInterrupt(), 130, ""),

@@ -6,6 +6,13 @@ import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), " Make room, or write elsewhere (runs_dir=FOLDER)."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), " Change the permissions, or write elsewhere (runs_dir=FOLDER)."
+    ),
+}
+
 
 class UserError(Exception):
     """A mistake in the user's input. The message says what was given, what is allowed and what to type. Exit code 2."""
@@ -40,8 +47,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-        return f"{where}{error.strerror}.{' Make room, or write elsewhere (runs_dir=FOLDER).' if full else ''}", 1
+        return f"{where}{error.strerror}.{ADVICE.get(error.errno or 0, '')}", 1
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if text else ''}{text}", 1
 
