@@ -190,12 +190,16 @@ STARTS = {
 
 
 def startup(bench: Bench) -> None:
-    """Measure the seconds from Enter to the first step on digits, and of `vae sample`, relative to the imports."""
+    """Measure the seconds from Enter to the first step on digits, of `vae sample` and of `vae evaluate --quick`,
+    relative to the imports."""
     imports = {name: bench.add(Row("startup", name, "s", more_is_better=False)) for name in STARTS}
     first = bench.add(Row("startup", "vae train, to the first step, against the imports", "s", more_is_better=False))
     sample = bench.add(Row("startup", "vae sample, whole, against the imports", "s", more_is_better=False))
+    evaluate = bench.add(Row("startup", "vae evaluate --quick, whole, against torch", "s", more_is_better=False))
     helped = bench.add(Row("startup", "vae --help, against python", "s", more_is_better=False))
     bench.vae("epochs=1", "run_name=to_sample")
+    evaluation = ["runs/to_sample", "--quick", "--overwrite"]
+    bench.vae(*evaluation, subcommand="evaluate")  # trains the feature net
     for number in range(max(3, bench.rounds)):
         for name, code in STARTS.items():
             imports[name].ours.append(run([sys.executable, "-c", code], bench.folder).seconds)
@@ -216,9 +220,11 @@ def startup(bench: Bench) -> None:
         run([sys.executable, "-c", code, "train", "epochs=1", f"run_name=first{number}"], bench.folder)
         first.ours.append(float(stamp.read_text()) - begin)
         sample.ours.append(bench.vae("runs/to_sample", subcommand="sample").seconds)
+        evaluate.ours.append(bench.vae(*evaluation, subcommand="evaluate").seconds)
         helped.ours.append(bench.vae("--help", subcommand="train").seconds)
     first.theirs = list(imports["torch, its optimizers and hydra"].ours)
     sample.theirs = list(imports["torch"].ours)
+    evaluate.theirs = list(imports["torch"].ours)
     helped.theirs = list(imports["python"].ours)
 
 
