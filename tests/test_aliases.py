@@ -90,7 +90,7 @@ def test_a_run_stored_under_old_names_is_resumed(
     run.checkpoint_file.touch()
     assert run.config() == fresh
     assert plan(run, fresh) == "resume"
-    with pytest.raises(UserError, match="is a run with other settings"):
+    with pytest.raises(UserError, match="already holds a run with different settings"):
         plan(run, {**fresh, "latent": 3})
 
 

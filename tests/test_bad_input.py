@@ -57,16 +57,16 @@ train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
-train run_name=.. | exists, but is not a run .* type another run_name
+train run_name=.. | exists, but is not a run .* choose a different run_name
 train run_name=. | run_name='\.' is not a name
 train "run_name=''" | run_name='' is not a name
 train "runs_dir=''" | runs_dir='' is not a name
 train run_name=/ | exists, but is not a run
-train run_name=/etc/passwd | is a file, not a folder; type another run_name
-train runs_dir=file.txt | file\.txt is a file, not a folder; type another
+train run_name=/etc/passwd | is a file, not a folder; choose a different run_name
+train runs_dir=file.txt | file\.txt is a file, not a folder; choose a different
 train runs_dir=file.txt/x | file\.txt is a file, not a folder
 train run_name=digits | exists, but is not a run
-train run_name=digits/a | is a run with other settings: .*Type another run_name=\.\.\., or overwrite=true
+train run_name=digits/a | holds a run with different settings: .*a different run_name=\.\.\., or type overwrite=true
 train arms=3 | several runs: add -m
 train -m arms=3 | arms must be a list of sweeps
 train -m arms=[] | arms must be a list of sweeps
@@ -122,7 +122,7 @@ train dataset=linear_gaussian network=conv | 8 to 128 pixels a side, not 4x4; ty
 train optimizer=adm | Did you mean 'adam'\?
 train optimizer.lr=-1 | optimizer\.lr=-1 is not allowed
 train optimizer.betas=0.9 | optimizer\.betas=0\.9 is not allowed: it must be a list
-train optimizer.betas=[0.9] | type two numbers, such as \[0\.9,0\.999\]
+train optimizer.betas=[0.9] | give two numbers, such as \[0\.9,0\.999\]
 train optimizer.betas=[2,2] | Invalid beta
 train optimizer.eps=abc | optimizer\.eps=abc is not allowed: it must be a number
 train optimizer.fused=maybe | true or false or null
@@ -223,10 +223,10 @@ train --config-path x | with --config-dir
 train -- --foo | flags go before any '--'
 train --trust | requires an argument
 sample | Missing argument
-sample nowhere | There is no run 'nowhere' below runs.* Existing runs:
-sample '' | contains 2 runs; type one of them
-sample digits | runs; type one of them|matches 2 runs
-sample runs | contains 2 runs; type one of them
+sample nowhere | There is no run 'nowhere' in runs.* Existing runs:
+sample '' | contains 2 runs; choose one of them
+sample digits | runs; choose one of them|matches 2 runs
+sample runs | contains 2 runs; choose one of them
 sample empty | empty is not a run: it has no config.yaml
 sample file.txt | There is no run 'file.txt'
 sample -- -a | There is no run '-a'
@@ -240,7 +240,7 @@ sample a --draws 3 | --draws has no effect
 sample a --images 1 | --images has no effect
 sample a --components 3 | --components has no effect
 sample a --from mixture --components 0 | greater than or equal to 1
-sample a --from mixture --components 99999 | too many for .* type a smaller number
+sample a --from mixture --components 99999 | too many for .* use a smaller number
 sample a --from posterior --count 3 | --count has no effect
 sample a --from posterior --images 297 | there are 297 test images, numbered 0 to 296
 sample a --from posterior --images x | type numbers such as 0,5,9
@@ -252,8 +252,8 @@ sample a --temperature inf | --temperature inf
 sample a --seed x | --seed x
 sample a --weights worst | not one of 'best', 'last'
 sample a --device tpu | type device=auto
-sample a --runs-dir nowhere | There is no run below nowhere
-sample a --runs-dir file.txt | There is no run below file.txt
+sample a --runs-dir nowhere | There are no runs in nowhere
+sample a --runs-dir file.txt | There are no runs in file.txt
 sample a --out file.txt/x | 1 | Type --out FOLDER
 sample a b | unexpected extra argument
 sample a --cout 3 | Did you mean '--count'\?
@@ -306,8 +306,8 @@ compare file.txt a | There is no run 'file.txt'
 compare --profile fast | not one of 'quick'
 compare --jobs 0 | --jobs 0
 compare --jobs 1 --reference nowhere | nowhere
-compare --jobs 1 --out file.txt | is a file; name a folder
-compare --jobs 1 --out file.txt/x | is a file; name a folder
+compare --jobs 1 --out file.txt | is a file; choose a folder
+compare --jobs 1 --out file.txt/x | is a file; choose a folder
 compare --runs-dir empty | There are no runs in empty
 compare --jobs 1 --device tpu | type device=auto
 """  # fmt: skip

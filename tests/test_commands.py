@@ -186,7 +186,7 @@ def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.Captur
         assert "damaged" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert vae("sample", str(folder)) == 2
-    assert "To train it, type the run's command again" in capsys.readouterr().err
+    assert "To train the run, repeat its vae train command" in capsys.readouterr().err
     (folder / "config.yaml").write_text("a: [")
     assert vae("sample", str(folder)) == 1
     (folder / "summary.json").write_text("{")
@@ -236,7 +236,7 @@ def test_a_mixture_recovers_the_distribution_of_its_codes(components: int) -> No
     centers = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 0.9]])[:components]
     codes = centers[torch.arange(6000) % components] + torch.randn(6000, 2) @ torch.tensor([[0.1, 0.05], [0.0, 0.01]])
     fitted = fit_mixture(codes, components)
-    torch.testing.assert_close(fitted.weights, torch.full((components,), 1 / components), atol=0.01, rtol=0)
+    torch.testing.assert_close(fitted.weights, torch.full((components,), 1 / components).double(), atol=0.01, rtol=0)
     drawn = fitted.draw(60_000)
     torch.testing.assert_close(drawn.mean(0), codes.mean(0), atol=0.3, rtol=0.02)
     torch.testing.assert_close(drawn.T.cov(), codes.T.cov(), atol=2e-3, rtol=0.05)

@@ -335,7 +335,7 @@ def test_a_truncated_file_is_refused_with_a_message(
         assert code in (1, 2)  # a truncated config.yaml can be valid, with other settings
         assert commands.err.startswith("vae: ")
         assert commands.err.count("\n") == 1
-        assert (f"runs/a/{name} is damaged" if code == 1 else "is a run with other settings") in commands.err
+        assert (f"runs/a/{name} is damaged" if code == 1 else "holds a run with different settings") in commands.err
         assert "overwrite=true" in commands.err
         assert before == {path: path.read_bytes() for path in file.parent.glob("[!.]*.*")}
         if name == "summary.json":

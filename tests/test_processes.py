@@ -146,7 +146,7 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("second_of_two")
 def test_commands_that_several_processes_refuse(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     assert launched() == Launch(1, 2, 1, 2)
-    with pytest.raises(UserError, match="type the sweep without torchrun"):
+    with pytest.raises(UserError, match="run the sweep without torchrun"):
         alone("latent=2,3", multirun=True)
     with pytest.raises(UserError, match="'vae train --cfg' would run 2 times"):
         alone(cfg="job")

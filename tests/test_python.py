@@ -95,9 +95,9 @@ def test_a_description_never_raises(here: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: run.encode(torch.zeros(1, 8, 8)), r"\(1, 8, 8\); for a single image, type x\[None\]"),
+        (lambda run: run.encode(torch.zeros(1, 8, 8)), r"\(1, 8, 8\); for a single image, pass x\[None\]"),
         (lambda run: run.encode(torch.zeros(5, 64)), r"\(5, 64\) do not match this run: pass a batch \(B, 1, 8, 8\)"),
-        (lambda run: run.decode(torch.zeros(16)), r"codes \(B, 16\), not \(16,\); for a single code, type z\[None\]"),
+        (lambda run: run.decode(torch.zeros(16)), r"codes \(B, 16\), not \(16,\); for a single code, pass z\[None\]"),
         (lambda run: run.decode(torch.zeros(2, 3)), r"codes \(B, 16\), not \(2, 3\)\.$"),
         (
             lambda run: load_run(run.path, weights="newest"),

@@ -78,7 +78,7 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
         (["-m", 'arms="sigma=fixed"'], "arms must be a list of sweeps"),
         (
             ["-m", "experiment=sigma_study,rae_l2"],
-            "a study is already a sweep, so it cannot be one of several values: type it alone",
+            "a study is already a sweep, so it cannot be one of several values: run each study alone",
         ),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),
         (["-m", 'arms=["sigma=fixd"]'], "'fixd' is not a choice of sigma. Did you mean 'fixed'?"),

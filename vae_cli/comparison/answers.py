@@ -49,7 +49,7 @@ def answers(comparison: Comparison) -> dict[ClaimName, Answer]:
 
 
 def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
-    """Return the verdict on a claim that some of `tested` comparisons support and some contradict.
+    """Return the verdict on a claim, given how many of the `tested` comparisons support it and how many contradict it.
 
     >>> verdict_of(3, 0, 3), verdict_of(2, 0, 3), verdict_of(1, 0, 3), verdict_of(1, 1, 3)
     ('Yes', 'Mostly', 'In part', 'Mixed')
@@ -70,7 +70,7 @@ def verdict_of(supporting: int, contradicting: int, tested: int) -> str:
 def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], what: str) -> tuple[str, list[str]]:
     """Answer whether arms differ from the reference as a claim predicts: return the verdict and the evidence.
 
-    `what` describes the arms, as in "without noise".
+    `what` describes the arms, for example "without noise".
     """
     reference = comparison.reference
     own = quoted([reference.label])
@@ -114,7 +114,7 @@ def _counts(supporting: int, contradicting: int, neither: int) -> str:
 
 
 def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
-    """Return a sentence with a figure's value in the reference arm, then in the other arms with the differences."""
+    """Return a sentence with a figure's mean in the reference arm and, for each other arm, its mean and difference."""
     name, reference = found[0].figure, comparison.reference.stat(found[0].figure)
     assert reference is not None
     stats = {arm.label: stat for arm in comparison.arms if (stat := arm.stat(name)) is not None}
@@ -171,7 +171,7 @@ def _shortcuts(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def _scale(comparison: Comparison) -> tuple[str, list[str]]:
-    """Compare the mean sigma at the largest weight with that at the smallest, in each family with a learned sigma."""
+    """For each family with a learned sigma, compare the mean sigma at the largest and smallest regularizer weights."""
     found, sentences = [], []
     for family in comparison.families:
         arms = [arm for arm in family.arms if arm.stat("scale_mean") and not arm.has_constant_scale]
@@ -193,7 +193,7 @@ def _scale(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def _active_and_idle(arm: Arm) -> list[str]:
-    """Return a sentence on the median sigma of active and of idle dimensions, or nothing if both are unknown."""
+    """Return a list with one sentence on the median sigma of active and idle dimensions; empty if neither is known."""
     medians = {}
     for kind in ("active", "idle"):
         curves = [curve for curve in arm.curves(f"scale_{kind}_quantiles") if len(curve) == 5]  # 5, 25, 50, 75, 95 %
@@ -206,7 +206,7 @@ def _active_and_idle(arm: Arm) -> list[str]:
 
 
 def _price(comparison: Comparison) -> tuple[str, list[str]]:
-    """Compare the ELBO of arms with a constant sigma with that of the reference, under their own and other priors."""
+    """Compare arms with a constant sigma to the reference by ELBO, under their own priors and under other priors."""
     reference = comparison.reference
     arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
     if not arms or reference.stat("elbo") is None:
@@ -226,7 +226,7 @@ def _price(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def _cost_in_short(gaps: Sequence[Difference]) -> str:
-    """Return how many arms with a constant sigma lose ELBO, and how much."""
+    """Return a verdict: how many arms with a constant sigma have a lower ELBO than the reference, and by how much."""
     known = [d for d in gaps if d.interval is not None]
     losses = sorted(-d.value for d in known if d.is_real and d.value < 0)
     if not known:
@@ -250,9 +250,9 @@ def _differ_in_prior(one: Arm, other: Arm) -> bool:
 
 
 def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm, Difference] | None) -> str:
-    """Return a sentence on the ELBO that an arm with a constant sigma loses, and on how much of this loss other priors
-    remove: a prior refitted to the codes of the trained models, and the prior of `better`, the best arm that differs
-    from this one only in its prior."""
+    """Return a sentence on how much ELBO an arm with a constant sigma loses, and how much of this loss two other priors
+    recover: a Gaussian prior refitted to the trained models' codes, and the prior of `better`, the best arm that
+    differs from this one only in its prior."""
     own, reference = quoted([arm.label]), quoted([comparison.reference.label])
     text = f"The ELBO of {own} differs from that of {reference} by {gap(found, 'nats')}"
     if found.is_real is False:
@@ -269,7 +269,7 @@ def _cost(comparison: Comparison, arm: Arm, found: Difference, better: tuple[Arm
 
 
 def _remaining(loss: Difference, rest: Difference) -> str:
-    """Return the difference that remains of a loss under another prior, and the share that this prior removes."""
+    """Return the ELBO difference that remains under another prior, and the percentage of the loss that is recovered."""
     if rest.is_real is False:
         return f"{gap(rest, 'nats')} ({none_found(rest)})"
     share = 1 - rest.value / loss.value

@@ -70,13 +70,13 @@ class Arm:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the encoder has noise; false only if evaluations say why neither mean sigma nor rate is defined."""
+        """Whether the encoder has noise; false only if evaluations lack both mean sigma and rate, and give a reason."""
         names = ("scale_mean", "rate")
         return any(self.stat(name) for name in names) or not any(self.reason(name) for name in names)
 
     @property
     def has_constant_scale(self) -> bool:
-        """Whether sigma is the same for all images and dimensions, so that it counts as hard-coded."""
+        """Whether sigma is the same for all images and dimensions; it is then treated as hard-coded."""
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
@@ -101,8 +101,8 @@ class Family:
 
     @property
     def ladder(self) -> list[Arm]:
-        """The arms with a weight above 0, a rate and a distortion: the points of a rate-distortion curve. Empty if
-        there are fewer than two."""
+        """The points of the family's rate-distortion curve: the arms that have a rate, a distortion and a positive
+        weight. Empty if there are fewer than two."""
         rungs = [arm for arm in self.arms if arm.beta and arm.stat("rate") and arm.stat("distortion")]
         return rungs if len(rungs) > 1 else []
 
@@ -178,8 +178,8 @@ class Comparison:
 
     @cached_property
     def shown(self) -> list[Arm]:
-        """The arms in plots and tables: all, unless there are more than FEW. Then only the reference arm and the arms
-        with the usual weight, weight 0 or no constant weight."""
+        """The arms in plots and tables: all arms or, if there are more than FEW, only the reference and the arms whose
+        regularizer has the usual weight, weight 0 or no constant weight."""
         if len(self.arms) <= FEW:
             return self.arms
         usual = (None, 0.0, self.base_beta)
@@ -211,8 +211,8 @@ class Comparison:
 
     @cached_property
     def at_equal_rate(self) -> list[AtEqualRate]:
-        """The distortions of families at the reference's rate, for all families with a rate-distortion curve except the
-        reference's own."""
+        """The distortion of each family at the reference's rate. The reference's own family, and families without a
+        rate-distortion curve, are left out."""
         rates, distortions = self.reference.by_seed("rate"), self.reference.by_seed("distortion")
         if not rates or not distortions:
             return []
@@ -292,7 +292,7 @@ def find_reference(arms: Sequence[Arm], label: str | None) -> Arm:
 
 
 def without_beta(arm: Arm, differing: Sequence[str]) -> str:
-    """Return the label of an arm without the regularizer's weight."""
+    """Return an arm's label with the regularizer's weight removed from it."""
     weight = f"beta {show(arm.settings[BETA])}" if arm.settings.get(BETA) is not None else ""
     if BETA not in differing or not weight:
         return arm.label

@@ -49,7 +49,7 @@ def _files(run: RunDir) -> tuple[Path, ...]:
 
 
 def find(runs: Sequence[Path], stamped: str, out: Path | None) -> CachedReport | None:
-    """Return the report that was cached with this stamp; None if there is none or its files have changed."""
+    """Return the cached report with this stamp; None if there is no such report or its files have changed."""
     beside = dict.fromkeys([common_folder(runs), *(run.parent for run in runs)])
     for folder in [out] if out else [place / "compare" for place in beside]:
         with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -73,7 +73,8 @@ def forget(folder: Path) -> None:
 
 
 def _checked(folder: Path, found: Mapping[str, Any]) -> CachedReport:
-    """Return the report of a cache file. Raises ValueError, KeyError or TypeError if the content is malformed."""
+    """Check the content of a cache file, and return it as a report. Raises ValueError, KeyError or TypeError if it is
+    malformed."""
     table = SummaryTable(**found["table"])
     columns = [table.arms, table.counts, *table.columns.values(), found["notes"]]
     texts = [table.title, table.below, *(text for column in columns for text in column)]

@@ -1,4 +1,4 @@
-"""Find the runs of a comparison from the names on the command line, and read those that are finished."""
+"""Find the runs that are named on the command line, and read the finished ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_cli.runs.folder import RunDir
 
 @dataclass
 class Collected:
-    """The finished runs, notes on the runs that are left out, and whether one of these is still training."""
+    """The finished runs, notes on the runs that are left out, and whether any of the latter are still training."""
 
     members: list[Member] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Collected:
 def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
     """Return the folders of the named runs; without names, of all runs in `runs_dir`. Raises UserError.
 
-    Each name is a run, a folder of runs or part of a run's name.
+    Each name is the path of a run, the path of a folder of runs, or part of a run's name.
     """
     found: dict[Path, Path] = {}
     for name in names or [str(runs_dir)]:
@@ -76,6 +76,6 @@ def collect(paths: Sequence[Path], are_named: bool) -> Collected:
         others = "".join(f"\n{note}" for note in notes)
         raise UserError(
             f"{few} here, and a comparison needs at least two. Train more (vae train -m sigma=learned,fixed "
-            f"seed=0,1,2), or name other runs: vae compare FOLDER{others}"
+            f"seed=0,1,2), or compare the runs in another folder: vae compare FOLDER{others}"
         )
     return Collected(members, notes, found.is_training)

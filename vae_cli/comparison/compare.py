@@ -1,4 +1,4 @@
-"""`vae compare`: compare finished runs in a table, in files for scripts and in a report with the five answers."""
+"""`vae compare`: compare finished runs in a table, in files for scripts, and in a report that tests five claims."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_cli.metrics.record import rank
 
 @dataclass(frozen=True)
 class Request:
-    """The options that a report depends on; `are_named` is whether the user named every run, not just a folder."""
+    """The options that a report depends on; `are_named` is true if the user named every run, not just a folder."""
 
     profile: str | None
     reference: str | None
@@ -46,8 +46,8 @@ def compare(
     runs_dir: Path,
     data_dir: str | Path | None,
 ) -> None:
-    """Evaluate runs if necessary, print the table and write the report, or print the table of the cached report. Raises
-    UserError or Failure."""
+    """Evaluate runs if necessary, print the table and write the report. If a cached report is still valid, only print
+    its table. Raises UserError or Failure."""
     console = Console()
     if device != "auto":
         from vae_cli.machine.device import find_device
@@ -119,11 +119,11 @@ def _mixed_profiles(members: Sequence[Member]) -> str | None:
 
 
 def _refuse_unwritable(folder: Path) -> None:
-    """Raise UserError if nothing can be written to a folder, before anything is evaluated."""
+    """Raise UserError if a folder is not writable, so that the command fails before it evaluates anything."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         kind = "read-only" if there.is_dir() else "a file"
-        raise UserError(f"--out {folder}: {there} is {kind}; name a folder that can be written.")
+        raise UserError(f"--out {folder}: {there} is {kind}; choose a folder that you can write to.")
 
 
 def _say(console: Console, text: str) -> None:

@@ -27,7 +27,7 @@ class Panel(NamedTuple):
     unit    the text below the panel; if empty, the unit of the first figure
     log     whether a logarithmic axis may be used
     line    the name of a figure that is drawn as a vertical line, such as chance level, with its label in the legend
-    joined  the number of figures, from the first, whose marks are joined by a line
+    joined  the number of figures, counted from the first, whose dots are connected by a line
     """
 
     names: Sequence[tuple[str, str]]
@@ -63,7 +63,7 @@ def neighbours(comparison: Comparison) -> Figure | None:
 
 
 def shortcuts(comparison: Comparison) -> Figure | None:
-    """Draw the figures that indicate a shortcut."""
+    """Draw the figures that show whether the network takes a shortcut (claim 3)."""
     panels = [
         Panel([("collapsed_share", "")], unit="share"),
         Panel([("reidentification", "")], unit="share", line=("reidentification_chance", "chance")),
@@ -74,7 +74,7 @@ def shortcuts(comparison: Comparison) -> Figure | None:
 
 
 def elbos(comparison: Comparison) -> Figure | None:
-    """Draw the ELBO under the model's own prior and under refitted ones, and the importance-weighted bound."""
+    """Draw the ELBO under the model's own prior and under refitted priors, and the importance-weighted bound."""
     names = [
         ("elbo", "ELBO, own prior"),
         ("elbo_gaussian_prior", "refitted Gaussian"),
@@ -93,7 +93,7 @@ def frechet_distances(comparison: Comparison) -> Figure | None:
 
 
 def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False) -> Figure | None:
-    """Draw the panels for which any arm has values, side by side; None if there are no such panels."""
+    """Draw, side by side, the panels for which at least one arm has values; return None if there are no such panels."""
     arms, found = comparison.shown, looks(comparison)
     drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
     if not drawn:
@@ -152,7 +152,7 @@ def _draw_panel(axes: Any, panel: Panel, arms: Sequence[Arm], found: Looks, insi
 
 
 def _draw_line(axes: Any, panel: Panel, arms: Sequence[Arm], inside: Limits | None, unit: str) -> None:
-    """Label the axis of a panel and draw its vertical line; if the line is outside, write its value below the axis."""
+    """Label a panel's axis and draw its vertical line; if it is out of range, write its value below the axis."""
     place = _line_of(panel, arms)
     if place is not None and panel.line is not None:
         if inside and not inside[0] <= place <= inside[1]:
@@ -163,7 +163,7 @@ def _draw_line(axes: Any, panel: Panel, arms: Sequence[Arm], inside: Limits | No
 
 
 def _place_ticks(axes: Any, inside: Limits | None, ticks: int) -> None:
-    """Set the limits and ticks of a panel, with a logarithmic axis if there are no limits."""
+    """Set the limits and ticks of a panel; if there are no limits, make the axis logarithmic."""
     if inside is None:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
@@ -176,7 +176,7 @@ def _place_ticks(axes: Any, inside: Limits | None, ticks: int) -> None:
 
 
 def _line_of(panel: Panel, arms: Sequence[Arm]) -> float | None:
-    """Return the position of a panel's line, the mean of its figure over arms; None if there is no line."""
+    """Return the position of a panel's vertical line (the mean over arms of the line's figure); None without a line."""
     if panel.line is None:
         return None
     found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]

@@ -1,4 +1,4 @@
-"""Sentences about single figures (measured quantities), by the same rules for all arms."""
+"""Sentences that each describe one figure (a measured quantity), written by the same rules for all arms."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def finding(comparison: Comparison, name: str) -> str | None:
 
 
 def extremes(comparison: Comparison, name: str) -> str | None:
-    """Return which arm has the highest and which the lowest value of a figure."""
+    """Return a phrase that names the arms with the highest and lowest values of a figure; None if no arm has it."""
     stats = [(arm, stat) for arm in comparison.shown if (stat := arm.stat(name)) is not None]
     if not stats:
         return None
@@ -73,8 +73,9 @@ def extremes(comparison: Comparison, name: str) -> str | None:
 
 
 def against(comparison: Comparison, name: str) -> str | None:
-    """Return how the arms differ from the reference: first those that differ, then those for which no difference
-    was found, then those with one seed."""
+    """Return a phrase on how a figure differs between the reference and the other arms: first the arms that differ,
+    then the arms for which no difference was found, then the arms with one seed. None if the figure cannot be
+    compared."""
     chosen = [arm for arm in comparison.shown if arm is not comparison.reference]
     found = [d for arm in chosen if (d := comparison.difference(name, arm)) is not None]
     if not found:
@@ -96,7 +97,7 @@ def against(comparison: Comparison, name: str) -> str | None:
 
 
 def equal_rate(comparison: Comparison, found: AtEqualRate) -> str:
-    """Return a sentence on how a family's distortion differs from the reference's, at the rate of the reference."""
+    """Return a sentence that compares a family's distortion with the reference's, at the reference's rate."""
     family, reference = quoted([found.family]), quoted([comparison.reference.label])
     rate = f"{number(found.rate)} nats"
     if found.outside is not None:

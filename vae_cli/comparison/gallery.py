@@ -1,4 +1,4 @@
-"""Pictures that compare arms, one row each, on the same test images and with the same random seed."""
+"""Pictures that compare arms, with one row for each arm, the same test images and the same random seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOR_VARIANCE = 1000  # codes used to find the two dimensions with the largest va
 
 
 class Gallery:
-    """Pictures of one run of each arm; the runs have the same seed if there is a seed that all arms share.
+    """Pictures of one run from each arm; if all arms have a seed in common, the runs with that seed are shown.
 
     `seed` determines the draws of codes and the choice of test images; the test images are the same for all runs.
     Raises UserError or Failure if a run cannot be loaded.

@@ -30,8 +30,8 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
 
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys of the settings that labels must mention. Keys without which the arms still differ are left out,
-    except the choices of components, the settings of sigma and the regularizer's weight."""
+    """Return the keys of the settings that labels must mention. A key is left out if the arms can be distinguished
+    without it, unless it is the choice of a component, a setting of sigma or the regularizer's weight."""
     keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
     for key in reversed(list(keys)):
         rest = [other for other in keys if other != key]
@@ -43,8 +43,8 @@ def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def usual_value(key: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the most common value of a setting, which labels need not mention. Among equally common values, it is the
-    default (for the regularizer's weight 1, as in the ELBO); None if the default is not among them."""
+    """Return the most common value of a setting, which labels need not mention. If several values are equally common,
+    return the default (for the regularizer's weight: 1, as in the ELBO), or None if the default is not one of them."""
     counts = Counter(row.get(key) for row in rows if row.get(key) is not None)
     most = max(counts.values(), default=0)
     tied = [value for value, count in counts.items() if count == most]

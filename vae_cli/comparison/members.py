@@ -114,7 +114,7 @@ def _must_agree(member: Member) -> dict[str, Any]:
 
 
 def _suggestion(members: Sequence[Member], shared: Sequence[Mapping[str, Any]], differing: Sequence[str]) -> str:
-    """Return the command that compares the largest set of runs that agree, by folder if it contains no others."""
+    """Return a command that compares the largest set of comparable runs, by folder if the folder contains no others."""
     keys = [tuple(one.get(key) for key in differing) for one in shared]
     most = Counter(keys).most_common(1)[0][0]
     own = [m.folder.path for m, key in zip(members, keys, strict=True) if key == most]

@@ -1,4 +1,4 @@
-"""Complete the evaluations of a comparison: read the stored ones, and make the missing ones in several processes."""
+"""Complete the evaluations of a comparison: read stored evaluations, and run missing ones in several processes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def complete_evaluations(
     data_dir: str | Path | None,
     console: Console,
 ) -> tuple[list[Member], bool]:
-    """Return the members with their evaluations, and whether any run was evaluated now.
+    """Return the members with their evaluations, and whether any run had to be evaluated.
 
     A run is evaluated unless it has a complete evaluation of its current weights that is at least as thorough as
-    `profile`. If `profile` is None, it is the profile of more than half of the runs or, without such a majority, quick.
+    `profile`. If `profile` is None, the profile with which more than half of the runs were evaluated is used or,
+    without such a majority, quick.
     Raises UserError or Failure, naming the runs that cannot be evaluated or were evaluated differently.
     """
     with reading_many():
@@ -67,8 +68,8 @@ def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any
             f"\n  vae evaluate {path} --quick --seed {seed} --weights {weights}" for path in others[:LISTED]
         )
         raise UserError(
-            f"{len(others)} of the runs {'were' if len(others) > 1 else 'was'} not evaluated like most runs, with seed "
-            f"{seed} and the {weights} weights. To evaluate in the same way, type:{commands}"
+            f"Most runs were evaluated with seed {seed} and the {weights} weights, but {len(others)} "
+            f"{'were' if len(others) > 1 else 'was'} not. To make them comparable, type:{commands}"
         )
 
 

@@ -34,8 +34,8 @@ def unit_text(comparison: Comparison, name: str) -> str:
 def limits(values: Sequence[tuple[float, float]]) -> Limits | None:
     """Return axis limits around values (mean, sd) without the outliers that would squeeze the others together.
 
-    Outliers are at most a quarter of the values, behind a gap of more than 2.5 times the range of the others. None if
-    there are no values.
+    Outliers are at most a quarter of the values, separated by a gap of more than 2.5 times the range of the other
+    values. None if there are no values.
     """
     inside = sorted(values)
     if not inside:
@@ -68,7 +68,7 @@ def whole_ticks(axis: Any) -> None:
 
 
 def fit_to_points(axes: Any, points: Sequence[tuple[Statistic, Statistic]]) -> None:
-    """Set the limits of axes to the points (x, y) and their bars, without outliers."""
+    """Set the limits of axes so that the points (x, y) and their error bars fit, without regard to outliers."""
     x, y = (limits([(point[axis].mean, point[axis].sd or 0.0) for point in points]) for axis in (0, 1))
     if x and y:
         axes.set_xlim(*x)
@@ -121,12 +121,12 @@ def legend(figure: Figure, axes: Any, count: int, below: bool = False) -> None:
 
 
 def height_with_legend(comparison: Comparison, least: float) -> float:
-    """Return the height, in inches, that a plot needs for a legend of all arms next to it, at least `least`."""
+    """Return a plot height in inches, at least `least`, that leaves room for a legend of all arms next to the plot."""
     return max(least, 0.5 + 0.22 * len(comparison.shown))
 
 
 def equal_elbo_lines(axes: Any) -> None:
-    """Draw lines of equal distortion + rate = -ELBO, each with its value."""
+    """Draw lines along which distortion + rate (= -ELBO) is constant, each labeled with its value."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     levels = MaxNLocator(7).tick_values(left + low, right + high)
     for level in levels:
@@ -143,7 +143,7 @@ def equal_elbo_lines(axes: Any) -> None:
 
 
 def dotted_line(axes: Any, height: float, text: str = "") -> None:
-    """Draw a dotted horizontal line, with a text above its right end."""
+    """Draw a dotted horizontal line, with `text` above its right end."""
     axes.axhline(height, color=INK, linewidth=0.9, linestyle=":")
     if text:
         axes.annotate(text, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
@@ -160,7 +160,7 @@ def band(axes: Any, arm: Arm, look: Look, x: Any, values: Any) -> None:
 
 
 def leave_out_far_curves(axes: Any, comparison: Comparison, name: str) -> None:
-    """Set the y-limits of axes without the curves that end far from the others, and name their arms above the axes."""
+    """Set y-limits that ignore curves ending far from the others, and list the arms of these curves above the axes."""
     shown = comparison.shown
     ends = {arm.label: float(np.mean(curves, 0)[-1]) for arm in shown if (curves := arm.curves(name))}
     inside = limits([(end, 0.0) for end in ends.values()])

@@ -66,7 +66,8 @@ def looks(comparison: Comparison) -> Looks:
     """Return the look of every arm, by label.
 
     Arms whose labels start with the same setting share a hue; arms whose labels agree after the first setting share a
-    tint, line and marker. Arms that plots leave out look like the arm of their family that is shown.
+    tint, line and marker. An arm that plots leave out has the same look as the arm of its family that they
+    show.
     """
     found: Looks = {}
     hues: dict[str, int] = {}
@@ -97,7 +98,7 @@ def _look(hue: int, tint: int) -> Look:
 
 
 def text_color(look: Look) -> tuple[float, float, float]:
-    """Return the color of a look for text; light colors are darkened, so that the text is readable."""
+    """Return a look's color for use in text; light colors are darkened, so that the text is readable."""
     red, green, blue = look.color
     return (0.8 * red, 0.8 * green, 0.8 * blue) if red + green + blue > 1.5 else look.color
 
@@ -109,7 +110,7 @@ def hex_color(look: Look) -> str:
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """Yield a matplotlib figure in this style. Its layout is computed once, at the end, for all files that show it."""
+    """Yield a matplotlib figure in this style. Its layout is computed once, at the end of the `with` block."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)
         FigureCanvasAgg(figure)
@@ -121,7 +122,7 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """Return a plot as SVG; plots of the same numbers have the same bytes."""
+    """Return a plot as SVG; the same numbers always give the same bytes."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,6 +1,7 @@
 """Line and scatter plots of a comparison, drawn from its figures (measured quantities) alone.
 
-A function returns None if no arm has the figures of its plot. Dot plots, with a row for each arm, are in `dot_plots`.
+Each function returns None if no arm has the figures that it plots. Dot plots, with a row for each arm, are in
+`dot_plots`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks
 
 
 def noise_and_bits(comparison: Comparison) -> Figure | None:
-    """Plot the cost of noise on a code, relative to decoding another image's code, and the cost of quantization."""
+    """Plot the increase in distortion from noise (relative to decoding another image's code) and from quantization."""
     panels = [(draw, curves) for draw, curves in ((_noise, _noise_curves(comparison)), (_bits, _bit_curves(comparison)))
               if curves]  # fmt: skip
     if not panels:
@@ -311,7 +312,7 @@ SAVED: Mapping[str, Callable[[Comparison], Figure | None]] = {
 
 
 def draw_all(comparison: Comparison) -> dict[str, Figure]:
-    """Return the plots of SAVED, by name, without those whose figures no arm has."""
+    """Return the plots in SAVED by name, except plots for which no arm has the figures."""
     return {name: figure for name, draw in SAVED.items() if (figure := draw(comparison)) is not None}
 
 

@@ -45,7 +45,7 @@ ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
 
 @dataclass
 class Pictures:
-    """Pictures of the arms as PNG, the seed of the run that shows each arm, and the reason if there are no pictures."""
+    """Pictures of the arms as PNG, and the seed of the run shown for each arm; if there are none, the reason."""
 
     samples: bytes | None = None
     mixtures: bytes | None = None
@@ -111,7 +111,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Section:
-    """The section of a claim: answer, headline figures, sentences on distortions at equal rate, and table, if any."""
+    """The section on a claim: answer, headline figures, sentences on distortion at equal rate, and possibly a table."""
 
     claim: Claim
     answer: Answer
@@ -192,7 +192,7 @@ class Report:
         return ", ".join(f"{key}={show(value)}" for key, value in equal if value is not None)
 
     def facts(self) -> dict[str, str]:
-        """Return facts about the evaluations, and the software and device of the runs, by name."""
+        """Return, by name, facts about the evaluations and about the software and devices used for the runs."""
         members = self.comparison.members
         versions = [m.summary.get("versions", {}) for m in members]
         names = list(dict.fromkeys(name for version in versions for name in version))
@@ -238,7 +238,7 @@ class Report:
         return parts
 
     def over_weights(self) -> Table | None:
-        """Return a table of the arms in families with several weights; None if there are no such families."""
+        """Return a table of the arms in families with several regularizer weights; None if there is no such family."""
         families = [family for family in self.comparison.families if len(family.arms) > 1]
         names = [name for name in OVER_WEIGHTS if self._has(name)]
         return self._table(names, [arm for family in families for arm in family.arms]) if families else None
@@ -305,7 +305,7 @@ class Footnotes:
         self.marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """Return the mark of a note; a new note is added."""
+        """Return the mark of a note, and add the note if it is new."""
         place = len(self.marks)
         return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
 
@@ -320,7 +320,7 @@ def _plot(figure: Figure | None) -> str:
 
 
 def _embedded(pictures: Pictures) -> dict[str, Any]:
-    """Return the pictures as data URIs for the template, empty if a picture is missing."""
+    """Return the pictures as data URIs for the template; the URI of a missing picture is empty."""
     single = {name: getattr(pictures, name) for name in ("samples", "mixtures", "reconstructions", "scatter")}
     return {
         **{name: _data_uri(data, "image/png") if data else "" for name, data in single.items()},
@@ -335,5 +335,5 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _distinct(values: Iterable[Any]) -> str:
-    """Return the distinct values, separated by commas, without None."""
+    """Return the distinct values except None, separated by commas."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))

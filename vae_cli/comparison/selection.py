@@ -32,5 +32,5 @@ SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 
 
 def source_title(source: str) -> str:
-    """Return the register's name for a source of codes: 'fitted mixture' for 'mixture'."""
+    """Return the display name of a source of codes, such as 'fitted mixture' for 'mixture'."""
     return entry(f"precision_{source}").title.partition(", ")[2] or source

@@ -71,7 +71,7 @@ class Difference:
 def difference(
     figure: str, arm: str, of: Mapping[int, float], reference: str, than: Mapping[int, float]
 ) -> Difference | None:
-    """Return the difference between two arms, from their values `of` and `than` by seed; None if either is empty."""
+    """Return the difference between two arms, `of` minus `than`, from their values by seed; None if either is empty."""
     if not of or not than:
         return None
     common = sorted(of.keys() & than.keys())

@@ -18,7 +18,7 @@ LEAST = 3  # columns that are shown even if they do not fit
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """The arms with their numbers of runs, the columns by heading, most important first, and a remark below."""
+    """The arms and their numbers of runs, the columns by heading (most important first), and a remark below it."""
 
     title: str
     arms: list[str]
@@ -28,7 +28,7 @@ class SummaryTable:
 
 
 def print_table(console: Console, table: SummaryTable) -> None:
-    """Print a table: on a terminal with as many columns as fit, in a pipe with all columns and one line per arm."""
+    """Print a table: on a terminal, as many columns as fit; in a pipe, all columns, with one line per arm."""
     heads = {title: title for title in table.columns}
     if console.is_terminal:
         heads = {title: textwrap.fill(title, NARROW) for title in table.columns}

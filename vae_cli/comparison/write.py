@@ -57,7 +57,8 @@ def _csv(comparison: Comparison) -> str:
 
 
 def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | None) -> Pictures:
-    """Return pictures of the arms or, if a run cannot be loaded, the reason: the report is written without pictures."""
+    """Return pictures of the arms. If a run cannot be loaded, return only the reason; the report is then written
+    without pictures."""
     try:
         gallery = Gallery(comparison.shown, device, data_dir)
         return Pictures(

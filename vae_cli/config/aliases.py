@@ -24,7 +24,7 @@ MOVED_FOR_IMPORT = MOVED | {
 
 
 def current_target(target: str) -> str:
-    """Return the name of a class with the module that defines it today.
+    """Return the full name of a class, with the module that defines it today.
 
     >>> current_target("vae_cli.sigma.Fixed")
     'vae_cli.axes.sigma.Fixed'

@@ -60,7 +60,7 @@ class Experiment:
 
 
 def build_experiment(config: Config) -> Experiment:
-    """Check a whole configuration and build its experiment. Raises UserError, or Failure if the data are missing."""
+    """Check a configuration and build its experiment. Raises UserError, or Failure if the data are missing."""
     check_settings(config)
     flush_denormals()
     device = take_device(config["device"])
@@ -78,7 +78,8 @@ def build_experiment(config: Config) -> Experiment:
     regularizer: Regularizer = parts["regularizer"]
     if distributed.count() > 1 and config["on_divergence"] == "restart":
         raise UserError(
-            "on_divergence=restart needs a single process: leave it out, and if the loss diverges, lower optimizer.lr."
+            "on_divergence=restart works only in a single process. Leave it out; if the loss diverges, lower "
+            "optimizer.lr."
         )
     if distributed.count() > 1 and device.type != "cuda" and distributed.has_batch_norm(model):
         raise UserError(
@@ -99,7 +100,7 @@ def build_experiment(config: Config) -> Experiment:
 
 
 def flush_denormals() -> None:
-    """Treat denormal numbers as 0: Adam's state fills up with them, and they slow a step down by half.
+    """Treat denormal numbers as 0: they accumulate in Adam's state, and can make a step 1.5 times as slow.
 
     This must be set before anything is computed, because threads inherit the setting when they are created.
     """
@@ -112,8 +113,8 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
     Returns the loss as one compiled function of the images; it draws the same random numbers as the uncompiled one. If
     several processes train the run, only encoder and decoder are compiled, in place, and None is returned.
 
-    torch compiles at the first call, for the size of its batch, so one batch is passed forward and backward. Running
-    statistics and the likelihood's scale, which follow the batches, are restored afterwards.
+    torch compiles a function when it is first called, for the given batch size, so one batch is passed forward and
+    backward. This also changes running statistics and the likelihood's scale, so they are restored afterwards.
     """
 
     def loss(x: Tensor) -> tuple[Tensor, Terms]:
@@ -129,7 +130,7 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
             model.decoder.compile()
         loss(images.batch(torch.arange(min(batch_size, len(images)))))[0].backward()
     except Exception as error:  # compilers fail in many ways; most often none is installed
-        raise Failure(f"compile=true: the loss cannot be compiled here ({first_line(error)}); leave it out.") from error
+        raise Failure(f"The loss cannot be compiled here ({first_line(error)}); leave out compile=true.") from error
     for module, state in zip((model, regularizer), states, strict=True):
         module.load_state_dict(state)
         for parameter in module.parameters():
@@ -138,7 +139,8 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
 
 
 def check_config(config: Config) -> VAE:
-    """Check a configuration without its data, and return its model for images of mean 0. Raises UserError."""
+    """Check a configuration without loading its data, and return its model, built for images of mean 0. Raises
+    UserError."""
     check_settings(config)
     flush_denormals()
     device = find_device(config["device"])
@@ -155,7 +157,7 @@ def check_config(config: Config) -> VAE:
 def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     """Build the parts of all axes except the optimizer.
 
-    Raises UserError; if the dataset is given, also for parts that cannot be combined.
+    Raises UserError if a part cannot be built or, given the dataset, if the parts cannot be combined.
     """
     kinds: dict[str, type] = {
         "network": Network,
@@ -174,7 +176,7 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
 
 
 def check_memory(config: Config, shape: tuple[int, int, int], available: int | None) -> None:
-    """Raise UserError if training the model needs more than the available bytes, before much memory is allocated."""
+    """Raise UserError if training the model needs more than `available` bytes; the check itself allocates little."""
     plain = {**config, "precision": "float32"}
     try:
         with torch.device("meta"):  # tensors on this device have a shape but no values
@@ -193,7 +195,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
 
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
-    """Build the model of a run, whose weights are still to be loaded."""
+    """Build the model of a run with its initial weights; the caller can then load trained weights."""
     # The mean is on the CPU even if the model is built on `meta`: there, averaging it imports modules that load slowly.
     return assemble(build_parts(config), config, shape, torch.zeros(shape, device="cpu"), 1.0)
 
@@ -226,20 +228,20 @@ def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOp
         if key != "lr":  # torch's hint also allows tensors, which a file cannot contain
             check_value(value, hints.get(key, Any), f"optimizer.{key}")
     if "betas" in arguments and len(arguments["betas"]) != 2:
-        raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: type two numbers, such as [0.9,0.999].")
+        raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: give two numbers, such as [0.9,0.999].")
     if "lr" in arguments:
         rate = arguments["lr"]
         check_value(rate, NonNegative | Schedule, "optimizer.lr")
         if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
             raise UserError(
-                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's default: say where it starts and "
+                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's default: set where it starts and "
                 "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
             )
     return ScheduledOptimizer(kind, parameters, arguments)
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:
-    """Return the mean image (C, H, W), and the root mean squared deviation from it over the pixels of up to 1000."""
+    """Return the mean image (C, H, W), and the root-mean-square deviation of pixels from it in up to 1000 images."""
     mean = images.mean()
     some = torch.linspace(0, len(images) - 1, min(1000, len(images))).long()
     return mean.cpu(), float((images.batch(some) - mean).square().mean().sqrt())

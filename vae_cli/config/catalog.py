@@ -1,4 +1,4 @@
-"""Everything that can be set, read from the configuration files as plain text: for help, completion and messages.
+"""All choices and settings, read from the configuration files as plain text, for help, completion and messages.
 
 The reader understands only what these files use: keys, values, comments and indentation. It takes milliseconds, whereas
 the libraries that compose the configuration take tenths of a second.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Setting:
-    """A key with its default value and its comment, as they are in the file."""
+    """A key with its default value and its comment, as written in the file."""
 
     key: str
     default: str
@@ -162,7 +162,7 @@ def _description(file: Path) -> str:
 
 
 def _read(file: Path) -> Iterator[_Key]:
-    """Yield the keys of a file from top to bottom, each after the keys that contain it."""
+    """Yield the keys of a YAML file from top to bottom; parent keys come before the keys inside them."""
     above: list[tuple[int, str]] = []
     for line in _lines(file):
         text, comment = _split_comment(line)

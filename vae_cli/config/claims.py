@@ -1,8 +1,8 @@
-"""The register of claims and figures: what each figure is called, means, and says about the encoder's noise.
+"""The register of claims about the encoder's noise and of figures: what each figure is called and what it means.
 
-A figure is a number that is measured, such as the rate. The entries are in figures.toml. Everything that shows a figure
-to a person (tables, plots, the report, TensorBoard, `vae explain`) takes its words from here. Nothing heavy is
-imported, so that `vae explain` is fast.
+A figure is a measured quantity, such as the rate. The entries are in figures.toml. Everything that shows a figure to a
+person (tables, plots, the report, TensorBoard, `vae explain`) takes its titles and definitions from here. Nothing heavy
+is imported, so that `vae explain` is fast.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _read_figures(file: Path) -> Iterator[Entry]:
 
 
 def _lowercased(title: str) -> str:
-    """Return a title without its capital, unless it begins with an abbreviation such as ELBO."""
+    """Return a title with a lower-case first letter, unless it begins with an abbreviation such as ELBO."""
     return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 

@@ -1,6 +1,6 @@
 """Turn the configuration that Hydra has composed into plain values, and derive the run's folder from it.
 
-Importing this module changes one thing in the process: a warning of Hydra's is ignored (see below).
+Importing this module has a side effect: one of Hydra's warnings is ignored from then on (see below).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validat
 
 
 def named_folder(root: DictConfig) -> Path:
-    """Return the folder of the run that a composition describes; root includes Hydra's own node."""
+    """Return the folder of the run that a composed configuration describes; `root` includes Hydra's own node."""
     choices = {str(group): choice for group, choice in root.hydra.runtime.choices.items() if _is_ours(group)}
     sources = [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
     # Unresolved, so that an unchanged reference such as ${latent} is not a difference.
@@ -33,7 +33,7 @@ def named_folder(root: DictConfig) -> Path:
 
 
 def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str, Any]:
-    """Return the default settings under these choices and, under the key `choices`, the default choices."""
+    """Return the default settings for these choices and, under the key `choices`, the default choice of each group."""
     root: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / "train.yaml"))
     entries = [entry for entry in root.pop("defaults") if isinstance(entry, dict)]
     named = {group: choice for entry in entries for group, choice in entry.items() if "override" not in group}
@@ -54,7 +54,7 @@ def defaults_under(choices: Mapping[str, str], sources: list[Path]) -> dict[str,
 
 
 def to_plain(config: DictConfig, choices: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """Return a composition as resolved plain values, with the choice of each axis under `choices`.
+    """Return a composed configuration as resolved plain values, with the choice of each axis under `choices`.
 
     choices maps each group to its choice; by default it is read from Hydra's node, which config must then include.
     """
@@ -72,7 +72,7 @@ def _container(config: DictConfig, resolve: bool) -> dict[str, Any]:
     plain = OmegaConf.to_container(ours, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(plain, dict)
     if "choices" in plain:
-        raise UserError("choices is not a setting: vae stores the choice of each axis there. Leave it out.")
+        raise UserError("choices is not a setting: vae uses this key to store the choice of each axis. Leave it out.")
     return {str(key): value for key, value in plain.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a word means: a figure, a claim, a group of choices, one choice, or a setting; read without importing torch."""
+"""Explanations of figures, claims, groups of choices, single choices and settings, found without importing torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test", "posterior", "evaluation")  # prefixes 
 class Meaning:
     """One thing that a word can mean.
 
-    name    what one types or reads: sigma=fixed, rate
+    name    as it is typed or displayed, such as sigma=fixed or rate
     kind    figure, claim, choice, group or setting
     text    paragraphs, separated by blank lines; indented lines keep their layout
     facts   names and values, such as ("unit", "nats")
@@ -40,11 +40,11 @@ class Meaning:
 
 
 def explain_word(word: str, *extra_dirs: Path) -> list[Meaning]:
-    """Return everything that a word means: in the register of figures, and in the configuration files.
+    """Return all meanings of a word in the register of figures and in the configuration files.
 
     The word is an identifier, title or tag of a figure, the name of a claim, a group, a choice (alone or as
-    group=choice), or a setting (alone or as group.setting). Raises UserError, with the nearest word, if it has no
-    meaning.
+    group=choice), or a setting (alone or as group.setting). Raises UserError, which suggests the
+    nearest word, if the word is unknown.
     """
     groups = catalog.groups(*extra_dirs) | {catalog.launchers().name: catalog.launchers()}
     # As in an override: +schedule@regularizer.beta=linear is a choice of the group schedule.
@@ -69,7 +69,7 @@ def explain_word(word: str, *extra_dirs: Path) -> list[Meaning]:
 
 
 def words(*extra_dirs: Path) -> dict[str, str]:
-    """Return every word that `explain_word` knows, with a phrase: for completion and for the nearest match."""
+    """Return every word that `explain_word` knows, with a short description, for completion and suggestions."""
     groups = catalog.groups(*extra_dirs)
     known = {one.name: one.title for one in FIGURES if "{" not in one.name}
     known |= {name: claim.title for name, claim in CLAIMS.items()}
@@ -213,7 +213,7 @@ def _body(file: Path) -> list[str]:
 
 
 def _sentence(phrase: str) -> str:
-    """Return a comment with a full stop.
+    """Return a comment with a period at the end.
 
     >>> _sentence("images x")
     'images x.'
@@ -223,7 +223,9 @@ def _sentence(phrase: str) -> str:
 
 @cache
 def documentation(target: str) -> str:
-    """Return the docstring of a class of this package, read from its source without importing it; empty for others.
+    """Return the docstring of one of this package's classes, read from its source without importing it.
+
+    Empty for classes of other packages.
 
     Doctests and sentences about errors are left out: they are for callers of the class.
 

@@ -13,14 +13,15 @@ LINEAR_STEPS = 2000  # more than L-BFGS usually needs
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return Euclidean distances (N, M) between a (N, D) and b (M, D). Equal points are at distance 0 exactly, because
-    no matrix product is used."""
+    """Return Euclidean distances (N, M) between a (N, D) and b (M, D). The distance between equal points is exactly 0,
+    because no matrix product is used."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def nearest(points: Tensor, count: int, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the distances (M, count) of queries (M, D) from their nearest points, in ascending order, and the rows of
-    these points, int64 (M, count). Without queries, return those of each point's nearest other points."""
+    """Return the distances (M, count) from queries (M, D) to their nearest points, in ascending order, and the row
+    indices of these points, int64 (M, count). If queries is None, each point is a query, and its neighbors do not
+    include the point itself."""
     found = []
     for part in torch.arange(len(points if queries is None else queries), device=points.device).split(ROWS):
         matrix = distances((points if queries is None else queries)[part], points)
@@ -32,9 +33,9 @@ def nearest(points: Tensor, count: int, queries: Tensor | None = None) -> tuple[
 
 
 def predict_by_neighbors(codes: Tensor, labels: Tensor, queries: Tensor, count: int) -> Tensor:
-    """Return the most frequent label among each query's `count` nearest codes, (M,); of several, the smallest.
+    """Return the most frequent label among each query's `count` nearest codes, (M,); ties go to the smallest label.
 
-    codes (N, D) have labels (N,); queries are codes (M, D).
+    codes is (N, D), labels (N,) and queries (M, D).
     """
     known, classes = labels.unique(return_inverse=True)
     votes = F.one_hot(classes[nearest(codes, count, queries)[1]], len(known)).sum(1)
@@ -43,10 +44,10 @@ def predict_by_neighbors(codes: Tensor, labels: Tensor, queries: Tensor, count: 
 
 @torch.enable_grad()
 def predict_linearly(codes: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """Return the label of each query (M, D) that a logistic regression on codes (N, D) with labels (N,) predicts, (M,).
+    """Fit a logistic regression to codes (N, D) with labels (N,), and return its predictions for queries (M, D), (M,).
 
     Codes are standardized by the mean and standard deviation of each dimension. The weights W and the bias b minimize
-    sum_n -log softmax(W z_n + b)[label_n] + |W|^2 / 2, a convex function, by L-BFGS (Liu and Nocedal 1989).
+    the convex loss sum_n -log softmax(W z_n + b)[label_n] + |W|^2 / 2; the optimizer is L-BFGS (Liu and Nocedal 1989).
     """
     known, classes = labels.unique(return_inverse=True)
     center, spread = codes.mean(0), codes.std(0, correction=0)

@@ -31,14 +31,14 @@ METRICS: tuple[type[Metric], ...] = tuple(
 
 
 def word(kind: type[Metric]) -> str:
-    """Return the name of a metric on the command line, such as noise_probe for NoiseProbe."""
+    """Return the command-line name of a metric, such as noise_probe for NoiseProbe."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def find_metrics(words: Sequence[str]) -> list[type[Metric]]:
-    """Return the metrics with these names; a name with a dot is a trusted class, such as mine.Loudness.
+    """Return the metrics with these names. A name with a dot, such as mine.Loudness, is a class in a user's own module.
 
-    Raises UserError if there is no such metric or class.
+    Raises UserError if there is no such metric or class, or if the module is not trusted (see --trust).
     """
     known = {word(kind): kind for kind in METRICS}
     found: list[type[Metric]] = []
@@ -68,17 +68,17 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     say: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
-    """Evaluate a run, write evaluation/metrics.json and TensorBoard's scalars, and return what metrics.json contains.
+    """Evaluate a run, write evaluation/metrics.json and TensorBoard scalars, and return the contents of metrics.json.
 
-    Figures in `before`, an earlier evaluation, are kept if it used the same profile, seed, weights and images, unless
-    they are computed again. `say` is called with the name of each metric before it is computed. Raises UserError or
-    Failure.
+    `before` is an earlier evaluation. If it used the same profile, seed, weights and images, its figures are kept,
+    except those that are computed again. `say` is called with the name of each metric before it is computed. Raises
+    UserError if the run is not finished, and UserError or Failure if it cannot be loaded.
     """
     status = folder.status()
     if status != "finished":
         raise UserError(
-            f"{folder.path} is {status}, and only a finished run can be evaluated. Type its vae train command again to "
-            "finish it."
+            f"{folder.path} is {status}, and only a finished run can be evaluated. To finish it, repeat its vae train "
+            "command."
         )
     refuse_link(folder.path, "evaluation")
     begun = time.perf_counter()
@@ -119,7 +119,7 @@ def _identity(run: Run) -> dict[str, Any]:
 def _reusable(before: Mapping[str, Any] | None, about: Mapping[str, Any], computed: Set[str]) -> list[dict[str, Any]]:
     """Return the `figures` and `left_out` entries of an earlier evaluation, except those of the metrics in `computed`.
 
-    Both are empty if its profile, seed, weights or images differ.
+    Both are empty if the earlier evaluation used a different profile, seed, weights or images.
     """
     if before is None or any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
         return [{}, {}]

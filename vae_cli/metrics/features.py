@@ -35,7 +35,7 @@ class FeatureNet(nn.Module):
     """A convolutional classifier of images (N, C, H, W); values are clamped to [0, 1].
 
     Convolutions halve the image until its longer side has at most 7 pixels, and double the channels from 16 to at most
-    64. Then follow a layer of F = 64 features and one output per class. `accuracy` is the accuracy on the test images.
+    64. The last two layers have F = 64 features and one output per class. `accuracy` is the accuracy on the test set.
     Once trained, the net is in evaluation mode and draws no random numbers.
     """
 
@@ -79,10 +79,10 @@ class FeatureNet(nn.Module):
 def feature_net(subject: MeasuredRun) -> FeatureNet | None:
     """Return the feature net of a run's dataset, on the run's device.
 
-    None if the training images have no labels or only one. The net is trained on first use, on the training images
-    alone, and stored in the folder `features` of the run's data folder. If that is read-only, it is stored in the
-    default data folder; if that is read-only too, only in this process's memory. If several processes need the net at
-    the same time, one trains it and the others wait.
+    Returns None if the training images have no labels or all have the same label. The net is trained on first use, on
+    the training images alone, and stored in the folder `features` of the run's data folder. If the data folder is
+    read-only, the net is stored in the default data folder; if that is read-only too, the net is kept only in memory.
+    If several processes need the net at the same time, one trains it and the others wait.
     """
     splits, device = subject.splits, subject.device
     if splits.train.labels is None or len(splits.train.labels[splits.train.index].unique()) < 2:
@@ -145,7 +145,7 @@ def _train(file: Path | None, splits: Splits, device: torch.device) -> FeatureNe
 
 @torch.enable_grad()
 def train_net(net: FeatureNet, split: Split) -> FeatureNet:
-    """Fit a net to the labels of a split with Adam and a one-cycle learning rate (Smith and Topin 2018)."""
+    """Fit a net to the labels of a split with Adam and a one-cycle schedule (Smith and Topin 2018)."""
     device = net.head.weight.device
     epochs = max(1, min(15, round(IMAGES_SHOWN / len(split))))
     steps = epochs * math.ceil(len(split) / TRAINING_BATCH)

@@ -1,4 +1,4 @@
-"""Claim 1, bits: how much information a noisy code carries about its image."""
+"""Metrics for claim 1 (bits): how much information a noisy code carries about its image."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ class Rate(Metric):
 
 
 class SignalToNoise(Metric):
-    """The signal-to-noise ratio of each latent dimension, and the capacity of a Gaussian channel with that ratio.
+    """The signal-to-noise ratio of each latent dimension, and the capacity of Gaussian channels with these ratios.
 
     snr_per_dimension   SNR_j = Var_x(loc_j) / E_x(scale_j^2), over the test images
     channel_bound_bits  sum_j 1/2 log2(1 + SNR_j)
 
-    Why this is a bound on I(x; z): z_j has variance Var(loc_j) + E(scale_j^2), and of all distributions with that
-    variance the normal one has the largest entropy. For normal noise, therefore, I(x; z) = h(z) - h(z|x) <=
-    sum_j 1/2 ln(E(scale_j^2) (1 + SNR_j)) - E sum_j 1/2 ln scale_j^2. If the scales do not vary with x, this is the
-    channel bound, whatever the distribution of loc and the dependence between its dimensions; it is tight if loc is
-    normal with independent dimensions. If the scales vary with x, the bound is larger by
-    sum_j 1/2 (ln E scale_j^2 - E ln scale_j^2) >= 0. channel_bound_bits leaves that term out, so it is then the
-    capacity of the channel but not a bound on I(x; z); the note gives the term.
+    Why the capacity is a bound on I(x; z): z_j has variance Var(loc_j) + E(scale_j^2), and of all distributions with
+    that variance, the normal has the largest entropy. For normal noise, therefore, I(x; z) = h(z) - h(z|x) <= B with
+    B = sum_j 1/2 ln(E(scale_j^2) (1 + SNR_j)) - E sum_j 1/2 ln scale_j^2. If the scales do not vary with x, B is equal
+    to the capacity, whatever the distribution of loc and the dependence between its dimensions; the bound is tight if
+    loc is normal with independent dimensions. If the scales vary with x, B is larger than the capacity by
+    sum_j 1/2 (ln E scale_j^2 - E ln scale_j^2) >= 0. channel_bound_bits does not include this term, so it is then not
+    a bound on I(x; z); the note of the figure gives the term.
 
     Plug-in estimates from N images: SNR has a relative bias of -1/N, and standard errors come from each image's
     influence on the ratio. Neither figure is defined for a point mass, which has no noise. Cover and Thomas, Elements
@@ -117,7 +117,7 @@ class SignalToNoise(Metric):
 
 
 class MutualInformation(Metric):
-    """The information I(x; z) between a code and the index of the training image, among N, that it encodes.
+    """The mutual information I(x; z) between a code and the index of the training image that it encodes, one of N.
 
     mutual_information               mean over draws z ~ q(z|x_n) of ln q(z|x_n) - ln q(z), with the aggregate posterior
                                      q(z) = 1/N sum_i q(z|x_i) over all N encoded images, nats
@@ -194,9 +194,10 @@ class MutualInformation(Metric):
         return own, others, rate.to(device)[rows]
 
     def _any(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same as `_normal`, for any posterior, with its own log_prob.
+        """Return the same as `_normal`, but for any posterior: densities are computed by its own log_prob.
 
-        A first pass over the images draws the codes, a second sums the densities of each code.
+        The first pass over the images draws the codes. The second sums the densities of each code under the posteriors
+        of all other images.
         """
         subject, prior = self.subject, self.subject.model.prior()
         count, draws = len(subject.codes("train").loc), subject.budget.draws
@@ -223,12 +224,13 @@ class MutualInformation(Metric):
 
 
 def log_others(z: Tensor, rows: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """Return ln sum_i N(z; loc_i, diag(scale_i^2)), (M,), over all i except rows (M,).
+    """Return ln sum_i N(z; loc_i, diag(scale_i^2)) for each code z, (M,), over all images i but the code's own.
 
-    z is (M, D), loc and scale are (N, D), all in double precision. Squares are expanded into a matrix product,
-    (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. If scales are small, these terms are much larger than their
-    sum: if rounding could cost more than a hundredth of a nat, the squared differences are summed dimension by
-    dimension instead, which is slower. Memory: a few tensors of TENSOR_NUMBERS doubles, or of N if that is more.
+    z is (M, D), loc and scale are (N, D), all in double precision; rows (M,) are the indices of the codes' own images.
+    Squares are expanded into a matrix product, (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. If scales are
+    small, these terms are much larger than their sum. If the rounding error could therefore exceed a hundredth of a
+    nat, the squared differences are summed dimension by dimension instead, which is slower. Memory: a few tensors of
+    TENSOR_NUMBERS doubles (or of N doubles if N is larger).
     """
     center = loc.mean(0)
     z, loc = z - center, loc - center

@@ -1,4 +1,4 @@
-"""Claim 2, neighbours: how fast decoded images change with the code, and what they change into."""
+"""Metrics for claim 2 (neighbours): how fast decoded images change with the code, and what they change into."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ PIXEL_UNIT = "pixel values"  # between 0 and 1
 
 
 def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
-    """Return the rows of random pairs of different test images, as two tensors (count,): the first and the second image
-    of each pair. They are the same for all runs on a dataset. None if there are fewer than two images."""
+    """Return random pairs of different test images, as two tensors (count,): the row indices of the first and
+    the second image of each pair. The pairs are the same for all runs on a dataset. Returns None if there are fewer
+    than two images."""
     images = len(subject.codes().loc)
     if images < 2:
         return None
@@ -42,8 +43,8 @@ def pairs(subject: MeasuredRun, count: int) -> tuple[Tensor, Tensor] | None:
 
 
 def in_spread(subject: MeasuredRun, codes: Tensor) -> Tensor:
-    """Return codes (N, D), each dimension divided by its aggregate standard deviation. A dimension that varies only by
-    rounding is set to 0."""
+    """Return codes (N, D) with each dimension divided by its aggregate standard deviation. Dimensions that vary only by
+    rounding errors are set to 0."""
     moves = subject.spread > 1e-6 * subject.codes().loc.abs().amax(0)
     return torch.where(moves, codes / torch.where(moves, subject.spread, 1.0), 0.0)
 
@@ -56,11 +57,11 @@ def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
 
 
 class Derivative:
-    """The derivative of a function at codes z (B, D): products with its Jacobian J at each of them.
+    """The derivative of a function at each of the codes z (B, D), as products with the Jacobian J: J v and J^T w.
 
-    J v is the derivative of v . J^T w with respect to w, so reverse derivatives give both products. Forward derivatives
-    would import torch's compiler, which takes longer than a quick evaluation, and gradients of anything but a scalar
-    would import sympy, which takes half a second.
+    J v is the derivative of v . J^T w with respect to w, so reverse-mode differentiation gives both products.
+    Forward-mode differentiation would import torch's compiler; the import alone takes longer than a quick evaluation.
+    Gradients of a non-scalar function would import sympy, which takes half a second.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
@@ -84,10 +85,10 @@ class Derivative:
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
     """Return |J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
 
-    Exact for up to R = MAX_DIRECTIONS dimensions: one product with J for each of its columns. Beyond that, the root of
-    the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990). That mean is unbiased with a relative standard
-    deviation of at most sqrt(2 / R). The relative standard deviation of the norm is therefore at most 1 / sqrt(2 R), or
-    4.4 %, and its bias at most 0.1 %, downward.
+    The result is exact for up to R = MAX_DIRECTIONS dimensions: each column of J takes one product. With more
+    dimensions, the norm is estimated as the root of the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990).
+    That mean is unbiased with a relative standard deviation of at most sqrt(2 / R). The relative standard deviation of
+    the norm is therefore at most 1 / sqrt(2 R), or 4.4 %, and the norm is biased low by at most 0.1 %.
     """
     jacobian, dimensions = Derivative(function, z), z.shape[1]
     exact = dimensions <= MAX_DIRECTIONS
@@ -103,8 +104,8 @@ def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor
 
 
 def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest singular value of J = d function(z) / d (z / unit) at each of the codes z (B, D), (B,), and
-    whether it has converged, bool (B,).
+    """Return the largest singular values (B,) of J = d function(z) / d (z / unit) at codes z (B, D), and whether each
+    has converged, bool (B,).
 
     Power iteration v <- J^T J v / |J^T J v| from a random start, until the relative change of |J v| is below
     POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v| approaches the largest singular value from below. If the second
@@ -131,8 +132,8 @@ def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit
 
 
 class Jacobian(Metric):
-    """How fast the mean image changes with the code, at three kinds of codes, budget.points each: locs of test images,
-    midpoints between the locs of random pairs, and draws from the prior.
+    """How fast the mean image changes with the code, at budget.points codes of each of three kinds: locs of test
+    images, midpoints between the locs of random pairs, and draws from the prior.
 
     J = d E[x|z'] / d z' with z' = z / a and a_j the aggregate standard deviation (`MeasuredRun.spread`), so that sigma
     modes whose codes differ in scale can be compared. (Arvanitidis et al., Latent Space Oddity, ICLR 2018, use J^T J as
@@ -143,7 +144,8 @@ class Jacobian(Metric):
     jacobian_norm_*       mean of the largest singular value, a lower bound, accurate to about 0.1 % (see
                           largest_singular_value)
 
-    Both are in pixel values per unit of z' (root of the sum of squares over pixels), with standard errors over codes.
+    Both are in pixel values per unit of z', where the size of an image change is the root of its sum of squares over
+    pixels. Standard errors are over codes.
     """
 
     claim = "neighbours"
@@ -205,9 +207,9 @@ class Interpolation(Metric):
                                          training image
     reconstruction_distance_to_training  the same for x_0 and x_16, the reconstructions: the baseline for the midpoints
 
-    All are means over pairs (the last over both ends) with standard errors. Pairs whose ends decode to the same image,
-    up to rounding, have no chord and are excluded from the first two. Training images are compared before any
-    binarization, and at most budget.train_images are used: with fewer, the distances are larger.
+    All are means over pairs (the last one also over the two ends of each pair) with standard errors. Pairs whose ends
+    decode to the same image, up to rounding, have no chord and are excluded from the first two. Training images are
+    used before any binarization. At most budget.train_images of them are searched; with fewer, distances are larger.
     """
 
     claim = "neighbours"
@@ -260,8 +262,8 @@ class Interpolation(Metric):
 
 
 def step_ratios(path: Tensor) -> Tensor:
-    """Return length over chord, and largest step over mean step, of paths (T, P, pixels), float64 (2, P); NaN if the
-    ends of a path differ only by rounding."""
+    """Return two ratios for each of P paths (T, P, pixels), float64 (2, P): length / chord and largest step / mean
+    step. They are NaN if the ends of the path differ only by rounding."""
     steps = torch.stack([(b - a).double().norm(dim=1) for a, b in pairwise(path)])
     chord = (path[-1] - path[0]).double().norm(dim=1)
     # float32 has a relative rounding error of 6e-8.
@@ -271,17 +273,17 @@ def step_ratios(path: Tensor) -> Tensor:
 
 
 class ClassChange(Metric):
-    """How often a code near an image's own decodes to another class, according to the feature net (`features.py`).
+    """How often codes near an image's code decode to a different class, according to the feature net (`features.py`).
 
-    class_change_by_noise    share of draws z ~ q(z|x) whose mean image has another class than the mean image of loc
-    class_change_from_label  share of these draws whose class differs from the image's label; the note gives the
-                             baseline, the same share for reconstructions from loc, which includes the net's mistakes
+    class_change_by_noise    share of draws z ~ q(z|x) whose mean image is classified differently from that of loc
+    class_change_from_label  share of these draws whose class differs from the image's label; as a baseline, the note
+                             gives the same share for reconstructions from loc. Both include the net's mistakes
     class_change_by_step     share of codes z = loc + a epsilon / 2 whose class differs from that of loc, with
                              epsilon ~ N(0, I) and a the aggregate standard deviation: the same step for every sigma
                              mode, including a point mass
 
-    Shares over 5 draws for each of budget.pictures / 5 test images; unbiased, with the standard error over images. The
-    first two are not defined for a point mass, and none of them without labels.
+    Each share is estimated from 5 draws for each of budget.pictures / 5 test images; it is unbiased, with a standard
+    error over images. The first two are not defined for a point mass. Without labels, none of the three is defined.
     """
 
     claim = "neighbours"
@@ -318,7 +320,7 @@ class ClassChange(Metric):
 
 
 def share(hits: Tensor) -> Tensor:
-    """Return the share of hits (draws, B) among the draws, float64 (B,)."""
+    """Return the share of draws that are hits, for each image, float64 (B,); `hits` is bool (draws, B)."""
     return hits.double().mean(0)
 
 
@@ -327,7 +329,7 @@ class NeighbourLabels(Metric):
 
     neighbour_label_agreement  share of the 10 nearest other test images (by Euclidean distance of loc in units of the
                                aggregate standard deviation) that have the image's label, averaged over test images
-    neighbour_label_chance     the same for random other images, sum_c n_c (n_c - 1) / (N (N - 1)), exact
+    neighbour_label_chance     the exact expected value for random other images: sum_c n_c (n_c - 1) / (N (N - 1))
 
     Not defined without labels. The standard error over images is slightly too small, since images share neighbors.
     """

@@ -1,4 +1,4 @@
-"""Claim 5, price: what a sigma mode costs in likelihood, and how much of that cost comes from the prior."""
+"""Metrics for claim 5 (price): how much likelihood a sigma mode costs, and how much of that is due to the prior."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class Bound(Metric):
     distortion             E_q[-log p(x|z)], over 8 draws of z
     elbo                   -(distortion + rate), with the same draws
     iw_bound_k{K}          E[log 1/K sum_k w_k] with w_k = p(x, z_k) / q(z_k|x), for budget.iw_images test images
-    iw_gap                 iw_bound_k{K} - E[1/K sum_k log w_k], the ELBO with the same images and draws: never negative
+    iw_gap                 iw_bound_k{K} minus the ELBO with the same images and draws, E[1/K sum_k log w_k]; the gap is
+                           never negative
     iw_curve               the bound at k = 1, 2, 5, 10 ... K (iw_curve_k): for each k a mean over the K // k disjoint
                            groups of k draws, and unbiased for the bound at that k
     effective_sample_size  (sum w)^2 / sum w^2, between 1 and K; K if q is the exact posterior
 
-    Errors are standard errors over images, and include the spread over draws. The bound lies below log p(x) by about
-    (K / effective_sample_size - 1) / (2 K), and by much more if the effective sample size is near 1. Memory is bounded
-    by constants of this module for any K and any number of images. For a point mass, only the distortion is defined,
-    since the others need a density of q. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
+    Errors are standard errors over images, and include the spread over draws. iw_bound_k{K} is below log p(x) by about
+    (K / effective_sample_size - 1) / (2 K), and by much more if the effective sample size is near 1. Memory use is
+    limited by constants of this module, whatever K and the number of images. For a point mass, only the distortion is
+    defined, since the others need a density of q. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders,
+    ICLR 2016.
     """
 
     claim = "price"
@@ -77,7 +79,7 @@ class Bound(Metric):
         }
 
     def _importance(self, count: int, ladder: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the bound of each image at each k of the ladder, (N, len(ladder)), and effective sample sizes (N,)."""
+        """Return the bound of each image for each k in `ladder`, (N, len(ladder)), and effective sample sizes (N,)."""
         curve, size = [], []
         most = self.subject.budget.iw_images
         for x, _ in self.subject.batches("test", most):
@@ -88,7 +90,7 @@ class Bound(Metric):
         return torch.cat(curve), torch.cat(size)
 
     def _log_weight(self, x: Tensor, count: int) -> Tensor:
-        """Return log p(x, z_k) - log q(z_k|x) of K = count draws for each image x (B, C, H, W), float64 (K, B)."""
+        """Return log p(x, z_k) - log q(z_k|x) for K = count draws z_k for each image x (B, C, H, W), float64 (K, B)."""
         model = self.subject.model
         posterior, prior = model.encode(x), model.prior()
         log_weight = torch.empty(count, len(x), dtype=torch.float64)
@@ -121,13 +123,14 @@ def curve_steps(count: int) -> list[int]:
 
 
 def group_bound(log_weight: Tensor, k: int) -> Tensor:
-    """Return the log of the mean of k weights, (B,), averaged over the K // k disjoint groups in log_weight (K, B)."""
+    """Return each image's bound for k draws, (B,): the log of the mean of k weights, averaged over the K // k disjoint
+    groups of k draws in log_weight (K, B)."""
     groups = len(log_weight) // k
     return (log_weight[: groups * k].unflatten(0, (groups, k)).logsumexp(1) - math.log(k)).mean(0)
 
 
 class AggregateFit(Metric):
-    """The aggregate posterior q(z) = E_x q(z|x) of the test images compared with the prior, by its first two moments.
+    """The first two moments of the test images' aggregate posterior q(z) = E_x q(z|x), compared with the prior.
 
     With m the mean of loc and C = Cov(loc) + diag(E scale^2), where a point mass has scale 0:
 
@@ -170,8 +173,10 @@ class AggregateFit(Metric):
 
 
 class RefittedPrior(Metric):
-    """The ELBO of the test images under a prior refitted to the training codes, in nats per image: the gain is the part
-    of the cost that comes from the prior rather than from the noise.
+    """The ELBO of the test images under a prior refitted to the training codes, in nats per image.
+
+    The gain over the ELBO under the run's own prior is the part of the cost that comes from that prior rather than from
+    the noise.
 
     elbo_gaussian_prior   under N(m, C), with the moments of the aggregate posterior of the training images
     elbo_mixture_prior    under a mixture of 10 Gaussians with full covariances, fitted to one noisy code of each

@@ -1,4 +1,4 @@
-"""Claim 5, price: the quality of generated images, for each source of codes."""
+"""Metrics for claim 5 (price): the quality of images generated from several sources of codes."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ DENSITY_NEIGHBORS = 5  # for density and coverage
 
 
 class Quality(Metric):
-    """Generated images compared with equally many test images, in the 64 features of the dataset's feature net.
+    """Generated images compared with the same number of test images, in the 64-dimensional space of the feature net.
 
     Codes come from five sources: the `prior`; one Gaussian fitted to the training codes (`aggregate`); a `mixture` of
-    10 fitted to them; the locations of the test images (`reconstructions`); and the midpoints between the locations of
-    random pairs of test images (`midpoints`). Codes are decoded to their mean images. For each source, with
+    10 Gaussians fitted to the same codes; the locs of the test images (`reconstructions`); and the midpoints between
+    the locs of random pairs of test images (`midpoints`). Codes are decoded to their mean images. For each source, with
     N = budget.pictures images (all test images if there are fewer):
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
-                Update Rule, NeurIPS 2017. Biased upward for small N: frechet_floor is the distance between N training
-                images and the test images, a floor for all but reconstructions of the test images themselves
+                Update Rule, NeurIPS 2017. Biased upward for small N. As a baseline, frechet_floor is the distance
+                between N training images and the test images. No source is expected to go below it except
+                reconstructions, which are made from the test images themselves
     precision   share of generated images that lie at least as close to some test image as that image's 3rd nearest
                 neighbor among the test images
-    recall      the same with generated and test images exchanged. Kynkaanniemi et al., Improved Precision and Recall
-                Metric for Assessing Generative Models, NeurIPS 2019
+    recall      the same with the roles of generated and test images swapped. Kynkaanniemi et al., Improved Precision
+                and Recall Metric for Assessing Generative Models, NeurIPS 2019
     density     mean number of test images' balls (radius: distance to the 5th nearest neighbor) that contain a
                 generated image, divided by 5; its expectation is 1 for equal distributions, and it can exceed 1
     coverage    share of test images whose ball contains a generated image; its expectation is 1 - 2^-5 for equal
                 distributions and equal N. Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models,
                 ICML 2020
 
-    Standard errors are over generated images for precision and density, and over test images for recall and coverage,
-    with the balls taken as fixed. The figures depend on the feature net, whose accuracy is feature_accuracy, so they
-    cannot be compared with published values. They are defined for every sigma mode. Test images are used before any
-    binarization.
+    Standard errors are over generated images for precision and density, and over test images for recall and coverage;
+    the balls are treated as fixed. The figures depend on the feature net, whose accuracy is feature_accuracy, so they
+    cannot be compared with published values. They are defined for every sigma mode. Test images are used before
+    any binarization.
     """
 
     claim = "price"
@@ -97,7 +98,7 @@ class Quality(Metric):
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Return the squared Frechet distance between Gaussians with the moments of features a (N, F) and b (M, F)."""
+    """Return the squared Frechet distance between Gaussians fitted to features a (N, F) and b (M, F)."""
     root = _root(a.T.cov())
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
     away = (a.mean(0) - b.mean(0)).square().sum()
@@ -119,8 +120,10 @@ class Balls:
 
 
 def neighborhoods(made: Tensor, real: Tensor, balls: Balls) -> dict[str, Tensor]:
-    """Return precision and density of each generated image, and recall and coverage of each real one, given their
-    features (M, F) and (N, F) and the balls around the real ones."""
+    """Return precision and density for each generated image, (M,), and recall and coverage for each real image, (N,).
+
+    made (M, F) and real (N, F) are features of generated and real images; balls are the balls around the real images.
+    """
     others = Balls(made)
     precision, density = [], []
     recall, coverage = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))

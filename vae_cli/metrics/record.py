@@ -1,4 +1,4 @@
-"""The stored evaluation of a run, read without torch, whose import takes seconds."""
+"""The stored evaluation of a run, read without importing torch, which would take seconds."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def metrics_file(folder: RunDir) -> Path:
 
 
 def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """Return the stored evaluation of the run's current weights; None if there is none. Raises Failure if the file is
-    damaged or was written by a newer version."""
+    """Return the stored evaluation of a run; None if there is none, or if the weights have changed since. Raises
+    Failure if the file is damaged or was written by a newer version."""
     file = metrics_file(folder)
     again = f"To evaluate the run again type vae evaluate {folder.path} --overwrite"
     try:
@@ -98,7 +98,7 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def stamp(file: Path) -> list[int]:
-    """Return the size and modification time of a file: if both are unchanged, the file is taken to be unchanged."""
+    """Return the size and modification time of a file; if both are unchanged, its contents are assumed unchanged."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
 

@@ -1,4 +1,4 @@
-"""Claim 4, scale: the values of sigma after training, and how they changed during training."""
+"""Metrics for claim 4 (scale): the values of sigma after training, and how they changed during training."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ScaleDistribution(Metric):
     scale_histogram_active, scale_histogram_idle           share of all scales that fall into each of the K bins
 
     Scales are in the unit of z. Bins are a tenth of a decade wide and centered on multiples of that width, so the
-    histograms of all runs have the same bin edges, and a scale of exactly 1 is in the middle of its bin. The shares of
-    active and idle dimensions together sum to 1. A dimension is active if Var_x(loc_j) > 0.01 E_x(scale_j^2), and idle
-    otherwise.
+    bins of different runs coincide, and a scale of exactly 1 is in the middle of its bin. The shares in both histograms
+    (active and idle dimensions) together sum to 1. A dimension is active if Var_x(loc_j) > 0.01 E_x(scale_j^2), and
+    idle otherwise.
 
     The mean and the shares are unbiased; the mean has a standard error over images. Quantiles and extremes are those of
     the sample, so the extremes move outward with more images. None of these figures is defined for a point mass, and
-    quantiles are not defined if no dimension is active (or idle).
+    the quantiles for active (or idle) dimensions are not defined if there are no such dimensions.
     """
 
     claim = "scale"
@@ -69,10 +69,10 @@ class ScaleDistribution(Metric):
 class PullOverTraining(Metric):
     """How the scales and the parts of the rate changed during training: one point per epoch, from metrics.jsonl.
 
-    training_epochs                             epochs, counted from 1
+    training_epochs                             epoch numbers, starting at 1
     training_rate_scale, training_rate_loc      the parts of the rate, nats per image (see Rate)
     training_scale_mean                         mean scale over images and dimensions
-    training_loc_std                            root of the mean over dimensions of Var_x(loc_j)
+    training_loc_std                            sqrt(mean_j Var_x(loc_j)), with the mean over dimensions
 
     All are measured on the validation images at the end of each epoch. If no images were held out, the parts of the
     rate are averaged over the training images while the weights change during the epoch, and scale_mean and loc_std are
@@ -107,7 +107,7 @@ class PullOverTraining(Metric):
 
 
 def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] | None:
-    """Return the values, by epoch, of the first key that all records have; None if there is no such key."""
+    """Return the values, one per epoch, of the first key that occurs in all records; None if no key does."""
     for key in keys:
         if all(key in record for record in records):
             return [record[key] for record in records]
@@ -115,7 +115,7 @@ def _curve(records: list[dict[str, Any]], keys: tuple[str, ...]) -> list[float] 
 
 
 def _quantiles(scale: Tensor, kind: str) -> Figure:
-    """Return the quantiles of scales (N, D) in dimensions of one kind, active or idle."""
+    """Return the quantiles of scales (N, D), where all D dimensions are of the given kind, active or idle."""
     if scale.numel() == 0:
         return undefined(f"no dimension is {kind}")
     return Figure(np.quantile(scale.numpy(), QUANTILES).tolist(), count=len(scale))

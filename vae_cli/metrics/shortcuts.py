@@ -1,4 +1,4 @@
-"""Claim 3, shortcuts: whether sigma has collapsed, and what a code reveals about its image."""
+"""Metrics for claim 3 (shortcuts): whether sigma has collapsed, and what a code reveals about its image."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Collapse(Metric):
                      validation images (on training images if none were held out); needs at least two epochs
     largest_loc      largest |loc_j| over test images and dimensions
 
-    loc_std and largest_loc are in units of z, whose scale differs between sigma modes; to compare modes, use the share
-    and the growth. loc_std has a bias of order 1/N.
+    loc_std and largest_loc are in units of z, whose scale differs between sigma modes; to compare modes, use
+    collapsed_share and loc_std_growth. loc_std has a bias of order 1/N.
     """
 
     claim = "shortcuts"
@@ -65,10 +65,11 @@ class Reidentification(Metric):
                              code's own image; no classifier does better if all images are equally probable
     reidentification_chance  1 / N
 
-    One z for each of up to budget.draws test images. If k images tie for the largest density, one is chosen at random,
-    which counts as 1 / k. The share is therefore also defined for a point mass, as the limit of vanishing noise: the
-    number of distinct codes over N. Unbiased for these N images; more images are harder to tell apart. The error is the
-    standard error of the mean.
+    One z is drawn for each of up to budget.draws test images. If k images, including the code's own, tie for the
+    largest density, the code counts as 1 / k, the probability that a random choice among them is right. For a point
+    mass, the share is therefore the limit of vanishing noise: the number of distinct codes divided by N. The share is
+    unbiased for these N images; the more images, the harder they are to tell apart. The error is the standard error of
+    the mean.
     """
 
     claim = "shortcuts"
@@ -99,9 +100,9 @@ class Generalization(Metric):
     """How much worse the model does on images it was not trained on, in nats per image.
 
     distortion_train, distortion_test, distortion_gap, elbo_train, elbo_test, elbo_gap: each gap is test minus train, so
-    a distortion gap above 0, or an ELBO gap below 0, indicates overfitting. Measured on equal numbers of random images
-    of both splits, with one code drawn for each; unbiased, with the standard errors of the means. The ELBO is not
-    defined for a point mass.
+    a distortion gap above 0, or an ELBO gap below 0, indicates overfitting. Both splits are measured on the same number
+    of random images, with one code drawn for each image. The figures are unbiased, with the standard errors of the
+    means. The ELBO is not defined for a point mass.
     """
 
     claim = "shortcuts"
@@ -139,13 +140,12 @@ class Probes(Metric):
 
     linear_probe_loc, linear_probe_z            accuracy of a logistic regression with an L2 penalty, on codes
                                                 standardized by the statistics of the training codes
-    nearest_neighbour_loc, nearest_neighbour_z  accuracy of a majority vote of the 10 nearest training codes, in units
-                                                of the aggregate standard deviation
+    nearest_neighbour_loc, nearest_neighbour_z  accuracy of a majority vote of the 10 nearest training codes, with
+                                                distances in units of the aggregate standard deviation
 
-    Fitted to at most 10,000 training codes and tested on all test codes; z is one draw per image, in training and in
-    test. The error is the standard error over test images. With fewer training codes, all accuracies are lower.
-    The probes of z are not defined for a point mass, and none is defined unless the training images have at least two
-    labels.
+    Probes are fitted to at most 10,000 training codes and tested on all test codes; z is one draw per image in both
+    splits. The error is the standard error over test images. With fewer training codes, all accuracies are lower.
+    The probes of z are not defined for a point mass, and none is defined if all training images have the same label.
     """
 
     claim = "shortcuts"

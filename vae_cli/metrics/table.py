@@ -1,4 +1,4 @@
-"""The figures of one run as tables on the terminal, one table for each claim."""
+"""The figures of one run as tables in the terminal, one table for each claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claim 1, bits: how much noise and quantization a code tolerates, measured for every sigma mode."""
+"""Metrics for claim 1 (bits): how much noise and quantization a code tolerates, measured for every sigma mode."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ class NoiseProbe(Metric):
     """How much noise can be added to a code before the decoded image degrades: defined for every sigma mode, including
     a point mass, and in the same units.
 
-    noise_probe_t           noise levels t: 0, then 0.01 to 3 in equal ratios
+    noise_probe_t           noise levels t: 0, then 16 levels from 0.01 to 3, evenly spaced on a log scale
     noise_probe_distortion  -ln p(x | loc + t a epsilon) at each t, nats; a_j is the standard deviation of the aggregate
                             posterior in dimension j, and epsilon ~ N(0, I) is the same at every t
     noise_probe_stranger    the distortion of an image at the loc of another image, nats
-    noise_probe_tolerance   the t at which the distortion has risen by a tenth of the rise that another image's code
-                            causes
+    noise_probe_tolerance   the t at which noise raises the distortion by a tenth as much as another image's code does
 
-    Each is a mean over test images of a mean over several draws (or several other images), unbiased, with standard
-    errors over images; the error of the tolerance is propagated through the slope there. The tolerance is the first
-    crossing of the mean curve, interpolated linearly in ln t between noise levels. A convex curve lies below that line,
-    so the tolerance is underestimated by up to 4 %. It is not defined if another image's code is not worse than the
-    image's own by more than two standard errors, or if the crossing is outside the noise levels. In the latter case the
-    reason says on which side. The end of the range is not returned, since in a mean over runs it would look like a
-    measurement.
+    Distortions are averaged over several draws (or several other images) for each test image, then over test images.
+    They are unbiased, with standard errors over images. The tolerance is the t at which the mean distortion first
+    reaches the tolerated level, interpolated linearly in ln t between noise levels; its error is computed from the
+    slope of the curve at that t. A convex curve lies below the interpolating line, so the tolerance is underestimated
+    by up to 4 %. It is not defined if another image's code is not worse than the image's own by more than two standard
+    errors, or if the tolerated level is not reached within the range of t. In the latter case, the reason says at
+    which end. The end itself is not returned, because averaged over runs it would look like a measurement.
     """
 
     claim = "bits"
@@ -61,7 +60,7 @@ class NoiseProbe(Metric):
             "noise_probe_distortion": curve_figure(values, "nats"),
         }
         if not other_code:
-            alone = undefined("there is only one test image, and so no other image's code")
+            alone = undefined("there is only one test image, so there is no other image's code to compare with")
             return figures | dict.fromkeys(("noise_probe_stranger", "noise_probe_tolerance"), alone)
         figures["noise_probe_stranger"] = mean_figure(torch.cat(other_code), "nats")
         figures["noise_probe_tolerance"] = self.tolerance_at_crossing(values, torch.cat(other_code))
@@ -71,7 +70,8 @@ class NoiseProbe(Metric):
     def tolerance_at_crossing(values: Tensor, other_code: Tensor) -> Figure:
         """Return the noise level at which the mean distortion has risen by the tolerated amount.
 
-        values (N, 1 + levels) are the distortions by noise level, other_code (N,) those with another image's code.
+        values (N, 1 + levels) are each image's distortions without noise and at each noise level; other_code (N,) are
+        the distortions with another image's code.
         """
         difference = mean_figure(other_code - values[:, 0])
         assert isinstance(difference.value, float)
@@ -82,13 +82,13 @@ class NoiseProbe(Metric):
         reached = (over.mean(0) >= 0).nonzero().flatten().tolist()
         if not reached:
             return undefined(
-                f"up to t = {NOISE_LEVELS[-1]:g}, noise raises the distortion by less than a tenth of the rise that "
-                "another image's code causes"
+                f"up to t = {NOISE_LEVELS[-1]:g}, noise raises the distortion by less than a tenth as much as another "
+                "image's code does"
             )
         if reached[0] == 1:
             return undefined(
-                f"even at t = {NOISE_LEVELS[0]:g}, noise raises the distortion by more than a tenth of the rise that "
-                "another image's code causes"
+                f"even at t = {NOISE_LEVELS[0]:g}, noise raises the distortion by more than a tenth as much as another "
+                "image's code does"
             )
         before, after = NOISE_LEVELS[reached[0] - 2], NOISE_LEVELS[reached[0] - 1]
         share, error = crossing(over[:, reached[0] - 1], over[:, reached[0]])
@@ -109,16 +109,17 @@ class Quantization(Metric):
     Each active dimension is assigned to one of 2^b cells of equal width w and replaced by the middle of its cell; an
     idle dimension is replaced by its mean over the training images. Inside the cells no code moves by more than w / 2,
     and the mean squared error w^2 / 12 falls as 4^-b. (Cells of equal mass would be wide in the tails, which would
-    dominate the error.) The cells span the training images' loc, except for a share 4^-(b + 1) at either end. This
-    share falls as fast as the error inside the cells, and if there are few bits, none are wasted on outliers. For a
-    normal distribution, the error is at most 18 % above that of the best cells of equal width, and at 6 bits it is a
-    third of that of cells of equal mass.
+    dominate the error.) The cells span the loc values of the training images, except for a share 4^-(b + 1) at each
+    end. This share falls as fast as the error inside the cells; with few bits, no cells are wasted on outliers. For a
+    normal distribution, the error is at most 18 % above the lowest error possible with cells of equal width, and at
+    6 bits it is a third of the error with cells of equal mass.
 
-    All are means over test images, with standard errors over images. The bits within 1 nat are interpolated linearly in
-    4^-b between the last b that costs more than 1 nat and the next; with 0 bits, every code is replaced by the mean
-    code. They are undefined if 12 bits do not suffice. They measure this quantizer and are not a lower limit. Every
-    active dimension gets the same number of bits, however little it carries. The optimal code for a normal distribution
-    needs about 1 bit less at 5 bits; a code that exploits dependence between dimensions needs still fewer.
+    All are means over test images, with standard errors over images. quantization_bits_within_1_nat is interpolated
+    linearly in 4^-b between the largest b that costs more than 1 nat and b + 1; at b = 0, every code is replaced by the
+    mean code. It is not defined if 12 bits are not enough. It measures this quantizer; other codes can need fewer bits,
+    since here every active dimension gets the same number of bits, however little information it carries. For a normal
+    distribution, an optimal code needs about 1 bit less per dimension at b = 5; a code that exploits dependence between
+    dimensions needs even fewer.
     """
 
     claim = "bits"
@@ -171,14 +172,14 @@ class Quantization(Metric):
 
 
 def quantize(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Return codes (N, D), each moved to the middle of its cell: 2^bits cells of equal width from low to high, (D,)."""
+    """Return codes (N, D), each dimension moved to the middle of its cell; 2^bits equal cells span low to high (D,)."""
     width = ((high - low) / 2**bits).clamp_min(torch.finfo(codes.dtype).tiny)
     cell = ((codes - low) / width).floor().clamp(0, 2**bits - 1)
     return low + (cell + 0.5) * width
 
 
 def crossing(before: Tensor, after: Tensor) -> tuple[float, float | None]:
-    """Return where the mean curve crosses zero between two points, by linear interpolation, and the standard error.
+    """Return where the mean curve crosses zero between two points, interpolated linearly, and the standard error.
 
     before and after (N,) are the values of each image at the two points. The crossing is 0 at the first point and 1 at
     the second; its standard error is None for a single image.

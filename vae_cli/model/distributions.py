@@ -19,10 +19,10 @@ from vae_cli.model.kernels import is_inside_torch_func
 
 
 class Delta(Distribution):
-    """The point mass q(z|x) = delta(z - loc(x)): rsample returns loc and draws no random number.
+    """The point mass q(z|x) = delta(z - loc(x)): rsample returns loc without drawing a random number.
 
-    loc has shape (*batch, *event); the event is the last event_dim dimensions. log_prob is 0 at loc and minus infinity
-    elsewhere, with respect to the counting measure: a point mass has no density.
+    loc has shape (*batch, *event); the event is the last event_dim dimensions. A point mass has no density, so log_prob
+    is taken with respect to the counting measure: 0 at loc and minus infinity elsewhere.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"loc": constraints.real}
@@ -64,9 +64,9 @@ class Delta(Distribution):
 def energy(point: Delta, prior: Distribution) -> Tensor:
     """Return the energy -log p(loc), in nats (*batch), which replaces the infinite KL divergence of a point mass.
 
-    It is the limit of KL + entropy = -E[log p(z)] as the noise of a posterior vanishes. If the scale is constant, so is
-    the entropy, and the energy has the gradient that the KL divergence has in this limit. For N(0, I), the energy is
-    |loc|^2 / 2 + D ln(2 pi) / 2.
+    As the noise of a posterior vanishes, KL + entropy = -E[log p(z)] tends to this energy. If the posterior's scale is
+    constant, so is its entropy, and the gradient of the KL divergence tends to the gradient of the energy. For a prior
+    N(0, I), the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
     """
     return -prior.log_prob(point.loc)
 
@@ -74,8 +74,8 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
 class FastBernoulli(Independent):  # type: ignore[type-arg]
     """Independent Bernoulli pixels: batch (*S, B), event (C, H, W), from logits (*S, B, C, H, W).
 
-    The values and gradients are those of Independent(Bernoulli(logits=logits), 3), whose checks and log_prob would slow
-    a training step.
+    Values and gradients equal those of Independent(Bernoulli(logits=logits), 3), which is slower because of its
+    argument checks and its log_prob.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -92,7 +92,7 @@ class FastBernoulli(Independent):  # type: ignore[type-arg]
 
 
 class _Bits(BernoulliDistribution):
-    """torch's Bernoulli, made from logits without broadcasting and checks."""
+    """torch's Bernoulli, constructed from logits without broadcasting or argument checks."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = self._param = logits
@@ -107,9 +107,10 @@ class BernoulliLogProb(torch.autograd.Function):
 
     Logits l and images x have shape (*S, B, C, H, W). The gradient with respect to l is x - p.
 
-    It is computed as x l - relu(l) + ln sigmoid(|l|), with an error of at most 6e-8 nats a pixel, the rounding of
-    sigmoid(|l|) near 1. With its gradient it takes 0.5 to 0.8 of the time of torch's binary_cross_entropy_with_logits,
-    which computes log1p and makes more temporary tensors. It works neither in torch.func nor in torch.compile.
+    It is computed as x l - relu(l) + ln sigmoid(|l|), with an error of at most 6e-8 nats per pixel, from rounding
+    sigmoid(|l|) near 1. Forward and backward together take 0.5 to 0.8 times as long as torch's
+    binary_cross_entropy_with_logits, which computes log1p and makes more temporary tensors. Neither torch.func nor
+    torch.compile is supported.
     """
 
     @staticmethod
@@ -138,10 +139,10 @@ class BernoulliLogProb(torch.autograd.Function):
 
 
 class ContinuousBernoulliDistribution(Distribution):
-    """p(x) = e^(l x) l / (e^l - 1) on [0, 1], from the logits l, which have the batch shape.
+    """p(x) = e^(l x) l / (e^l - 1) on [0, 1], with logits l of the batch shape.
 
     torch's ContinuousBernoulli clamps the probability in the normalizing constant but not elsewhere, so it does not
-    integrate to 1 if |l| exceeds 16, which decoders of images reach. Here everything is computed from the sign
+    integrate to 1 if |l| exceeds 16, as it can in an image decoder. This class computes everything from the sign
     and the magnitude of l. Loaiza-Ganem and Cunningham, The continuous Bernoulli, NeurIPS 2019.
     """
 

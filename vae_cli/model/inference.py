@@ -14,9 +14,9 @@ from vae_cli.model.scales import Standard, log_scale_of
 
 
 class computed_once(property):  # noqa: N801 (used like functools.cached_property)
-    """A property that is computed at its first use.
+    """A property that is computed on first access and then cached.
 
-    functools.cached_property does the same, but in Python 3.11 with a lock, which torch cannot compile.
+    functools.cached_property does the same, but in Python 3.11 it uses a lock, which torch.compile does not support.
     """
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -33,7 +33,7 @@ class computed_once(property):  # noqa: N801 (used like functools.cached_propert
 class Inference:
     """The result of a forward pass on a batch of B images; every loss, metric and picture is computed from it.
 
-    x           (B, C, H, W), the images as the likelihood observes them
+    x           (B, C, H, W), the images, after any binarization by the likelihood
     posterior   q(z|x), batch (B,), event (D,)
     z           (*S, B, D), drawn from the posterior
     prior       p(z), batch (), event (D,)
@@ -68,7 +68,7 @@ class Inference:
 
     @computed_once
     def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """Twice the parts of the KL divergence, because halving their sums is cheaper than halving them.
+        """The parts of the KL divergence, times 2: halving their sums later is cheaper than halving every element.
 
         If images or dimensions share a scale, the scale part is not expanded; it broadcasts to (B, D).
         """
@@ -101,7 +101,7 @@ class Inference:
 
     @property
     def elbo(self) -> Tensor | None:
-        """The evidence lower bound -(distortion + rate), without any weight; None for a point mass.
+        """The evidence lower bound -(distortion + rate), without any weight such as beta; None for a point mass.
 
         In expectation over z it is at most log p(x). Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014.
         """
@@ -118,9 +118,9 @@ class Inference:
         return None if isinstance(self.posterior, Delta) else self.posterior.stddev
 
     def terms(self, penalty: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the loss that are defined, each (B,), by their names in curves and reports.
+        """Return the loss and its terms, each (B,), keyed by their names in curves and reports.
 
-        loss = distortion + penalty; the penalty (B,) comes from the regularizer.
+        loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out.
         """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
         if self.rate is not None:

@@ -1,13 +1,13 @@
 """Fast paths through torch's private functions: matrix products by oneDNN, and a step of Adam in one kernel.
 
 This is the only module that uses torch's private names, those with a leading underscore. If a name is missing or has
-changed, public functions compute the same numbers, up to rounding, more slowly.
+changed, slower public functions are used instead; their results are the same, up to rounding.
 
 name                                        used by           gain                               without the name
 torch.ops.mkldnn._linear_pointwise          Dense             half the time on AMD with AVX-512  nn.Linear
 torch._C._are_functorch_transforms_active   Dense, Bernoulli  torch.func works on both           slower forms of both
 torch._fused_adam_                          FusedAdam         half the time of a small update    Adam.step
-__dynamo_disable                            without_compiler  most of a second of each start     the slower start
+__dynamo_disable                            without_compiler  most of a second at startup        slower startup
 
 tests/test_quarantine_torch.py fails if a name is missing or its result differs from that of the public functions.
 """
@@ -45,7 +45,7 @@ class Dense(nn.Linear):
 
 @cache
 def onednn_is_faster() -> bool:
-    """Return whether oneDNN multiplies faster than torch: torch uses MKL, which does not use this CPU's AVX-512."""
+    """Return whether oneDNN is faster here than MKL, torch's default, which uses AVX-512 on Intel processors only."""
     if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     processor = platform.processor()
@@ -55,7 +55,7 @@ def onednn_is_faster() -> bool:
 
 
 def has_onednn() -> bool:
-    """Return whether this build of torch has oneDNN's matrix product and the product accepts our arguments."""
+    """Return whether this build of torch has oneDNN's matrix product, with the signature that we use."""
     try:
         one = torch.ones(1, 1, device="cpu")
         return torch.backends.mkldnn.is_available() and torch.equal(onednn_product(one, one), one)
@@ -123,10 +123,10 @@ Group = tuple[dict[str, Any], list[Tensor], list[Tensor], Tensor, list[Tensor]]
 
 
 class FusedAdam:
-    """A step of torch's Adam with fused=true on the optimizer's own state, by a direct call of the fused kernel.
+    """The step of torch's Adam with fused=True, which calls the fused kernel directly on the optimizer's own state.
 
-    torch's own step also runs hooks, groups the tensors by device, and adds to their step counts a number that must be
-    converted to their type. If the network is small, this takes as long as the kernel itself.
+    torch's own step also runs hooks, groups the tensors by device, and converts types to increment the step counts.
+    For a small network, this overhead takes as long as the kernel itself.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -134,9 +134,10 @@ class FusedAdam:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> FusedAdam | None:
-        """Return an object that takes the same steps as this optimizer.
+        """Return a FusedAdam that takes the same steps as `optimizer`.
 
-        Return None if the optimizer is not a plain fused Adam, or if a parameter has no gradient yet.
+        Return None if the optimizer is not a plain fused Adam, if the parameters of a group differ in device or dtype,
+        or if a parameter has no gradient yet.
         """
         if type(optimizer) is not Adam or not has_fused_adam():
             return None
@@ -181,7 +182,7 @@ class FusedAdam:
 
 @cache
 def has_fused_adam() -> bool:
-    """Return whether this version of torch has the private functions that FusedAdam calls and accepts its arguments."""
+    """Return whether this version of torch has the private function that FusedAdam calls, with the same signature."""
     try:
         parameter, mean, square = (torch.zeros(1, device="cpu") for _ in range(3))
         parameter.grad = torch.ones(1, device="cpu")
@@ -198,11 +199,11 @@ DISABLE_ATTRIBUTE = "__dynamo_disable"  # the attribute in which torch stores a 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Make an optimizer, or read or load its state, without importing torch's compiler.
+    """Let the `with` block create an optimizer, or read or load its state, without importing torch's compiler.
 
-    torch marks these functions as not to be compiled. At the first call it imports its compiler, which takes most of a
-    second, only to look up the uncompiled function. Here the result of the lookup is stored beforehand. Inside the
-    `with` block this changes torch's state for the whole process; on leaving, the state is restored.
+    torch marks the functions for this as not to be compiled. When one is first called, torch imports its compiler,
+    which takes most of a second, only to look up the uncompiled function. This context stores the result of the lookup
+    beforehand. That changes torch for the entire process until the block ends.
     """
     wrapped: list[Any] = [Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict]
     unmarked = [inner for inner in map(inspect.unwrap, wrapped) if not hasattr(inner, DISABLE_ATTRIBUTE)]

@@ -14,10 +14,10 @@ Loss = Callable[[Tensor], tuple[Tensor, Terms]]
 
 
 def loss_and_terms(model: nn.Module, regularizer: nn.Module, x: Tensor) -> tuple[Tensor, Terms]:
-    """Return the loss of images x (B, C, H, W), mean(distortion + penalty), and its terms, each (B,) without gradients.
+    """Return the loss mean(distortion + penalty) of images x (B, C, H, W), and its terms, each (B,) and detached.
 
-    If several processes share the batch, the mean of their losses is the loss of the entire batch, and a process whose
-    share does not count returns empty terms (see `distributed.share`).
+    If several processes share the batch, the mean of their losses is the loss of the entire batch. If there are fewer
+    images than processes, the processes without an image of their own return empty terms (see `distributed.share`).
     """
     inference = model(x)
     penalty = regularizer(inference)

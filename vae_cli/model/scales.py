@@ -1,4 +1,4 @@
-"""The scales of the noise: their bounds, scales that are learned as parameters, and normals with these scales."""
+"""Scales, such as standard deviations: their bounds, learnable scales, and normal distributions with given scales."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bounded(log_scale: Tensor) -> Tensor:
 
 
 class LearnedScale(nn.Module):
-    """Learned scales exp(PACE * raw) of a given shape, which start at 1; forward() returns them.
+    """Learnable scales exp(PACE * raw) of a given shape, initially 1; forward() returns them.
 
     >>> scale = LearnedScale(2)
     >>> scale.set(0.5)
@@ -56,8 +56,9 @@ class LearnedScale(nn.Module):
 class Factors(Normal):
     """The univariate factors N(loc, scale^2) of a diagonal normal; scale broadcasts to the shape of loc.
 
-    The results are bit for bit those of torch's Normal, whose broadcasting and checks would slow a training step.
-    log_scale is optional and broadcasts in the same way; with it, the KL divergence need not compute ln(scale).
+    The results equal those of torch's Normal bit for bit; its broadcasting and argument checks, which would slow down
+    training, are left out. The optional log_scale = ln(scale) may broadcast too; if given, the KL divergence
+    uses it.
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, log_scale: Tensor | None = None) -> None:
@@ -92,8 +93,8 @@ def diagonal_normal(
 ) -> Distribution:
     """Return N(loc, diag(scale^2)), batch (*S,) and event (D,), from loc (*S, D) and a scale that broadcasts to it.
 
-    log_scale is ln(scale), if the scale was computed from it. The arguments are not checked: checks would slow a
-    training step.
+    If scale was computed from its logarithm, pass the logarithm as log_scale. The arguments are not checked, because
+    checks would slow down training.
 
     >>> diagonal_normal(torch.zeros(3), torch.ones(3)).log_prob(torch.zeros(3))  # -3/2 ln(2 pi)
     tensor(-2.7568)

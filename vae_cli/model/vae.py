@@ -1,4 +1,4 @@
-"""The variational autoencoder, assembled from parts of any class."""
+"""The variational autoencoder, assembled from interchangeable parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VAE(nn.Module):
         z          = posterior.rsample()        (*S, B, D)
         likelihood = likelihood(decoder(z))     p(x|z)
 
-    Sampling does not depend on `self.training`: noise is drawn in evaluation too. With precision "bfloat16" the
+    Sampling does not depend on `self.training`: noise is drawn in evaluation mode too. With precision "bfloat16" the
     networks run in bfloat16 and all distributions in float32.
     """
 

@@ -1,4 +1,4 @@
-"""Save and load checkpoints. They contain only tensors and plain values, so loading one runs no code from it."""
+"""Save and load checkpoints, which contain only tensors and plain values, so that loading one cannot run code."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PLAIN = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_par
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint in place of the old one. If writing fails, raises OSError and leaves the old one intact."""
+    """Write a checkpoint, replacing the old one. Raises OSError if writing fails; the old one then stays intact."""
     whole = BytesIO()  # serialized in memory first: torch.save does not report a full disk
     torch.save({"format": CHECKPOINT_FORMAT, **on_cpu(dict(state))}, whole)
     replace_file(path, lambda file: file.write(whole.getbuffer()))
 
 
 def on_cpu(state: Any) -> Any:
-    """Return nested dicts, lists and tuples with the tensors of a GPU copied to the CPU, waiting for the GPU only once.
+    """Copy all GPU tensors in nested dicts, lists and tuples to the CPU, waiting for each GPU only once.
 
-    torch.save would copy them one by one, and wait for each.
+    torch.save would copy the tensors one by one and wait after each.
     """
     gpus: set[torch.device] = set()
 
@@ -62,11 +62,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         check_parts(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except IsADirectoryError as error:
-        raise Failure(f"{path} is a folder, not a checkpoint. Remove it and type the run's command again.") from error
+        raise Failure(
+            f"{path} is a folder, not a checkpoint. Remove it and repeat the run's vae train command."
+        ) from error
     except FileNotFoundError as error:
         raise UserError(
-            f"{path.parent} has no {path.name}: its training stopped before the first checkpoint. "
-            "To train it, type the run's command again."
+            f"{path.parent} has no {path.name}: training stopped before the first checkpoint was saved. "
+            "To train the run, repeat its vae train command."
         ) from error
     except UserError:
         raise
@@ -89,8 +91,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def check_parts(path: Path) -> None:
-    """Raise Failure if a checkpoint contains anything but tensors and plain values, is compressed, or would need more
-    memory than its size on disk. Nothing is unpacked before its size has been checked."""
+    """Raise Failure if a checkpoint contains anything other than tensors and plain values, is compressed, or would need
+    more memory than its size on disk. Sizes are checked before anything is unpacked."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")

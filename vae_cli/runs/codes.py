@@ -29,7 +29,7 @@ def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
 
 
 def training_codes(run: Run, most: int = FITTED) -> Tensor:
-    """Draw one noisy code z for each of at most `most` training images; return them as (N, D)."""
+    """Draw a code from the posterior of each training image, for at most `most` images; return the codes (N, D)."""
     return torch.cat([inference.z for inference in inferences(run, run.splits.train, most)]).cpu()
 
 
@@ -53,7 +53,7 @@ def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
 
 
 def draw_codes(run: Run, source: str, count: int, temperature: float, components: int, seed: int) -> Tensor:
-    """Draw codes (count, D) from a source.
+    """Draw codes (count, D) from the distribution that `source` names.
 
     source  `prior`, `aggregate` (one Gaussian fitted to training codes) or `mixture` (`components` Gaussians fitted to
             training codes)
@@ -69,7 +69,7 @@ def between(a: Tensor, b: Tensor, steps: int, path: Path) -> Tensor:
 
     linear          (1 - t) a + t b
     slerp           along the great circle between the directions of a and b; the norm changes linearly from |a| to |b|
-    norm-corrected  the linear path, rescaled to the norm (1 - t) |a| + t |b| at each point; the origin stays the origin
+    norm-corrected  the linear path, each point rescaled to the norm (1 - t) |a| + t |b|; the origin is not rescaled
     """
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(steps, *[1] * a.dim())
     straight = torch.lerp(a, b, t)

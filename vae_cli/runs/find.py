@@ -1,4 +1,4 @@
-"""Find all runs below a folder, or one run by its name."""
+"""Find all runs in a folder and its subfolders, or one run by its name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SWEEP_FILE = "sweep.json"  # in the folder of a sweep, which lists its runs; the
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the runs below a folder, sorted by path; for the folder of a sweep, the runs of that sweep.
+    """Return the paths of all runs in a folder and its subfolders, sorted. Hidden folders are skipped.
 
-    Hidden folders are skipped.
+    If the folder contains a sweep.json, return the runs of that sweep instead.
     """
     if (folder / SWEEP_FILE).is_file():
         return _runs_of_sweep(folder)
@@ -43,7 +43,7 @@ def _runs_of_sweep(folder: Path) -> list[Path]:
         runs = [Path(os.path.normpath(folder / name)) for name in listed if is_printable(name) and "\0" not in name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Failure(
-            f"{folder / SWEEP_FILE} is damaged. Name the runs themselves, or the folder that contains them."
+            f"{folder / SWEEP_FILE} is damaged. Give the paths of the runs, or of the folder that contains them."
         ) from error
     # Leave out runs that were moved or removed, and paths outside runs_dir, which contains .sweeps/NAME.
     above = folder.absolute().parent.parent
@@ -51,7 +51,7 @@ def _runs_of_sweep(folder: Path) -> list[Path]:
 
 
 def finished_runs(runs: Iterable[Path]) -> list[Path]:
-    """Return the finished runs. A run with a damaged summary does not count as finished."""
+    """Return the finished runs. Runs with a damaged summary are left out."""
     finished = []
     for path in runs:
         with suppress(Failure):
@@ -61,9 +61,9 @@ def finished_runs(runs: Iterable[Path]) -> list[Path]:
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
-    """Find a run by its folder, by `latest` (the run trained last), or by a part of its name that no other run has.
+    """Find a run by its folder, by a unique part of its name, or by `latest` (the most recently trained run).
 
-    Raises UserError if no run or more than one matches.
+    Raises UserError unless exactly one run matches.
     """
     path = Path(name)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
@@ -76,11 +76,11 @@ def find_run(name: str, runs_dir: Path) -> Path:
         if len(inside) == 1:
             return inside[0]
         if inside:
-            raise UserError(f"{name} contains {len(inside)} runs; type one of them:\n{_listed(inside)}")
+            raise UserError(f"{name} contains {len(inside)} runs; choose one of them:\n{_listed(inside)}")
         if not any(name.strip("/") in run.as_posix() for run in runs):  # otherwise it is part of a run's name
             raise UserError(f"{name} is not a run: it has no config.yaml.")
     if not runs:
-        raise UserError(f"There is no run below {runs_dir}. Train one first: vae train sigma=fixed")
+        raise UserError(f"There are no runs in {runs_dir}. Train one first: vae train sigma=fixed")
     if name == "latest":
         return max(runs, key=last_written)
     names = {path.relative_to(runs_dir).as_posix(): path for path in runs}
@@ -89,9 +89,9 @@ def find_run(name: str, runs_dir: Path) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"'{name}' matches {len(matches)} runs; type more of the name:\n{_listed(matches)}")
+        raise UserError(f"'{name}' matches {len(matches)} runs; use a longer part of the name:\n{_listed(matches)}")
     raise UserError(
-        f"There is no run '{name}' below {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
+        f"There is no run '{name}' in {runs_dir}.{nearest(name, [*names, *(p.name for p in runs)])} "
         f"Existing runs:\n{_listed(runs)}"
     )
 
@@ -102,6 +102,6 @@ def _listed(runs: list[Path], most: int = 12) -> str:
 
 
 def last_written(run: Path) -> float:
-    """Return when the checkpoint or configuration of a run was last written, in seconds since 1970."""
+    """Return the Unix time at which the checkpoint or configuration of a run was last written."""
     files = [run / "checkpoint.pt", run / "config.yaml"]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -17,10 +17,10 @@ from vae_cli.core.files import is_locked, is_printable, read_text, reporting_pat
 from vae_cli.core.values import is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
-RETRAIN = "Train the run again from the start: type its command with overwrite=true."
+RETRAIN = "Train the run again from the start: repeat its vae train command with overwrite=true."
 RECOVER = (
-    "Remove the file and type the run's command again: the run resumes from its checkpoint. With overwrite=true it "
-    "starts from the beginning."
+    "Remove the file and repeat the run's vae train command: the run resumes from its checkpoint, or starts from the "
+    "beginning with overwrite=true."
 )
 CONFIG_DEPTH = 20  # levels of nesting allowed in config.yaml
 CONFIG_BYTES = 1_000_000  # maximum size of config.yaml; a typical one has about 1000 bytes
@@ -41,7 +41,7 @@ class RunDir:
 
     @property
     def checkpoint_file(self) -> Path:
-        """The latest state of the training, from which the run is resumed."""
+        """The latest training state, from which the run resumes."""
         return self.path / "checkpoint.pt"
 
     @property
@@ -70,7 +70,7 @@ class RunDir:
 
     @property
     def log_file(self) -> Path:
-        """Log messages of the training."""
+        """The log messages written during training."""
         return self.path / "train.log"
 
     def config(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class RunDir:
         return summary
 
     def status(self, summary: Mapping[str, Any] | None = None) -> Status:
-        """Return the status of the run. A caller that has already read the summary can pass it.
+        """Return the status of the run. If the summary has been read already, pass it to avoid reading it again.
 
         A process that trains the run holds its lock. If the summary says `running` but no process holds the lock, the
         run was interrupted.
@@ -120,7 +120,7 @@ class RunDir:
         return status
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write config.yaml."""
+        """Create the folder and write config.yaml."""
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class RunDir:
             part.unlink()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the record of every epoch, up to the first malformed line: a crash can cut a line short."""
+        """Read the records of all epochs, up to the first malformed line, which a crash may have cut short."""
         records = []
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text(errors="replace").splitlines():
@@ -163,20 +163,20 @@ class RunDir:
         return records
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append the record of an epoch to metrics.jsonl, and flush it to the disk."""
+        """Append the record of an epoch to metrics.jsonl and flush it to disk."""
         with reporting_path(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
-        """Remove the records of epochs after `step`, the step of the checkpoint: the resumed run trains them again."""
+        """Remove the records of epochs that ended after the checkpoint's `step`: the resumed run repeats them."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class ReadOnlyRunDir(RunDir):
-    """The folder of a run that another process writes, possibly on another machine: methods that write do nothing."""
+    """The folder of a run that another process, maybe on another machine, writes to: methods that write do nothing."""
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         pass
@@ -200,7 +200,8 @@ class ReadOnlyRunDir(RunDir):
 def _is_shallow(text: str) -> bool:
     """Return whether a quick check shows that a YAML text has no aliases and at most CONFIG_DEPTH levels of nesting.
 
-    Each level needs a bracket, a dash, a question mark or a column of indentation, so their number is an upper bound.
+    Each level needs a bracket, a dash, a question mark or a column of indentation; the total number of these is thus an
+    upper bound on the depth.
     """
     signs = sum(map(text.count, "[{-?"))
     indented = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
@@ -245,6 +246,6 @@ def _is_summary(summary: object) -> bool:
 
 
 def refuse_link(run: Path, kind: str) -> None:
-    """Raise UserError if a subfolder of a run's folder is a link to somewhere outside that folder."""
+    """Raise UserError if a subfolder of a run's folder is a link that points outside the run's folder."""
     if not (run / kind).resolve().is_relative_to(run.resolve()):
         raise UserError(f"{run / kind} is a link to a folder outside the run's folder. Remove the link.")

@@ -36,7 +36,7 @@ class Mixture(NamedTuple):
         return self.joint_log_density(codes).logsumexp(1)
 
     def joint_log_density(self, codes: Tensor) -> Tensor:
-        """Return log w_k + log N(z_n; m_k, C_k) (N, K) of codes (N, D), in nats."""
+        """Return log w_k + log N(z_n; m_k, C_k), shape (N, K), for codes z (N, D), in nats."""
         columns = []
         for weight, mean, factor in zip(*self, strict=True):  # one component at a time, to save memory
             away = torch.linalg.solve_triangular(factor, (codes - mean).T, upper=False)
@@ -53,10 +53,8 @@ def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
     """
     if len(codes) <= components:
         if components == 1:
-            raise UserError("A Gaussian cannot be fitted to one training code; type --from prior.")
-        raise UserError(
-            f"--components {components} is too many for {len(codes)} training codes; type a smaller number."
-        )
+            raise UserError("A Gaussian cannot be fitted to a single training code; type --from prior instead.")
+        raise UserError(f"--components {components} is too many for {len(codes)} training codes; use a smaller number.")
     # Divide each dimension by its standard deviation, so that the same ridge suits codes on any scale.
     codes = codes.double().cpu()
     shift, spread = codes.mean(0), codes.std(0).clamp_min(1e-12)
@@ -75,7 +73,7 @@ def fit_mixture(codes: Tensor, components: int, seed: int = 0) -> Mixture:
 
 
 def _maximize(codes: Tensor, responsibilities: Tensor) -> Mixture:
-    """Return the mixture of maximum likelihood, given the probability of each component for each code (N, K)."""
+    """Return the maximum-likelihood mixture, given the probability (N, K) that each code belongs to each component."""
     counts = responsibilities.sum(0) + 1e-12  # a component without codes gets weight 0
     means = responsibilities.T @ codes / counts[:, None]
     ridge = RIDGE * torch.eye(codes.shape[1], dtype=codes.dtype)
@@ -87,7 +85,7 @@ def _maximize(codes: Tensor, responsibilities: Tensor) -> Mixture:
 
 
 def _clusters(codes: Tensor, count: int, seed: int) -> Tensor:
-    """Return the cluster of each code (N, D), int64 (N,), by k-means.
+    """Cluster codes (N, D) by k-means and return the cluster number of each code, int64 (N,).
 
     Initial centers are chosen by greedy k-means++ (Arthur and Vassilvitskii, k-means++: the advantages of careful
     seeding, SODA 2007): candidates are drawn with probability proportional to their squared distance from the nearest

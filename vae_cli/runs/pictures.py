@@ -47,7 +47,7 @@ def samples(run: Run, source: str, count: int, components: int, temperature: flo
 
     Raises UserError if the images do not fit into memory.
     """
-    refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "type a smaller number")
+    refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "use a smaller number")
     with evaluating(run.model, seed, run.device):  # codes and pixels are drawn from the same random stream
         z = draw_codes(run, source, count, temperature, components, seed)
         images = decode(run, z, draw)
@@ -98,16 +98,17 @@ def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
 
 
 def random_pairs(run: Run, count: int, seed: int) -> list[list[int]]:
-    """Draw the indices of `count` disjoint pairs of test images, or of as many pairs as the test set has."""
+    """Draw `count` disjoint random pairs of test images, or fewer if there are not enough, and return their indices."""
     size = len(run.splits.test)
     count = min(count, size // 2)
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 2 * count].reshape(-1, 2).tolist()
 
 
 def class_pairs(run: Run, names: Sequence[str], count: int, seed: int) -> list[list[int]]:
-    """Draw the indices of `count` pairs of test images, from the first class to the second, or of as many as there are.
+    """Draw `count` random pairs of test images, one image from each of two classes, and return their indices.
 
-    Raises UserError if the images have no labels, or a class does not exist or has no test image.
+    There are fewer pairs if a class has fewer than `count` test images. Raises UserError if the images have no labels,
+    or if a class does not exist or has no test images.
     """
     generator = torch.Generator().manual_seed(seed)
     columns = [_of_class(run, name, generator) for name in names]
@@ -118,7 +119,7 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
     """Return the indices of the test images in a class, in random order."""
     test, names = run.splits.test, run.splits.classes
     if test.labels is None:
-        raise UserError("--classes needs labels, which the images of this run do not have; type --pair 0,1")
+        raise UserError("--classes needs labels, but the images of this run have none; type, for example, --pair 0,1")
     labels = test.batch_labels(torch.arange(len(test)))
     known = list(names) if names else [str(label) for label in labels.unique().tolist()]
     if name not in known:
@@ -131,7 +132,7 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
 
 
 def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
-    """Interpolate between the mean codes of pairs of images and decode the codes, with one row for each pair."""
+    """Interpolate between the mean codes of each pair of images and decode the path, one row per pair."""
     with evaluating(run.model, seed, run.device):
         loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
         z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
@@ -144,7 +145,10 @@ def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: boo
 
 
 def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
-    """Decode a square of codes whose corners, row by row, are the mean codes of the test images `indices`."""
+    """Decode a square grid of codes, interpolated between its four corners.
+
+    The corners, row by row, are the mean codes of the test images with these indices.
+    """
     ends = run.splits.test.batch(torch.tensor(indices))
     with evaluating(run.model, seed, run.device):
         a, b, c, d = run.encode(ends).mean
@@ -158,9 +162,10 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
 
 
 def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rendered:
-    """Vary one dimension at a time of a random test image's mean code and decode it, with one row for each dimension.
+    """Vary one dimension at a time of a random test image's mean code and decode the codes, one row per dimension.
 
-    A dimension takes `steps` values within `span` standard deviations of its mean, both of the aggregate posterior.
+    Each dimension is set to `steps` values, from `span` standard deviations below its mean to `span` above it. The
+    mean and standard deviation are those of the aggregate posterior.
     Rows are ordered by rate, or by standard deviation if rates are undefined, highest first.
     """
     with evaluating(run.model, seed, run.device):

@@ -1,4 +1,4 @@
-"""Decide whether to start, resume or skip a run, from the files in its folder."""
+"""Decide whether to start, resume or skip a run, based on the files in its folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InTraining(UserError):
 
 
 def finished_message(path: Path) -> str:
-    """Return the message that a finished run is skipped, with suggestions of what to type next."""
+    """Return a message saying that a finished run is skipped, with suggestions for the next command."""
     return (
         f"{path} is finished; skipped. To train it further, type a larger epochs=...; to train it again from the "
         f"start, overwrite=true; to see samples: vae sample {shlex.quote(str(path))}"
@@ -35,22 +35,25 @@ def finished_message(path: Path) -> str:
 def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
     """Decide what to do with a run, without changing its folder. `is_ours`: this process already holds the run's lock.
 
-    Raises UserError if the folder cannot be used: it contains a run with other settings, a run that another process is
-    training, or files that are not a run.
+    Raises UserError if the folder cannot be used, for example because it contains a run with different settings, a run
+    that another process is training, or files that do not belong to a run.
     """
     path = folder.path
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
-            raise UserError(f"{place} is a file, not a folder; type another run_name=... or runs_dir=...")
+            raise UserError(f"{place} is a file, not a folder; choose a different run_name=... or runs_dir=...")
     for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # appending follows links
         if file.is_symlink():
             raise UserError(
-                f"{file} is a link, and vae does not write through links: remove it, or type another run_name=..."
+                f"{file} is a link, and vae does not write through links: remove the link, or choose a different "
+                "run_name=..."
             )
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
-            raise UserError(f"{path} exists, but is not a run (it contains {foreign[0]}); type another run_name=...")
+            raise UserError(
+                f"{path} exists, but is not a run (it contains {foreign[0]}); choose a different run_name=..."
+            )
         return "new"
     if not is_ours and is_locked(folder.lock_file):
         raise InTraining(in_training_message(folder))
@@ -64,12 +67,12 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
         return "finished"
     done = max((record["epoch"] for record in folder.metrics()), default=0)
     if done > config["epochs"]:
-        raise UserError(f"{path} has been trained for {done} epochs already; type epochs={done} or more.")
+        raise UserError(f"{path} has already been trained for {done} epochs; set epochs={done} or higher.")
     return "resume"
 
 
 def submission() -> str | None:
-    """Return an identifier of this process's submitit job, the same after a requeue; None outside a submitit job."""
+    """Return an identifier of this process's submitit job, which a requeue does not change; None outside such a job."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
     return f"{os.environ['SUBMITIT_FOLDER']}/{job}" if "SUBMITIT_FOLDER" in os.environ else None
 
@@ -84,19 +87,19 @@ def _is_started_by(job: str | None, folder: RunDir) -> bool:
 
 
 def in_training_message(folder: RunDir) -> str:
-    """Return the message that a run is being trained, with the process, the machine and the start time."""
+    """Return a message saying which process is training a run, on which machine and since when."""
     try:
         summary = folder.summary()
     except Failure:
         summary = {}
     return (
         f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')}, since "
-        f"{summary.get('started')}; wait until it ends, or type another run_name=..."
+        f"{summary.get('started')}; wait until it ends, or choose a different run_name=..."
     )
 
 
 def refuse_other(folder: RunDir, config: Config) -> None:
-    """Raise UserError, naming the settings, if the run in a folder differs in a setting that affects its results."""
+    """Raise UserError if the run in a folder differs from config in settings that affect results, and name them."""
     there, here = (what_matters(c) for c in (folder.config(), config))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
@@ -104,6 +107,6 @@ def refuse_other(folder: RunDir, config: Config) -> None:
             f"{k}={show(there.get(k, 'nothing'))} there, {show(here.get(k, 'nothing'))} here" for k in differing
         )
         raise UserError(
-            f"{folder.path} is a run with other settings: {named}. Type another run_name=..., or overwrite=true to "
-            "replace it."
+            f"{folder.path} already holds a run with different settings: {named}. Choose a different run_name=..., or "
+            "type overwrite=true to replace the run."
         )

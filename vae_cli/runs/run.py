@@ -41,16 +41,16 @@ def load_run(
 ) -> Run:
     """Load a trained run.
 
-    run       its folder, `latest` (the run trained last), or a part of its name that no other run in runs_dir has
+    run       its folder, a part of its name that is unique in runs_dir, or `latest` (the most recently trained run)
     weights   `best`: the weights with the lowest validation loss; `last`: those of the newest checkpoint. If no images
               are held out for validation, `best` means `last`
     device    `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` or `mps`
     runs_dir  the folder to search for a run of this name
-    data_dir  the folder of the datasets, if it is not the one used in training
+    data_dir  the folder of the datasets, if it differs from the one used in training
     trust     the names of your own modules, such as ["mine"], whose classes this run may use; like --trust on the
               command line, but for this run only
 
-    Raises UserError if no run or more than one has this name, Failure if its files are damaged.
+    Raises UserError if no run or more than one matches, Failure if the run's files are damaged.
 
     >>> run = load_run("runs/digits/sigma-fixed", device="cpu")
     >>> run.sample(16).shape
@@ -67,7 +67,7 @@ class Run:
     model   the VAE, a torch.nn.Module in evaluation mode
     path    the folder of the run
     shape   (C, H, W) of an image
-    step    the number of training steps that led to the loaded weights
+    step    the number of training steps after which the loaded weights were saved
     """
 
     def __init__(
@@ -144,8 +144,8 @@ class Run:
             splits: Splits = build(self.config["dataset"], "dataset", Dataset).load()
         if self._images not in (None, fingerprint(splits)):
             raise UserError(
-                f"The images of {self.path} have changed since it was trained: its test set may contain images that "
-                "it was trained on. Train a new run on the new images."
+                f"The images of {self.path} have changed since it was trained, so its test set may now contain images "
+                "that it was trained on. Train a new run on the new images."
             )
         return splits
 
@@ -172,7 +172,7 @@ class Run:
         The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is the
         location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
 
-        Raises UserError for images of another shape.
+        Raises UserError for images of a different shape.
 
         >>> run = load_run("sigma-fixed")
         >>> x = run.splits.test.batch(torch.arange(8))
@@ -181,7 +181,7 @@ class Run:
         """
         x = self.images(x)
         if x.dim() != 4:
-            hint = "; for a single image, type x[None]" if x.dim() == 3 else ""
+            hint = "; for a single image, pass x[None]" if x.dim() == 3 else ""
             raise UserError(f"encode expects a batch of images (B, C, H, W), not {tuple(x.shape)}{hint}.")
         return self.model.encode(self.model.likelihood.observe(x))  # type: ignore[operator]
 
@@ -192,7 +192,7 @@ class Run:
         The result is a torch Distribution with batch shape (*S, B) and event shape (C, H, W): `.mean` is the
         reconstruction, `.sample()` draws images with the likelihood's noise.
 
-        Raises UserError for codes of another size.
+        Raises UserError for codes of a different size.
 
         >>> run = load_run("sigma-fixed")
         >>> run.decode(torch.zeros(3, 16)).mean.shape
@@ -200,7 +200,7 @@ class Run:
         """
         z, latent = torch.as_tensor(z), self.config["latent"]
         if z.dim() < 2 or z.shape[-1] != latent:
-            hint = "; for a single code, type z[None]" if z.shape == (latent,) else ""
+            hint = "; for a single code, pass z[None]" if z.shape == (latent,) else ""
             raise UserError(f"decode expects a batch of codes (B, {latent}), not {tuple(z.shape)}{hint}.")
         return self.model.decode(z.to(self.device, torch.float32))
 
@@ -243,7 +243,7 @@ class Run:
 
 
 def _chosen(config: Config) -> list[str]:
-    """Return the overrides for sigma and for all choices, except the dataset, that differ from the defaults."""
+    """Return overrides for sigma and for every other choice, except the dataset, that differs from its default."""
     usual = catalog.defaults()
     words = [f"sigma={config['choices']['sigma']}"]
     value = config["sigma"].get("value")
@@ -256,10 +256,10 @@ def _chosen(config: Config) -> list[str]:
 
 
 def redirect_data(config: Config, data_dir: str | Path | None) -> Callable[[], AbstractContextManager[None]]:
-    """Set the data folder in a stored configuration, if the user names one, and return a context for loading images.
+    """Set the data folder in a stored configuration if data_dir is given, and return a context for loading images.
 
-    If only the stored configuration names a data folder, vae reads from that folder but never writes to it, because
-    the configuration may come from somebody else.
+    If only the stored configuration names a data folder, the context lets vae read from that folder but not write to
+    it, because the configuration may come from somebody else.
     """
     dataset = config["dataset"]
     if data_dir is not None:
@@ -270,9 +270,9 @@ def redirect_data(config: Config, data_dir: str | Path | None) -> Callable[[], A
 
 
 def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: tuple[int, int, int]) -> None:
-    """Check the configuration of a stored run, and that its model has weights of these shapes.
+    """Check the configuration of a stored run, and check that its model has weights of these shapes.
 
-    No memory is allocated for the model yet. Raises UserError, or ValueError if the shapes differ.
+    No memory is allocated for the model yet. Raises UserError if a setting is invalid, ValueError if the shapes differ.
     """
     for key, kind in SETTINGS.items():
         if key in config:

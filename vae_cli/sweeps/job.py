@@ -1,7 +1,7 @@
 """Train one run from its composed configuration: the task that Hydra and its launchers call.
 
-Launchers pickle the function that `hydra.main` wraps by value, and the functions that it calls by reference. A worker
-process therefore imports this module, which registers the resolvers.
+The function wrapped by `hydra.main` is pickled by value, but the functions that it calls are pickled by reference.
+Worker processes therefore import this module, which registers the resolvers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _experiments: dict[str, Any] = {}  # built by checked_run_dir, by run folder, un
 
 @contextmanager
 def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Join the processes that torchrun has started, if any, and yield the overrides to add to the user's.
+    """Join the process group if torchrun started several processes, and yield extra overrides for this process.
 
     Ranks above 0 get an override that keeps Hydra from writing its files; rank 0 writes them. Raises UserError for
     flags that do not work with several processes, such as -m and --cfg.
@@ -45,7 +45,7 @@ def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
     if flags.get("multirun"):
         raise UserError(
             "torchrun trains one run in several processes, so it cannot be combined with -m, which trains many runs: "
-            "type the sweep without torchrun, or start each run with its own torchrun command."
+            "run the sweep without torchrun, or start each run with its own torchrun command."
         )
     for flag, typed in {"cfg": "--cfg", "info": "--info", "hydra_help": "--hydra-help"}.items():
         if flags.get(flag):
@@ -60,7 +60,7 @@ def all_processes(flags: Mapping[str, Any]) -> Iterator[list[str]]:
 def task(config: DictConfig) -> float | None:
     """Train one run and return the value of its objective, or None if the run does not have that figure.
 
-    It runs in the process of `vae train` or in one that a launcher has started. Raises UserError or Failure.
+    It runs in the `vae train` process or in a worker process that a launcher has started. Raises UserError or Failure.
     """
     from rich.console import Console
 
@@ -107,11 +107,11 @@ def _train(folder: Any, config: dict[str, Any], console: Any, is_one_of_many: bo
 
 
 def checked_run_dir(*, _root_: DictConfig) -> str:
-    """Check a run and return its folder, given the root of its configuration: the resolver ${run_dir:}.
+    """Resolve ${run_dir:}: check the run, given the root of its configuration, and return its folder.
 
-    Hydra calls it before it creates the folder. A single run is therefore checked here, with its data and its model, so
-    that a run that cannot be trained leaves no folder behind. The runs of a sweep have been checked already, except for
-    their data. Raises UserError, or Finished if there is nothing left to train.
+    Hydra calls this resolver before it creates the folder. A single run is therefore checked here, including its data
+    and its model, so that a run that cannot be trained leaves no folder behind. The runs of a sweep have been checked
+    already, except for their data. Raises UserError, or Finished if there is nothing left to train.
     """
     from vae_cli.machine.distributed import first
     from vae_cli.runs.folder import RunDir
@@ -122,7 +122,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     if _root_.hydra.mode == RunMode.MULTIRUN:
         return str(path.absolute())
     if _root_.get("arms") is not None:
-        raise UserError("arms= makes a study of several runs: add -m.")
+        raise UserError("arms= defines a study of several runs: add -m.")
     plain = to_plain(_root_)
     if first(lambda: plan(RunDir(path), plain)) == "finished":
         raise Finished(finished_message(relative(path)))

@@ -38,7 +38,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
     `check` is called with the complete configuration of each job, including Hydra's part. If it raises UserError, no
     job is started and the message names the job. If it returns False, for example for a finished run, the job is
     skipped. `reporter` prints the progress of the sweep. The jobs of a search are not known beforehand, because its
-    sweeper proposes them from earlier results: `learn` wraps the launcher of a search instead.
+    sweeper proposes them based on earlier results. For a search, `learn` wraps the launcher instead.
     """
     instantiate = Plugins.instantiate_launcher
     made: list[CheckedLauncher] = []
@@ -118,7 +118,7 @@ class CheckedLauncher(Launcher):
         return [outcome for outcome in outcomes if isinstance(outcome, JobReturn)]
 
     def _with_arms(self, jobs: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-        """Return the jobs of the study if `arms` is set, otherwise the jobs unchanged. Raises UserError."""
+        """Return the jobs of the study if `arms` is set, otherwise `jobs`. Raises UserError if `arms` is invalid."""
         arms = self.config.get("arms")
         if arms is None:
             return jobs
@@ -127,7 +127,7 @@ class CheckedLauncher(Launcher):
         return [words for job in jobs for words in jobs_of_study(job, arms)]
 
     def forget_record(self) -> None:
-        """Remove the multirun.yaml that Hydra wrote for a sweep that does not start, and the folders left empty."""
+        """Remove the multirun.yaml that Hydra wrote for a sweep that did not start, and any folders left empty."""
         folder = Path(self.config.hydra.sweep.dir)
         (folder / "multirun.yaml").unlink(missing_ok=True)
         with suppress(OSError):  # a folder that is not empty stays
@@ -139,7 +139,9 @@ class CheckedLauncher(Launcher):
         try:
             with composed(self.hydra_context, self.config, job.words, job.number) as config:
                 if config.get("arms") != self.config.get("arms"):
-                    raise UserError("a study is already a sweep, so it cannot be one of several values: type it alone")
+                    raise UserError(
+                        "a study is already a sweep, so it cannot be one of several values: run each study alone"
+                    )
                 return self.check(config)
         except Exception as error:  # Hydra wraps errors of resolvers; our own bugs are re-raised
             message = translate(error, job.words)
@@ -166,7 +168,7 @@ def composed(hydra_context: HydraContext, sweep: DictConfig, words: Sequence[str
 def _raise_failures(failed: Sequence[tuple[Sequence[str], Exception]], count: int) -> None:
     """Raise one Failure that lists the failed jobs, if any; `count` is the number of jobs that were launched.
 
-    A job whose run was finished by another process in the meantime has not failed; its message is printed.
+    If another process has finished a job's run in the meantime, the job has not failed; its message is printed.
     """
     lines = []
     for words, error in failed:
