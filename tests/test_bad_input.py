@@ -44,9 +44,9 @@ train max_grad_norm=inf | max_grad_norm=inf is not allowed
 train precision=half | it must be float32, tf32 or bfloat16
 train precision=tf32 device=cpu | type precision=float32
 train device=tpu | type device=auto, cpu
-train device=cpu:7 | not on this machine; type device=auto
+train device=cpu:7 | not available on this machine; type device=auto
 train device=cuda:-1 | device=cuda:-1 is not
-train device=meta | not on this machine; type device=auto
+train device=meta | not available on this machine; type device=auto
 train "device=''" | device= is not a device; type
 train threads=-1 | threads=-1 is not allowed
 train threads=1000000000 | between 1 and 1024 or auto
@@ -58,9 +58,9 @@ train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
 train run_name=.. | exists, but is not a run .* choose a different run_name
-train run_name=. | run_name='\.' is not a name
-train "run_name=''" | run_name='' is not a name
-train "runs_dir=''" | runs_dir='' is not a name
+train run_name=. | run_name='\.' is not a valid name
+train "run_name=''" | run_name='' is not a valid name
+train "runs_dir=''" | runs_dir='' is not a valid name
 train run_name=/ | exists, but is not a run
 train run_name=/etc/passwd | is a file, not a folder; choose a different run_name
 train runs_dir=file.txt | file\.txt is a file, not a folder; choose a different
@@ -88,15 +88,15 @@ train sigma=fixed sigma.value=nan | sigma\.value=nan is not allowed
 train sigma=fixed sigma.value=1e-7 | between 1e-06 and 1e\+06
 train sigma=fixed sigma.value=[1] | sigma\.value=\[1\] is not allowed
 train sigma.value=1 | type sigma=fixed sigma\.value=1
-train sigma=shared sigma.latent=3 | Leave it out, or type latent=3
-train prior.latent=3 | Leave it out, or type latent=3
+train sigma=shared sigma.latent=3 | differs from latent=16\. Leave sigma\.latent out, or type latent=3
+train prior.latent=3 | differs from latent=16\. Leave prior\.latent out, or type latent=3
 train sigma._target_=os.system | add --trust os
 train sigma._target_=vae_cli.axes.sigma.Sigma | is the base class of all choices of sigma
 train sigma._target_=vae_cli.axes.sigma.Lerned | Did you mean 'Learned'\?
 train sigma._target_=vae_cli.axes.prior.StandardNormal | it is not a Sigma
 train sigma._target_=null | not the name of a class
 train sigma._target_=. | --trust
-train ~sigma._target_ | sigma=learned names no class: .*type another sigma=
+train ~sigma._target_ | sigma=learned names no class: .*choose a different sigma=
 train +sigma._args_=[1] | sigma\._args_ is not a setting
 train +sigma._partial_=true | sigma\._partial_ is not a setting
 train sigma=fixed sigma.value={_target_:os.system} | add --trust os
@@ -143,7 +143,7 @@ train dataset.validation=1500 | a number between 0 and 1499
 train dataset.split_seed=abc | dataset\.split_seed=abc is not allowed
 train dataset=shapes dataset.side=7 | between 8 and 128
 train dataset=shapes dataset.images=999999999 | would need .* of memory
-train dataset=linear_gaussian dataset.eigenvalues=[] | give a number above 0 per pixel
+train dataset=linear_gaussian dataset.eigenvalues=[] | give one positive number per pixel
 train dataset=linear_gaussian dataset.eigenvalues=[nan] | each item a number above 0
 train dataset=linear_gaussian dataset.test=5 | at least 17 images are needed
 train dataset=image_folder | type dataset\.path=VALUE
@@ -254,23 +254,23 @@ sample a --weights worst | not one of 'best', 'last'
 sample a --device tpu | type device=auto
 sample a --runs-dir nowhere | There are no runs in nowhere
 sample a --runs-dir file.txt | There are no runs in file.txt
-sample a --out file.txt/x | 1 | Type --out FOLDER
+sample a --out file.txt/x | 1 | Choose a different folder with --out FOLDER
 sample a b | unexpected extra argument
 sample a --cout 3 | Did you mean '--count'\?
 interpolate | Missing argument
 interpolate nowhere | There is no run 'nowhere'
-interpolate a --pair 0 | --pair 0: type exactly 2 test images
+interpolate a --pair 0 | --pair 0: give exactly 2 test image numbers
 interpolate a --pair 0,999 | there are 297 test images
 interpolate a --pair a,b | type numbers such as 0,5,9
 interpolate a --pair 0,1 --classes 3,8 | cannot be combined
 interpolate a --pair 0,1 --count 3 | --count has no effect with --pair
-interpolate a --classes 3 | --classes 3: type exactly two classes
+interpolate a --classes 3 | --classes 3: give exactly two classes
 interpolate a --classes 3,eleven | there is no class 'eleven'
-interpolate a --file one.png | type two images for each pair
+interpolate a --file one.png | each pair needs two images, but the number given is odd \(1\)
 interpolate a --file one.png --file nowhere.png | There is no file 'nowhere.png'
 interpolate a --file one.png --file text.png | 'text.png' cannot be read as an image
 interpolate a --file one.png --file empty | 'empty' cannot be read as an image: Is a directory\.$
-interpolate a --grid 0,1 | --grid 0,1: type exactly 4 test images
+interpolate a --grid 0,1 | --grid 0,1: give exactly 4 test image numbers
 interpolate a --steps 1 | --steps 1
 interpolate a --steps 100000 | --steps 100000
 interpolate a --span 2 | --span has no effect without --traverse
@@ -344,7 +344,7 @@ def test_wrong_words(refused: Refused, is_long: bool, record_property: Callable[
         (["train", "threads=1000000000"], 2, "between 1 and 1024"),
         (["sample", "nowhere"], 2, "There is no run 'nowhere'"),
         (["compare", "a"], 2, "the only finished run"),
-        (["sample", "a", "--out", "file.txt/x"], 1, "Type --out FOLDER"),
+        (["sample", "a", "--out", "file.txt/x"], 1, "Choose a different folder with --out FOLDER"),
     ],
 )
 def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code: int, said: str) -> None:

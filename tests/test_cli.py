@@ -386,7 +386,7 @@ WRONG: list[tuple[str, str]] = [
     ("latent=[1", "a bracket is not closed. Quote a list for the shell: 'latent=[1,2]'."),
     ("latent=${epochs", "cannot be read as an override: a bracket is not closed."),
     ("run_name=a=b", "Quote it twice: 'run_name=\"a=b\"'."),
-    ("data_dir=~/data", "'~' means something else to Hydra. Type the whole path, or data_dir=$HOME/data."),
+    ("data_dir=~/data", "'~' means something different to Hydra. Type the full path, or data_dir=$HOME/data."),
     ("-- --foo", "'--foo' is a flag, and flags go before any '--'."),
     ("latent=${latnt}", "'latent=${latnt}': the configuration has no 'latnt'. Did you mean 'latent'?"),
     ("latent=${foo:1}", "'latent=${foo:1}': Unsupported interpolation type foo."),

@@ -94,7 +94,7 @@ def test_without_validation_all_images_are_for_training(make: Callable[..., Data
 def test_a_split_without_training_images_is_refused(make: Callable[..., Dataset]) -> None:
     training = len(make(validation=0).load().train)
     for validation in (training, training + 1):
-        with pytest.raises(UserError, match=rf"validation={validation} .*{training} training images.*{training - 1}"):
+        with pytest.raises(UserError, match=rf"validation={validation} .*only {training} images .*{training - 1}\."):
             make(validation=validation)
 
 

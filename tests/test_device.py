@@ -243,7 +243,7 @@ def test_the_memory_of_a_gpu_is_what_this_process_can_still_use(monkeypatch: pyt
 
 def test_a_training_that_a_busy_gpu_cannot_hold_is_refused(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "free_memory", lambda device: 10**6)
-    with pytest.raises(UserError, match=r"would need [\d.]+ MB of memory, but there are 1\.0 MB: give smaller"):
+    with pytest.raises(UserError, match=r"would need [\d.]+ MB of memory, but only 1\.0 MB is available: give smaller"):
         build_experiment(compose("network.hidden=[1024]"))
 
 

@@ -141,7 +141,7 @@ def test_a_few_figures_do_not_take_the_place_of_all(
 ) -> None:
     before = found(tmp_path, "shared")
     assert vae("evaluate", "shared", "--metrics", "rate", *flags) == 2
-    assert "which the metrics you chose would replace" in capsys.readouterr().err
+    assert "which would be replaced by one with only the metrics you chose" in capsys.readouterr().err
     assert found(tmp_path, "shared") == before
 
 

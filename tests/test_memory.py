@@ -31,7 +31,7 @@ Compose = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize("check", [check_config, build_experiment])
 def test_an_absurd_size_is_refused(compose: Compose, overrides: list[str], check: Callable[[Any], object]) -> None:
     with pytest.raises(
-        UserError, match=r"would need [\d,.]+ [GT]B of memory, but there are [\d.]+ [GT]B: give smaller"
+        UserError, match=r"would need [\d,.]+ [GT]B of memory, but only [\d.]+ [GT]B is available: give smaller"
     ):
         check(compose(*overrides))
 

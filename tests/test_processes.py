@@ -197,7 +197,7 @@ def test_one_process_needs_no_other_variables(monkeypatch: pytest.MonkeyPatch) -
         ("cpu", 2, "cpu"),
         ("cuda:1", 2, "device=cuda:1 is one device, but each of the 2 processes needs its own"),
         ("mps", 0, "device=mps is one device"),
-        ("cuda", 0, "device=cuda is not on this machine"),
+        ("cuda", 0, "device=cuda is not available on this machine"),
         ("auto", 1, "2 processes on this machine but 1 GPU: type --nproc-per-node 1"),
     ],
 )

@@ -460,7 +460,10 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
         (["sigma=deterministic", "prior=scaled_normal"], "prior=scaled_normal.*sigma=deterministic"),
         (["dataset=linear_gaussian", "likelihood=bernoulli"], "likelihood=bernoulli.*dataset=linear_gaussian"),
         (["dataset=linear_gaussian", "network=conv", "likelihood=gaussian"], "network=conv.*4x4"),
-        (["+schedule@sigma.value=linear", "sigma=fixed"], r"goes from 0 to 1.*between 1e-06 and 1e\+06: set where"),
+        (
+            ["+schedule@sigma.value=linear", "sigma=fixed"],
+            r"goes from 0 to 1.*between 1e-06 and 1e\+06: set the schedule's start",
+        ),
         (["+schedule@sigma.value=linear"], "sigma=fixed has it"),
         (["+schedule@latent=linear"], r"latent=\(a schedule\) is not allowed"),
         (["sigma=fixed", "sigma.value=1e-300"], "between 1e-06"),
@@ -668,7 +671,7 @@ def test_a_gpu_reaches_the_same_quality_in_every_precision(precision: str, here:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_precision_that_the_device_does_not_have_is_refused(here: Path) -> None:
-    with pytest.raises(UserError, match="tf32 needs a CUDA GPU, and the device is cpu; type precision=float32"):
+    with pytest.raises(UserError, match="tf32 needs a CUDA GPU, but the device is cpu; type precision=float32"):
         train("precision=tf32", "device=cpu")
     assert not any(here.iterdir())
 

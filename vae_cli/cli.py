@@ -1,4 +1,4 @@
-"""The register of subcommands. Their modules import nothing heavy until a command runs, so `vae --help` is fast."""
+"""The registry of subcommands, whose modules import nothing heavy until a command runs, to keep `vae --help` fast."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run() -> int:
 def main() -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 success, 1 failure, 2 a mistake in what was typed, 130 Ctrl-C, 141 broken pipe.
+    Exit codes: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 broken pipe.
     """
     collect_rarely()
     for stream in (sys.stdout, sys.stderr):

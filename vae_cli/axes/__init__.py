@@ -1,3 +1,3 @@
-"""The axes of an experiment: one module per config group, with the classes that its choices build."""
+"""The axes of an experiment: one module per config group, such as `sigma`, with the classes of the group's choices."""
 
 __all__ = ["dataset", "likelihood", "network", "optimizer", "prior", "regularizer", "schedule", "sigma"]

@@ -44,7 +44,7 @@ class Likelihood(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def observe(self, x: Tensor) -> Tensor:
-        """Return the target of the likelihood for images x (B, C, H, W): x itself, unless the choice binarizes it."""
+        """Return the target of the likelihood for images x (B, C, H, W): x, or binarized x."""
         return x
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
@@ -57,19 +57,19 @@ class Likelihood(nn.Module):
         return mean
 
     def fit(self, x: Tensor, raw: Tensor) -> None:
-        """Update parameters that are set in closed form rather than by gradient, from a training batch.
+        """Use a training batch to update the parameters that are set in closed form rather than by gradient.
 
         x (B, C, H, W) are the images as returned by `observe`, raw (*S, B, raw_size * C, H, W) is the decoder's output
-        for them. By default, it does nothing: most likelihoods have no such parameters.
+        for them. The default does nothing, because most likelihoods have no such parameters.
         """
 
 
 class Bernoulli(Likelihood):
     """A Bernoulli per pixel: log p(x|z) = sum (x ln p + (1 - x) ln(1 - p)) with p = sigmoid(raw).
 
-    Gray values are used as they are, which makes this a cross-entropy, unless they are binarized: `dynamic` draws a new
-    binary image each time an image is used, in evaluation too (Burda et al., Importance Weighted Autoencoders, ICLR
-    2016); `threshold` sets pixels above 1/2 to 1 and all others to 0.
+    By default, gray values are used as they are, so -log p(x|z) is a cross-entropy. They can also be binarized:
+    `dynamic` draws a new binary image each time an image is used, in evaluation too (Burda et al., Importance Weighted
+    Autoencoders, ICLR 2016); `threshold` sets pixels above 1/2 to 1 and all others to 0.
     """
 
     needs = (GREY_VALUES,)
@@ -135,7 +135,7 @@ class _LocationScale(Likelihood):
             self.scale = as_schedule(scale)
 
     def best_scale(self, residual: Tensor) -> Tensor:
-        """Return the scale that maximizes the likelihood of residuals x - loc of any shape, a 0-dimensional tensor."""
+        """Return the maximum-likelihood scale, a 0-dimensional tensor, for residuals x - loc of any shape."""
         return distributed.mean(residual.abs().pow(self.power)) ** (1 / self.power)
 
     def start(self, mean: Tensor, spread: float) -> Tensor:
@@ -203,11 +203,11 @@ class OptimalScale(Number):
         self.register_buffer("scale", torch.ones(()))
 
     def set(self, scale: float) -> None:
-        """Set the scale, from which the moving average starts."""
+        """Set the initial scale of the moving average."""
         self.scale.fill_(scale)
 
     def follow(self, scale: Tensor, count: int) -> None:
-        """Move the average towards `scale`, the best scale for a batch of `count` images."""
+        """Update the moving average with `scale`, the best scale for a batch of `count` images."""
         share = count / (count + self.images)
         moved = torch.lerp(self.scale**self.power, scale**self.power, share) ** (1 / self.power)
         self.scale.copy_(moved.clamp_min(self.floor))

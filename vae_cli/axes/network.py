@@ -1,8 +1,8 @@
 """The axis `network`: the layers of encoder and decoder.
 
 Each choice builds an encoder, images (B, C, H, W) -> raw (B, raw_size * D), and a matching decoder, codes (B, D) -> raw
-(B, raw_size * C, H, W). The sigma mode defines the encoder's raw_size, the likelihood the decoder's; they turn raw
-outputs into distributions.
+(B, raw_size * C, H, W). The sigma mode defines the encoder's raw_size and turns its raw output into q(z|x); the
+likelihood does the same for the decoder and p(x|z).
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def output_linear(inputs: int, start: Tensor) -> Dense:
 
 
 def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
-    """Set the bias of the last layer, a convolution, to the mean of start (C, H, W) per channel; return the layers."""
+    """Set the bias of the last layer, a convolution, to start (C, H, W) averaged over pixels, and return the layers."""
     bias = layers[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():
@@ -267,7 +267,7 @@ def halvings(size: tuple[int, ...], name: str) -> list[tuple[int, int]]:
 
 
 def doublings(width: int, max_width: int, count: int) -> list[int]:
-    """Return the channels at `count` resolutions: twice as many at each as at the one before, up to max_width.
+    """Return the number of channels at each of `count` resolutions: it doubles from one to the next, up to max_width.
 
     >>> doublings(32, 100, 3)
     [32, 64, 100]

@@ -75,22 +75,22 @@ class ScheduledOptimizer:
             group["lr"] = rate * self._factor
 
     def step(self) -> None:
-        """Update the parameters, with one fused kernel if its update is the same (see FusedAdam)."""
+        """Update the parameters, with a single fused kernel if this gives the same result (see FusedAdam)."""
         if self._fused is None:
             self._fused = FusedAdam.of(self.inner)
         if self._fused is None or not self._fused.step():
             self.inner.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the torch optimizer; a schedule is a function of the epoch and has no state."""
+        """Return the state of the torch optimizer; the schedule depends only on the epoch, so it has no state."""
         with without_compiler():
             return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimizer's state, on the device and in the memory layout of the parameters.
 
-        The state may come from another device, where the weights of convolutions were stored in another order. torch
-        keeps the order of the saved moments, and its fused kernels then pair a weight with the moments of another.
+        The state may come from another device, on which convolution weights have a different memory layout. torch
+        keeps the layout of the saved moments, so its fused kernels would pair weights with the wrong moments.
         """
         with without_compiler():
             self.inner.load_state_dict(state)

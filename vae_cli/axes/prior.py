@@ -49,7 +49,7 @@ class ScaledNormal(Prior):
     """p(z) = N(loc, diag(scale^2)) with loc (D,) and scale (D,) learned; it starts as N(0, I).
 
     Up to a shift and a rescaling of z, sigma=fixed with this prior is equivalent to sigma=shared with N(0, I): both
-    learn, for each dimension, the ratio of sigma to the prior's scale, the same for all images.
+    learn one ratio of sigma to the prior's scale per dimension, shared by all images.
     """
 
     provides = frozenset({"dimensions"})

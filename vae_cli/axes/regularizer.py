@@ -86,9 +86,10 @@ class Capacity(Regularizer):
 
 
 class Energy(Regularizer):
-    """beta * |z|^2 / 2, averaged over the draws of z: an L2 penalty on the code, but no penalty on small noise.
+    """beta * |z|^2 / 2, averaged over samples of z: an L2 penalty on the code.
 
-    RAE-L2 of Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020.
+    Unlike the KL divergence, it does not penalize small noise. RAE-L2 of Ghosh et al., From Variational to
+    Deterministic Autoencoders, ICLR 2020.
     """
 
     needs = (GIVEN,)

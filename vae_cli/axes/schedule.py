@@ -15,7 +15,7 @@ from vae_cli.core.values import Count, NonNegative, Positive, Probability
 
 
 class Number(nn.Module, ABC):
-    """A number that the model uses: forward() returns it as a 0-dimensional tensor; TensorBoard shows it as a curve."""
+    """A scalar of the model, such as a scale: forward() returns it as a 0-dimensional tensor; TensorBoard plots it."""
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -85,7 +85,7 @@ class _Ramp(Schedule):
         return min(self.start, self.stop), max(self.start, self.stop)
 
     def between(self, share: float) -> float:
-        """Return the number at the fraction `share` of the way from start to stop; exactly stop if share >= 1."""
+        """Interpolate linearly between start (share = 0) and stop; return exactly stop if share >= 1."""
         return self.stop if share >= 1 else self.start + (self.stop - self.start) * share
 
 
@@ -108,7 +108,7 @@ class Linear(_Ramp):
 class Cosine(_Ramp):
     """Half a cosine wave from start to stop over `epochs` epochs, then constant.
 
-    It is preceded by `warmup` epochs, during which the number goes in a straight line from 0 to start. Loshchilov and
+    Before it, the number goes in a straight line from 0 to start over `warmup` epochs. Loshchilov and
     Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
 
     >>> rate = Cosine(1, 0, epochs=10, warmup=2)

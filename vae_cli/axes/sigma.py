@@ -32,7 +32,7 @@ class Sigma(nn.Module):
 
 
 class Learned(Sigma):
-    """N(loc(x), scale(x)^2): the encoder sets location and scale of every image and latent dimension.
+    """N(loc(x), scale(x)^2): the encoder outputs a location and a scale for each latent dimension.
 
     raw (B, 2 * D) contains the D locations, then the D log scales. Kingma and Welling, Auto-Encoding Variational Bayes,
     ICLR 2014.
@@ -78,8 +78,8 @@ class Fixed(Sigma):
         allowed = f"the scale of the noise must be between {LEAST:g} and {MOST:g}"
         if least != most:
             raise UserError(
-                f"sigma.value goes from {least:g} to {most:g}, but {allowed}: set where the schedule starts and stops, "
-                "for example sigma.value.start=0.1 sigma.value.stop=1."
+                f"sigma.value goes from {least:g} to {most:g}, but {allowed}: set the schedule's start and stop to "
+                "values in this range, for example sigma.value.start=0.1 sigma.value.stop=1."
             )
         none = " For no noise at all, type sigma=deterministic." if least < LEAST else ""
         raise UserError(f"sigma.value={least:g} is not allowed: {allowed}.{none}")

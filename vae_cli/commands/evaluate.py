@@ -76,7 +76,7 @@ def evaluate(
     from vae_cli.runs.folder import RunDir
 
     if quick and full:
-        raise UserError("--quick and --full cannot be combined; type one of them.")
+        raise UserError("--quick and --full cannot be combined; use only one of them.")
     profile: Profile = "quick" if quick else "full" if full else "default"
     kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
-    """Raise UserError if this evaluation would replace a more thorough one, or one with more metrics."""
+    """Raise UserError if this would replace a more thorough evaluation, or, with --metrics, one with other settings."""
     from vae_cli.metrics.record import rank
 
     profile = asked["profile"]
@@ -106,18 +106,18 @@ def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: b
         flag = "" if profile == "default" else f" --{profile}"
         raise UserError(
             f"{folder.path} has a more thorough evaluation ({stored['profile']}), which this one would replace. To "
-            f"replace it type vae evaluate {folder.path}{flag} --overwrite"
+            f"replace it, type vae evaluate {folder.path}{flag} --overwrite"
         )
     if not is_complete and any(stored[key] != value for key, value in asked.items()):
         there = ", ".join(f"{key} {stored[key]}" for key in asked)
         raise UserError(
-            f"{folder.path} has an evaluation with {there}, which the metrics you chose would replace. Type the same "
-            "settings, leave out --metrics, or add --overwrite."
+            f"{folder.path} has an evaluation with {there}, which would be replaced by one with only the metrics you "
+            "chose. Use the same settings, leave out --metrics, or add --overwrite."
         )
 
 
 def _print(folder: RunDir, found: dict[str, Any]) -> None:
-    """Print the figures by claim, draw them, and print the paths of what was written."""
+    """Print the figures (measured numbers) by claim, plot them, and print the paths of the files written."""
     from dataclasses import replace
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`vae explain`: what a figure, a claim, a choice or a setting means."""
+"""`vae explain`: what a figure (a measured number), a claim, a choice or a setting means."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _print(meaning: Meaning, width: int) -> None:
 
 
 def _second_column(line: str) -> int:
-    """Return where the text of a line begins after its indentation, or after a name and two spaces or more.
+    """Return the column where a line's text begins: after its indentation, or after a name and two or more spaces.
 
     >>> _second_column("crop         side of the square"), _second_column("  indented"), _second_column("plain text")
     (13, 2, 0)
@@ -100,7 +100,7 @@ def _second_column(line: str) -> int:
 
 
 def _print_rows(rows: list[tuple[str, str]], width: int, color: str) -> None:
-    """Print two columns; a long left cell has a line of its own."""
+    """Print two columns; a long left cell gets its own line."""
     if not rows:
         return
     column = min(max(len(left) for left, _ in rows), 2 * width // 5)

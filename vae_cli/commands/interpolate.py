@@ -1,4 +1,4 @@
-"""`vae interpolate`: what lies between images in the latent space of a trained run."""
+"""`vae interpolate`: interpolations between images, and traversals, in the latent space of a trained run."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def interpolate(
 def _choose(
     pairs: list[str], classes: str | None, files: list[Path], corners: str | None, traverse: bool
 ) -> dict[str, str | bool]:
-    """Return the option, if any, that says what to interpolate, with its value. Raises UserError if there are two."""
+    """Return the option, if any, that selects what to interpolate, and its value. Raises UserError if several do."""
     options = {
         "pair": " ".join(pairs) or None,
         "classes": classes,
@@ -128,9 +128,9 @@ def _choose(
     }
     chosen: dict[str, str | bool] = {flag: value for flag, value in options.items() if value is not None}
     if len(chosen) > 1:
-        raise UserError(f"{' and '.join(f'--{flag}' for flag in chosen)} cannot be combined; type one of them.")
+        raise UserError(f"{' and '.join(f'--{flag}' for flag in chosen)} cannot be combined; use only one of them.")
     if len(files) % 2:
-        raise UserError(f"--file: type two images for each pair; there are {len(files)}.")
+        raise UserError(f"--file: each pair needs two images, but the number given is odd ({len(files)}).")
     return chosen
 
 
@@ -158,5 +158,5 @@ def _ends(run: TrainedRun, pairs: list[str], classes: str | None, files: list[Pa
         return ends_in_test_set(run, random_pairs(run, count, seed))
     names = [name.strip() for name in classes.split(",")]
     if len(names) != 2:
-        raise UserError(f"--classes {classes}: type exactly two classes, separated by a comma, such as --classes 3,8")
+        raise UserError(f"--classes {classes}: give exactly two classes, separated by a comma, such as --classes 3,8")
     return ends_in_test_set(run, class_pairs(run, names, count, seed))

@@ -1,4 +1,4 @@
-"""Shared by the commands that write pictures and arrays: names, paths, and lists of test images."""
+"""Helpers for the commands that write pictures and arrays: output names and paths, and lists of test images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST = 100  # characters in the name of a file
 def place(run: Path, kind: str, name: str, out: Path | None) -> Path:
     """Return the path, without a suffix, of the files to write: RUN/kind/name, unless --out gives a file or a folder.
 
-    Raises UserError if RUN/kind is a link that leads out of the run's folder.
+    Raises UserError if RUN/kind is a symbolic link to a folder outside the run's folder.
     """
     from vae_cli.runs.folder import refuse_link
 
@@ -57,7 +57,9 @@ def refuse_unused(situation: str, **options: object) -> None:
 
 
 def parse_indices(text: str, count: int, flag: str, exactly: int | None = None) -> list[int]:
-    """Parse a list of test images such as 0,5-7 into numbers below `count`. Raises UserError.
+    """Parse a list of test image numbers such as 0,5-7.
+
+    Raises UserError if one is malformed or not below `count`, or if `exactly` is given and differs from their number.
 
     >>> parse_indices("0,5-7", count=10, flag="--images")
     [0, 5, 6, 7]
@@ -66,19 +68,21 @@ def parse_indices(text: str, count: int, flag: str, exactly: int | None = None) 
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
         if match is None:
-            raise UserError(f"{flag} {text} is not a list of test images; type numbers such as 0,5,9 or 0-7.")
+            raise UserError(f"{flag} {text} is not a list of test image numbers; type numbers such as 0,5,9 or 0-7.")
         first, last = int(match[1]), int(match[2] or match[1])
         if max(first, last) >= count:
             raise UserError(f"{flag} {text}: there are {count} test images, numbered 0 to {count - 1}.")
         found += range(first, last + 1) if first <= last else range(first, last - 1, -1)
     if exactly is not None and len(found) != exactly:
-        raise UserError(f"{flag} {text}: type exactly {exactly} test images, separated by commas.")
+        raise UserError(f"{flag} {text}: give exactly {exactly} test image numbers, separated by commas.")
     return found
 
 
 def write(stem: Path, rendered: Rendered) -> None:
-    """Write a picture (.png), its arrays (.npz) and its frames, if any, as an animation (.gif), and print their paths
-    and captions. Raises Failure if the folder cannot be written to."""
+    """Write a picture (.png), its arrays (.npz) and, if it has frames, an animation (.gif); print captions and paths.
+
+    Raises Failure if the folder cannot be written to.
+    """
     import numpy as np
 
     from vae_cli.core.files import replace_file
@@ -93,7 +97,9 @@ def write(stem: Path, rendered: Rendered) -> None:
         if rendered.frames is not None:
             save_gif(gif, rendered.frames, 80)
     except OSError as error:
-        raise Failure(f"{stem.parent} cannot be written to: {error.strerror}. Type --out FOLDER.") from error
+        raise Failure(
+            f"{stem.parent} cannot be written to: {error.strerror}. Choose a different folder with --out FOLDER."
+        ) from error
     for caption in rendered.captions:
         print(caption)
     for path in (png, npz, *([gif] if rendered.frames is not None else [])):

@@ -1,4 +1,4 @@
-"""`vae train`: from overrides to trained runs."""
+"""`vae train`: train the run, or the sweep of runs, that Hydra overrides specify."""
 
 from __future__ import annotations
 
@@ -96,13 +96,16 @@ def train(
 
         for flag, value in flags.items():
             if value:
-                raise UserError(f"--repeat trains the run as it was: leave out --{flag.replace('_', '-')}.")
+                raise UserError(
+                    f"--repeat trains the run again with its original settings: leave out --{flag.replace('_', '-')}."
+                )
         repeat_run(repeat, overrides)
         return
     for word in overrides:
         if word.strip().lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep.subdir")):
             raise UserError(
-                f"'{word}' would put the run where other commands cannot find it: type run_name=... or runs_dir=..."
+                f"'{word}' would put the run where other commands cannot find it. Set run_name=... or runs_dir=... "
+                "instead."
             )
     from vae_cli.config import hydra
     from vae_cli.sweeps.job import all_processes, task

@@ -42,9 +42,9 @@ def run(
     config_dir: str | None = None,
     hydra_help: bool = False,
 ) -> None:
-    """Run a task that `hydra.main` wraps, as if these overrides and flags were typed on its command line.
+    """Run a task decorated with `hydra.main`, as if these overrides and flags had been typed on its command line.
 
-    Raises UserError for whatever Hydra refuses; an exception of the task itself passes through unchanged.
+    Raises UserError for anything that Hydra rejects; exceptions raised by the task itself propagate unchanged.
     """
     overrides = [override.strip() for override in overrides]
     flags = {"cfg": cfg, "package": package, "info": info, "config-name": config_name, "config-dir": config_dir}
@@ -75,12 +75,12 @@ def run(
 
 
 def _check_flags(flags: Mapping[str, str | None], switches: Mapping[str, bool]) -> None:
-    """Raise UserError for flags that exclude each other, and for values that a flag does not accept."""
+    """Raise UserError for mutually exclusive flags and for invalid values of a flag."""
     exclusive = {"-m": switches["multirun"], "--cfg": flags["cfg"], "--info": flags["info"]}
     exclusive["--hydra-help"] = switches["hydra-help"]
     given = [flag for flag, value in exclusive.items() if value]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} cannot be given together: each does something else. Give only one.")
+        raise UserError(f"{' and '.join(given)} cannot be given together: each does something different. Use one.")
     for flag, value in {"--resolve": switches["resolve"], "--package": flags["package"]}.items():
         if value and not flags["cfg"]:
             raise UserError(f"{flag} changes how a configuration is shown: give it together with --cfg job.")
@@ -95,7 +95,7 @@ def _check_flags(flags: Mapping[str, str | None], switches: Mapping[str, bool]) 
 
 @contextmanager
 def hydra_raises(argv: list[str]) -> Iterator[None]:
-    """Let Hydra read this command line and raise its errors instead of printing them; restore everything afterwards."""
+    """Inside the block, make Hydra read this command line and raise its errors instead of printing them."""
     before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = argv
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -112,11 +112,11 @@ def hydra_raises(argv: list[str]) -> Iterator[None]:
 
 @contextmanager
 def silent_result() -> Iterator[None]:
-    """Let the result of a failed job raise its error without printing anything.
+    """Inside the block, make Hydra raise the error of a failed job without printing anything.
 
-    Hydra's property `JobReturn.return_value` prints "Error executing job with overrides" before it raises, also when
-    the error is a message that is about to be shown. This needs the private `JobReturn._return_value`. If that name is
-    gone, Hydra's own property is called, and its line appears above the message.
+    Hydra's property `JobReturn.return_value` prints "Error executing job with overrides" before it raises, even if
+    vae is about to print a message of its own. Avoiding this needs the private `JobReturn._return_value`. If a future
+    Hydra lacks that name, Hydra's own property is called, and its line is printed above the message.
     """
     original: Any = vars(JobReturn).get("return_value")
     if not isinstance(original, property):
@@ -175,7 +175,7 @@ def _defer_to_jobs(overrides: Sequence[str]) -> list[str]:
 
 
 def _inside_resolver(error: Exception) -> BaseException | None:
-    """Return the error that this package's own code raised, such as a disk error, while Hydra resolved a run's folder.
+    """Return the error (such as a disk error) that vae's own code raised while Hydra was resolving a run's folder.
 
     Returns None for errors of Hydra or OmegaConf, and for a UserError, which `translate` handles.
     """

@@ -1,4 +1,4 @@
-"""Build the objects that a configuration names: from allowed classes only, with checked values only."""
+"""Build the objects that a configuration names, from allowed classes only and with checked arguments."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
     hints = get_type_hints(target.__init__, include_extras=True)
     for key, value in arguments.items():
         if key not in parameters:
-            allowed = f"Allowed are {', '.join(parameters)}." if parameters else f"{target.__name__} takes no settings."
+            allowed = f"Allowed: {', '.join(parameters)}." if parameters else f"{target.__name__} has no settings."
             raise UserError(
                 f"{path}.{key} is not a setting.{nearest(key, parameters)} {allowed}{_elsewhere(path, key)}"
             )
@@ -52,7 +52,7 @@ def build(node: Mapping[str, Any], path: str, kind: type) -> Any:
 
 
 def _elsewhere(axis: str, key: str) -> str:
-    """Return a hint at another choice of the axis that has this setting; an empty string if there is none."""
+    """Return a hint that names another choice of the axis with this setting, or an empty string if none has it."""
     choices = catalog.groups()[axis].choices.values() if axis in catalog.defaults() else ()
     return next((f" {axis}={choice.name} has it." for choice in choices if key in choice.settings), "")
 
@@ -67,7 +67,7 @@ def built_arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_value(value: Any, kind: Any, path: str) -> None:
-    """Raise UserError if a value has the wrong type, or if a schedule leaves the bounds of the type."""
+    """Raise UserError if a value has the wrong type, or if a schedule takes values outside the bounds of the type."""
     if not is_allowed(value, kind):
         raise UserError(f"{path}={brief(value)} is not allowed: it must be {describe(kind)}.")
     if isinstance(value, Schedule):
@@ -78,7 +78,7 @@ def check_value(value: Any, kind: Any, path: str) -> None:
 
 
 def brief(value: Any) -> str:
-    """Return a value for a message: as it is typed, but shortened."""
+    """Return a value as it is typed on the command line, shortened for use in a message."""
     if isinstance(value, Mapping):
         return "(a schedule)" if "_target_" in value else "(several settings)"
     text = typed(value)
@@ -88,8 +88,8 @@ def brief(value: Any) -> str:
 def find_class(target: str, path: str, kind: type) -> Any:
     """Import the class that `_target_` names, which must be a subclass of kind.
 
-    Allowed are classes of this package's axes and metrics, of torch.optim, and of modules that the user trusts by name
-    (see `trusted`). Raises UserError.
+    The class must come from this package's axes or metrics, from torch.optim, or from a module that the user has
+    named as trusted (see `trusted`). Raises UserError.
     """
     if not isinstance(target, str):
         raise UserError(f"{path}._target_={brief(target)} is not the name of a class; leave it out.")
@@ -115,12 +115,12 @@ def find_class(target: str, path: str, kind: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, kind) and _is_within(found.__module__, allowed)):
         raise UserError(f"{given} cannot be used as {path}: it is not a {kind.__name__}.")
     if found is kind or inspect.isabstract(found):
-        raise UserError(f"{given} is the base class of all choices of {path}; name one of them.")
+        raise UserError(f"{given} is the base class of all choices of {path}; name one of its subclasses.")
     return found
 
 
 def _import_message(given: str, module: str, error: ImportError) -> str:
-    """Return why the module of a class cannot be imported: it does not exist, or it imports something that does not."""
+    """Return why the module of a class cannot be imported: it does not exist, or an import inside it fails."""
     missing = str(error.name)
     if isinstance(error, ModuleNotFoundError) and _is_within(module, [missing]):
         return f"{given} does not exist: there is no module '{missing}'."
@@ -129,8 +129,10 @@ def _import_message(given: str, module: str, error: ImportError) -> str:
 
 
 def trusted() -> tuple[str, ...]:
-    """Return the modules whose code the user trusts, from `trusting` and from VAE_TRUST, which --trust sets and worker
-    processes inherit."""
+    """Return the modules that the user trusts, given to `trusting` or listed in the environment variable VAE_TRUST.
+
+    The flag --trust sets VAE_TRUST, and worker processes inherit it.
+    """
     return (*_trusted_here.get(), *os.environ.get("VAE_TRUST", "").replace(",", " ").split())
 
 

@@ -65,9 +65,9 @@ def translate(
     config_name: str | None = None,
     extra_dirs: Sequence[Path] = (),
 ) -> UserError | None:
-    """Return one message for what Hydra or OmegaConf refused, or None for any other error.
+    """Return a UserError that explains an error of Hydra or OmegaConf; None if no row of `TABLE` matches the error.
 
-    A UserError in the chain of causes, such as one that a resolver raised, is returned unchanged.
+    If the chain of causes contains a UserError, such as one raised by a resolver, it is returned unchanged.
     """
     chain = list(causes(error))
     for cause in chain:
@@ -104,7 +104,7 @@ def _most_specific(chain: Sequence[BaseException]) -> BaseException:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error of Hydra's or OmegaConf's, and what was typed.
+    """An error raised by Hydra or OmegaConf, with the command-line arguments that may have caused it.
 
     `found` is the match of the row's pattern in the error's text.
     """
@@ -131,7 +131,10 @@ class Refusal:
 
 
 class Row(NamedTuple):
-    """A message for errors of a class whose text matches a pattern; if the message is None, the next row is tried."""
+    """A row of `TABLE`: `message` explains errors of type `error` whose text matches `pattern`.
+
+    If `message` returns None, the next row is tried.
+    """
 
     name: str
     error: type[BaseException] | tuple[type[BaseException], ...]
@@ -234,7 +237,7 @@ def _unreadable_file(reason: str) -> Callable[[Refusal], str | None]:
 
 
 def _unknown_plugin_class(refusal: Refusal) -> str:
-    """Say how to install a plugin that a bundled configuration needs, or that Hydra has no such plugin."""
+    """Return a message on how to install the missing plugin or, if vae does not know it, that Hydra lacks it."""
     module = refusal.found[1].partition("hydra_plugins.")[2].partition(".")[0].replace("_", "-")
     choices = [choice for choice, (_, distribution) in PLUGINS.items() if distribution == module]
     typed = [choice for choice in choices if "=".join(choice.rsplit("/", 1)) in refusal.overrides]
@@ -280,7 +283,8 @@ def _unknown_key(refusal: Refusal) -> str | None:
 
 
 def _unknown_setting(full_key: str, group: catalog.Group, choice: catalog.Choice, overrides: Sequence[str]) -> str:
-    """Say which settings a choice has, or which other choice of its group has the setting that was typed."""
+    """Return a message that names the other choices with the unknown setting or, if there are none, lists the
+    settings of this choice."""
     key = full_key.rpartition(".")[2]
     others = [f"{group.name}={other.name}" for other in group.choices.values() if key in other.settings]
     own = [name for name, setting in choice.settings.items() if not setting.default.startswith("${")]
@@ -323,8 +327,11 @@ def _near_elsewhere(key: str, group: catalog.Group) -> str:
 
 
 def _choice_of(parent: Any, group: catalog.Group | None, overrides: Sequence[str]) -> catalog.Choice | None:
-    """Find the current choice: by the word that was typed, or else by the class that it builds, because the choice may
-    come from a default or a preset."""
+    """Return the current choice of a group; None if it cannot be determined.
+
+    The choice may come from a default or a preset, so it is identified by the class that it builds. If several choices
+    build this class, one that was typed on the command line is preferred.
+    """
     if group is None or not isinstance(parent, DictConfig):
         return None
     target = OmegaConf.to_container(parent, resolve=False)

@@ -26,10 +26,10 @@ AXES = ("dataset", "network", "sigma", "likelihood", "prior", "regularizer", "op
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
-    """Return the differences between a plain configuration and the defaults: `latent-8_sigma-fixed`, or `default`.
+    """Return a run's name, built from its differences from the defaults: `latent-8_sigma-fixed`, or `default`.
 
-    choices maps a group (`sigma`, `schedule@regularizer.beta`) to the choice that was made. defaults holds the values
-    that the settings have under these choices, and under its key `choices` the default choice of each group.
+    `choices` maps each group (`sigma`, `schedule@regularizer.beta`) to the selected choice. `defaults` contains the
+    default settings under these choices and, under the key `choices`, the default choice of each group.
     """
     words: list[tuple[str, str]] = []
     for group, choice in choices.items():
@@ -62,7 +62,7 @@ def check_path(key: str, value: Any) -> None:
     """Raise UserError if the value of a setting cannot be the path of a folder."""
     words = str("x" if value is None else value)
     if not words.strip(" ./") and ".." not in words and words != "/" and (key == "run_name" or not words.strip()):
-        raise UserError(f"{key}='{words}' is not a name: give another one, or leave {key} out.")
+        raise UserError(f"{key}='{words}' is not a valid name: choose a different one, or leave {key} out.")
     if not words.isprintable():
         raise UserError(f"{key}={words!r} contains invisible characters, such as a line break: leave them out.")
     if any(len(part.encode(errors="replace")) > 255 for part in words.split("/")):
@@ -70,7 +70,7 @@ def check_path(key: str, value: Any) -> None:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration as one level of dotted keys.
+    """Return a nested configuration as a flat dictionary with dotted keys.
 
     >>> flatten({"latent": 2, "sigma": {"value": 1.0}})
     {'latent': 2, 'sigma.value': 1.0}
@@ -85,7 +85,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the result of a run depends on, as one level of dotted keys."""
+    """Return the settings that affect the result of a run, as a flat dictionary with dotted keys."""
     return {
         key: value
         for key, value in flatten(config).items()
@@ -94,7 +94,7 @@ def what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return a run's row in TensorBoard's HPARAMS tab: the choice of each axis and each setting that matters."""
+    """Return a run's row in TensorBoard's HPARAMS tab: its choice on each axis and the settings that affect results."""
     row: dict[str, bool | int | float | str] = dict(config["choices"])
     for key, value in what_matters({k: v for k, v in config.items() if k != "choices"}).items():
         if not key.endswith("_target_") and value is not None:
@@ -113,7 +113,7 @@ def typed(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value for a name or a label: as it is typed, but with the items of a list joined by hyphens.
+    """Format a value for a run's name or label: as it is typed, but with the items of a list joined by hyphens.
 
     >>> show([400, 400])
     '400-400'

@@ -26,8 +26,9 @@ def check_objective(name: str) -> None:
         last = name.rpartition("/")[2]
         near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
         raise UserError(
-            f"objective={name}: no run has such a figure.{near} After validation/ or test/ type one of "
-            f"{', '.join(MEASURED)}; after train/ {', '.join(TERMS)}; after posterior/ {', '.join(POSTERIOR)}."
+            f"objective={name}: no run has such a figure.{near} Valid names are validation/NAME and test/NAME, "
+            f"where NAME is one of {', '.join(MEASURED)}; train/NAME, where NAME is one of {', '.join(TERMS)}; and "
+            f"posterior/NAME, where NAME is one of {', '.join(POSTERIOR)}."
         )
 
 

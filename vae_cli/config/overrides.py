@@ -1,4 +1,4 @@
-"""Overrides as they are typed, such as `sigma=fixed`: what is wrong with one, and what to type instead."""
+"""Checks of overrides such as `sigma=fixed`, with messages that say what is wrong and what to type instead."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
 
 
 def _form_fault(override: str, groups: Groups) -> str | None:
-    """Return what is wrong with the syntax of an override, whatever its key; None if nothing is."""
+    """Return a message about a syntax error in an override, regardless of its key; None if there is no error."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     if re.search(r"\d{1000}", override):
@@ -46,7 +46,7 @@ def _form_fault(override: str, groups: Groups) -> str | None:
 
 
 def _choice_fault(override: str, groups: Groups) -> str | None:
-    """Return why an override cannot select a choice or remove a group; None if it can."""
+    """Return a message if an override selects an invalid choice or removes a required group; None if it does not."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+~")
     axes = catalog.defaults()
@@ -70,7 +70,7 @@ def _choice_fault(override: str, groups: Groups) -> str | None:
 
 
 def syntax_message(override: str, groups: Groups) -> str:
-    """Say why Hydra's grammar cannot read an override."""
+    """Return a message that explains why Hydra's grammar cannot parse an override."""
     key, equals, value = override.partition("=")
     if not equals:
         return _bare_word_message(override, groups)
@@ -84,7 +84,7 @@ def syntax_message(override: str, groups: Groups) -> str:
     if "interval(" in value:
         return f"{start}: an interval goes from one number to a larger one, for example {key}=interval(1,5)."
     if value.startswith("~"):
-        return f"{start}: '~' means something else to Hydra. Type the whole path, or {key}=$HOME{value[1:]}."
+        return f"{start}: '~' means something different to Hydra. Type the full path, or {key}=$HOME{value[1:]}."
     if re.search(r"[=~!&#|<>;?*`^\"' ]", value):
         quoted = value.replace('"', "")
         return f"{start}: its value contains a special character. Quote it twice: '{key}=\"{quoted}\"'."
@@ -92,7 +92,7 @@ def syntax_message(override: str, groups: Groups) -> str:
 
 
 def _bare_word_message(word: str, groups: Groups) -> str:
-    """Say what to type for a word without `=`."""
+    """Return a message on what to type instead of a word without `=`."""
     name, settings = word.lstrip("+~"), catalog.settings()
     owners = [group.name for group in groups.values() if word in group.choices and group.name != "schedule"]
     if owners:
@@ -103,7 +103,7 @@ def _bare_word_message(word: str, groups: Groups) -> str:
 
 
 def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
-    """Find the override that Hydra refused without naming it, and return a message about it; None if none is found."""
+    """Find the override that Hydra rejected without naming it, and return a message about it; None if not found."""
     for text in overrides:
         try:
             override = parse(text)
@@ -127,7 +127,7 @@ def refused_message(overrides: Sequence[str], groups: Groups) -> str | None:
 
 
 def _place_message(text: str, override: Override, groups: Groups) -> str | None:
-    """Say what is wrong with the key of an override, or with the + or ~ in front of it."""
+    """Return what is wrong with the key of an override, or with the + or ~ in front of it; None if nothing is wrong."""
     choosable, settings = catalog.defaults(), catalog.settings()
     key, plain = override.key_or_group, text.lstrip("+~")
     if key == "hydra":
@@ -148,7 +148,8 @@ def _place_message(text: str, override: Override, groups: Groups) -> str | None:
 
 
 def _value_message(text: str, override: Override, groups: Groups) -> str | None:
-    """Say what is wrong with the value of an override that selects a choice, or with the + of any other override."""
+    """Return what is wrong with the value of an override that selects a choice, or with an unnecessary + before the
+    key of a setting; None if nothing is wrong."""
     key, value = override.key_or_group, text.partition("=")[2]
     if key in groups and not isinstance(override.value(), (str, list, dict)):
         return f"'{value}' is not a choice of {key}. Choices: {', '.join(groups[key].choices)}."
@@ -160,7 +161,7 @@ def _value_message(text: str, override: Override, groups: Groups) -> str | None:
 
 
 def example(name: str, groups: Groups) -> str:
-    """Say what to type for a group or a setting."""
+    """Return an example of what to type for a group or a setting."""
     if name in groups:
         choices = list(groups[name].choices)
         return f"Type {name}={choices[0]}, for example. Choices: {', '.join(choices)}."

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def check_settings(config: Config) -> None:
-    """Check the settings that every run has, and that there are no others. Raises UserError."""
+    """Check that a configuration has all settings of a run, with allowed values, and no others. Raises UserError."""
     for key, kind in SETTINGS.items():
         if key not in config:
             raise UserError(f"{key} is missing; type {key}=...")
@@ -47,17 +47,18 @@ def check_settings(config: Config) -> None:
     if config["batch_size"] < distributed.count():
         raise UserError(
             f"batch_size={config['batch_size']} is less than one image for each of {distributed.count()} processes; "
-            f"type batch_size={distributed.count()} or more, or start fewer processes."
+            f"use batch_size={distributed.count()} or more, or start fewer processes."
         )
     for axis in AXES:
         if not isinstance(config.get(axis), Mapping) or "_target_" not in config[axis]:
             chosen = config.get("choices", {}).get(axis)
-            reason = f"{axis}={chosen} names no class: its file needs a _target_" if chosen else "it is missing"
-            raise UserError(f"{axis}: {reason}; type another {axis}=...")
+            if not chosen:
+                raise UserError(f"{axis} is missing; type {axis}=...")
+            raise UserError(f"{axis}={chosen} names no class: its file needs a _target_; choose a different {axis}=...")
     allowed = [*SETTINGS, *AXES, "choices"]
     for key in config:
         if key not in allowed:
-            raise UserError(f"{key} is not a setting.{nearest(key, allowed)} Allowed are {', '.join(allowed[:-1])}.")
+            raise UserError(f"{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed[:-1])}.")
 
 
 def check_latent(config: Config) -> None:
@@ -66,6 +67,6 @@ def check_latent(config: Config) -> None:
         given = config[axis].get("latent", config["latent"]) if isinstance(config.get(axis), Mapping) else None
         if given is not None and given != config["latent"]:
             raise UserError(
-                f"{axis}.latent={brief(given)} is not allowed: the code has latent={config['latent']} dimensions. "
-                f"Leave it out, or type latent={brief(given)}."
+                f"{axis}.latent={brief(given)} is not allowed: it differs from latent={config['latent']}. "
+                f"Leave {axis}.latent out, or type latent={brief(given)}."
             )

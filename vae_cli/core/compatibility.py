@@ -1,4 +1,8 @@
-"""Which choices of different axes go together: what each part provides, and what it needs from the others."""
+"""Which choices on different axes can be combined.
+
+A part is the object that a choice builds, such as a prior. It lists the properties that it provides and the properties
+that it needs other parts to have.
+"""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
 
-    A reader sees the old file or the new one, never a part. Raises OSError if it cannot be written; the old file is
-    then unchanged.
+    A reader sees either the old file or the complete new one. Raises OSError if the new file cannot be written; the
+    old file is then unchanged.
     """
     with reporting_path(path):
         # Only the first part of the name: TensorBoard reads every file that has tfevents in its name.
@@ -39,7 +39,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def reporting_path(path: Path) -> Iterator[None]:
-    """Make system errors name this path. The error for a full disk names no file, and others name a temporary file."""
+    """Make every OSError name this path: the error for a full disk names no file, and others name a temporary file."""
     try:
         yield
     except OSError as error:
@@ -63,20 +63,20 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, in UTF-8 (see replace_file)."""
+    """Write or replace a text file, in UTF-8 (see replace_file)."""
     replace_file(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file (see replace_file). Raises ValueError for NaN and infinity, which JSON cannot hold."""
+    """Write or replace a JSON file (see replace_file). Raises ValueError for NaN and infinity, which JSON forbids."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_text(path: Path, max_bytes: int = 64_000_000) -> str:
-    """Return the text of a file, in UTF-8.
+    """Return the text of a UTF-8 file.
 
-    Raises OSError, or ValueError if it is not text, not a regular file (a device or a pipe may have no end) or larger
-    than max_bytes.
+    Raises OSError if the file cannot be read, and ValueError if it is not UTF-8 text, is not a regular file (a device
+    or a pipe may have no end) or is larger than max_bytes.
     """
     stat = path.stat()
     if S_ISDIR(stat.st_mode):
@@ -89,10 +89,10 @@ def read_text(path: Path, max_bytes: int = 64_000_000) -> str:
 
 
 def is_printable(value: object, depth: int = 20) -> bool:
-    r"""Return whether a value read from a file can be printed as it is.
+    r"""Return whether a value read from a file is safe to print.
 
-    All strings in it are free of control characters (newlines and tabs are allowed), and it is nested at most `depth`
-    levels deep.
+    It is safe if its strings contain no control characters (newlines and tabs are allowed) and it is nested at most
+    `depth` levels deep.
 
     >>> is_printable({"name": ["a", "b"]}), is_printable({"name": "\x1b[2J"})
     (True, False)

@@ -12,15 +12,15 @@ RARE = 50_000  # new objects between two searches
 
 
 def collect_rarely() -> None:
-    """Search rarely, and not when Python exits: importing torch creates a million objects that are used to the end."""
+    """Run the collector rarely, and not at exit: importing torch creates a million objects that are never freed."""
     gc.set_threshold(RARE)
     atexit.register(gc.freeze)
 
 
 def collect_as_usual() -> None:
-    """Search as often as Python does by default, except through the objects of now, such as imported modules.
+    """Run the collector as often as Python does by default, but ignore objects that already exist, such as modules.
 
-    A long training needs this: an object that refers to itself may keep tensors in memory until the next search.
+    Long training runs need this: an object that refers to itself may keep tensors in memory until the next collection.
     """
     gc.freeze()
     gc.set_threshold(*USUAL)
@@ -28,7 +28,7 @@ def collect_as_usual() -> None:
 
 @contextmanager
 def reading_many() -> Iterator[None]:
-    """Pause the collector while many files are read: it would repeatedly search everything read so far."""
+    """Pause the collector while many files are read; otherwise it would repeatedly scan everything read so far."""
     gc.disable()
     try:
         yield

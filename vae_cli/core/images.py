@@ -1,6 +1,6 @@
-"""Images and pictures: tensors to grids, PNG and GIF files, and image files to tensors.
+"""Images and pictures: convert tensors to grids, PNG and GIF files, and image files to tensors.
 
-An image is a float tensor (C, H, W) with values in [0, 1]; a picture is what a person looks at, uint8 (H, W, 3).
+An image is a float tensor (C, H, W) with values in [0, 1]. A picture, made for viewing, is a uint8 array (H, W, 3).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_PIXELS = 89_000_000  # of one picture: Pillow warns when it opens a larger o
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images of any shape with values in [0, 1] as uint8 levels 0 to 255.
+    """Convert image tensors of any shape to uint8, mapping values in [0, 1] to 0 to 255.
 
     Values outside [0, 1] are clamped, NaN and infinity become 0.
 
@@ -125,7 +125,7 @@ def save_png(path: Path, picture: Picture) -> None:
 
 
 def fast_png(picture: Picture) -> bytes:
-    """Return a picture (H, W, 3) as PNG, compressed quickly rather than well, and in one channel if it is gray."""
+    """Encode a picture (H, W, 3) as PNG with fast compression, using a single channel if it is gray."""
     from PIL import Image
 
     is_gray = bool((picture == picture[..., :1]).all())
@@ -192,9 +192,9 @@ def center_box(height: int, width: int, shape: tuple[int, int, int], crop: int |
 def to_pixels(
     image: Image.Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
 ) -> NDArray[np.uint8]:
-    """Return a Pillow image of any mode and size as uint8 levels of this shape (C, H, W); C is 1 or 3.
+    """Convert a Pillow image of any mode and size to a uint8 array of this shape (C, H, W); C is 1 or 3.
 
-    It is rotated as its EXIF data say, composited onto the background if it has transparency, cropped to its center
+    It is rotated according to its EXIF data, composited onto the background if it has transparency, center-cropped
     (see center_box) and resized with anti-aliasing.
     """
     import numpy as np

@@ -26,7 +26,10 @@ def derive_seed(seed: int, *purpose: object) -> int:
 
 @contextmanager
 def initial_weights(seed: int, part: str) -> Iterator[None]:
-    """Draw a part's initial weights from their own random stream; the global CPU generator is restored afterwards."""
+    """Inside the block, draw a model part's initial weights from a random stream of its own.
+
+    The global CPU generator is restored afterwards.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, part))
         yield
@@ -36,8 +39,8 @@ def initial_weights(seed: int, part: str) -> Iterator[None]:
 def evaluating(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Use a model without affecting its training.
 
-    Inside, no gradient is recorded, the model is in evaluation mode (so running statistics do not change) and random
-    numbers come from `seed`. On leaving, its mode and the states of the generators are restored.
+    Inside the block, no gradient is recorded, the model is in evaluation mode (so running statistics do not change) and
+    random numbers come from `seed`. Afterwards, the model's mode and the generators' states are restored.
     """
     was_training = model.training
     random = random_state(device)
@@ -62,7 +65,7 @@ def _seed_generators(seed: int, device: torch.device) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's generators that training on this device draws from, by kind of device."""
+    """Return the states of the torch generators used when training on this device, keyed by device type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -72,7 +75,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore states from `random_state`: the CPU's, and the device's own if it is among them."""
+    """Restore generator states returned by `random_state`: the CPU's and, if saved, this device's."""
     torch.set_rng_state(states["cpu"].cpu())
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
@@ -86,9 +89,9 @@ def epoch_order(seed: int, epoch: int) -> torch.Generator:
 
 
 def numpy_generator(*seed: int) -> np.random.RandomState:
-    """Return NumPy's generator for a seed; further numbers select independent streams of this seed.
+    """Return a NumPy generator for a seed; additional numbers select independent streams of this seed.
 
-    It is a RandomState, whose numbers NumPy promises not to change in any later version.
+    It is a RandomState, whose random numbers NumPy guarantees to be the same in later versions.
 
     >>> numpy_generator(0).permutation(5)
     array([3, 0, 2, 1, 4])

@@ -1,4 +1,4 @@
-"""Types that state which values a setting allows, and the check of a value against a type."""
+"""Types that define the allowed values of a setting, and functions that check a value against a type."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ Natural = Annotated[int, Interval(0)]
 
 
 def is_allowed(value: object, kind: Any) -> bool:
-    """Return whether a value is of a type: int, float, str, bool, None, Literal, Annotated[number, Interval], a union,
-    a sequence of one type, or a class. An integer is also a float; a boolean is never a number.
+    """Return whether a value matches a type: int, float, str, bool, None, Literal, Annotated[number, Interval], a
+    union, a sequence of one type, or a class. An integer is also a float; a boolean is never a number.
 
     >>> is_allowed(2, Positive), is_allowed(0, Positive), is_allowed(True, int)
     (True, False, False)
@@ -93,7 +93,7 @@ def is_allowed(value: object, kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Return which values a type allows, in words for an error message.
+    """Describe the values that a type allows, in words for an error message.
 
     >>> describe(Positive), describe(Literal["relu", "tanh"]), describe(int | None), describe(list[str])
     ('a number above 0', 'relu or tanh', 'a whole number or null', 'a list, each item a word')

@@ -1,4 +1,4 @@
-"""Numbers, paths and lists as a person reads them."""
+"""Formatting of numbers, paths and lists for people to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and no line breaks after it
 
 
 def time_left(seconds: float | None) -> str:
-    """Return a remaining time in words, or nothing if it is unknown.
+    """Return a remaining time in words, or an empty string if it is unknown.
 
     >>> time_left(7200), time_left(90), time_left(5), time_left(None)
     ('2.0 h left', '2 min left', 'less than a minute left', '')
@@ -29,7 +29,7 @@ def relative(path: Path) -> Path:
 
 
 def digits_for(values: Sequence[float]) -> int:
-    """Return how many decimals to print for numbers that are read side by side.
+    """Return how many decimals to print for numbers that are shown together.
 
     >>> digits_for([1234.5, 2.0]), digits_for([2.0]), digits_for([0.5]), digits_for([0.001])
     (0, 2, 3, 4)
@@ -45,7 +45,7 @@ def digits_for(values: Sequence[float]) -> int:
 
 
 def number(value: float, digits: int | None = None) -> str:
-    """Return a number with a true minus sign; without `digits`, with as many decimals as its size calls for.
+    """Format a number with a true minus sign and `digits` decimals; by default, their number depends on its size.
 
     >>> number(3.14159), number(0.5), number(-0.0001, 2)
     ('3.14', '0.500', '0.00')
@@ -57,7 +57,7 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Return a number with its sign; zero has none.
+    """Format a number with its sign (+ or minus); zero gets no sign.
 
     >>> signed(2.5, 1), signed(0.001, 1)
     ('+2.5', '0.0')
@@ -67,7 +67,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """Join words for a sentence.
+    """Join words with commas and "and", for a sentence.
 
     >>> listed(["a", "b", "c"]), listed(["a"])
     ('a, b and c', 'a')
@@ -76,7 +76,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def quoted(labels: Sequence[str]) -> str:
-    """Join labels for a sentence, each in quotes.
+    """Quote each label, and join them with commas and "and", for a sentence.
 
     >>> quoted(["a", "b", "c"])
     "'a', 'b' and 'c'"

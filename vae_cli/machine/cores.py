@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def gpus() -> int:
-    """Return the number of GPUs that torch can use: the resolver ${gpus:}."""
+    """Return the number of GPUs that torch can use; in configurations, this is the resolver ${gpus:}."""
     import torch  # here, because it takes two seconds
 
     return torch.cuda.device_count()
@@ -36,16 +36,16 @@ def gpu_memories() -> list[int]:
 
 
 def gpus_for_each(device: str = "auto") -> int:
-    """Return how many GPUs a run uses, 1 or 0: the resolver ${gpus_for_each:device}."""
+    """Return how many GPUs a run uses, 1 or 0; in configurations, this is the resolver ${gpus_for_each:device}."""
     return 1 if device.startswith("cuda") or (device == "auto" and gpus()) else 0
 
 
 def jobs_at_once(device: str = "auto") -> int:
-    """Return how many runs train at a time: the resolver ${jobs_at_once:device}.
+    """Return how many runs train at a time; in configurations, this is the resolver ${jobs_at_once:device}.
 
     Without a GPU, one run per core: several processes with one thread each are faster than one process with several
     threads, because they never wait for each other. With GPUs, also one run per core, because a small network leaves
-    most of a GPU idle; but no more runs than the GPUs have memory for (GPU_MEMORY_PER_RUN), and at least one per GPU.
+    most of a GPU idle; but no more runs than fit in GPU memory (GPU_MEMORY_PER_RUN each), and at least one per GPU.
     """
     if not gpus_for_each(device):
         return cores()
@@ -56,8 +56,9 @@ def jobs_at_once(device: str = "auto") -> int:
 
 
 def free_gpu(count: int) -> int:
-    """Return the index of the least busy of the `count` GPUs that this process sees: the one with the fewest of the
-    user's runs. Each run locks a file for its GPU until its process ends.
+    """Return the index of the GPU with the fewest runs of this user, among the `count` GPUs that this process sees.
+
+    To be counted, each run locks a file for its GPU until its process ends.
     """
     visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
     names = visible if len(visible) == count else [str(number) for number in range(count)]

@@ -19,9 +19,9 @@ ONE_THREAD = 40_000_000  # multiplications in a forward pass of a batch, below w
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is a GPU if there is one, and each of several processes gets its own.
+    """Return the device of this name; `auto` is a GPU if there is one.
 
-    Raises UserError if this machine does not have the device.
+    If several processes train the run, each gets its own device. Raises UserError if this machine lacks the device.
     """
     if distributed.count() > 1:
         return _find_own_device(name)
@@ -34,14 +34,14 @@ def find_device(name: str) -> torch.device:
     exists = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}.get(device.type, False)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if not exists or (device.index or 0) >= count:
-        raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
+        raise UserError(f"device={name} is not available on this machine; type device=auto or device=cpu.")
     return device
 
 
 def take_device(name: str) -> torch.device:
     """Return the device for this process to compute on; of several GPUs, `auto` and `cuda` take the least busy one.
 
-    The GPU counts as used by this process until it ends (see `free_gpu`). Raises UserError.
+    The GPU is marked as used by this process until the process ends (see `free_gpu`). Raises UserError.
     """
     device = find_device(name)
     if name in ("auto", "cuda") and device.type == "cuda" and distributed.count() == 1:
@@ -50,7 +50,7 @@ def take_device(name: str) -> torch.device:
 
 
 def _find_own_device(name: str) -> torch.device:
-    """Return the device of this process, which is one of several. Raises UserError."""
+    """Return the device of this process, which trains a run together with other processes. Raises UserError."""
     gpus, launch = torch.cuda.device_count(), launched()
     if name == "cpu" or (name == "auto" and gpus == 0):
         return torch.device("cpu")
@@ -60,7 +60,7 @@ def _find_own_device(name: str) -> torch.device:
             "cuda or cpu."
         )
     if gpus == 0:
-        raise UserError(f"device={name} is not on this machine; type device=auto or device=cpu.")
+        raise UserError(f"device={name} is not available on this machine; type device=auto or device=cpu.")
     if launch.local_count > gpus:
         raise UserError(
             f"There are {launch.local_count} processes on this machine but {gpus} GPU{'s' * (gpus > 1)}: type "
@@ -72,7 +72,7 @@ def _find_own_device(name: str) -> torch.device:
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise UserError if the device does not support a precision."""
     if precision == "tf32" and device.type != "cuda":
-        raise UserError(f"precision=tf32 needs a CUDA GPU, and the device is {device.type}; type precision=float32.")
+        raise UserError(f"precision=tf32 needs a CUDA GPU, but the device is {device.type}; type precision=float32.")
 
 
 def computing_in(precision: str, device: str) -> AbstractContextManager[object]:
@@ -103,7 +103,7 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Restrict cuDNN to deterministic convolution algorithms, so that a resumed run ends with the same bits.
+    """Restrict cuDNN to deterministic convolution algorithms, so that a resumed run gives bit-identical results.
 
     Of the torch operations that the networks use, only convolutions may otherwise sum in a varying order. This sets
     torch's state for the whole process; it does nothing unless the device is a CUDA GPU.

@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes train one run, with the result that one process would have given.
+"""Data-parallel training: several processes train one run, with the same result as a single process.
 
 Every process has the whole model and the same random state. `share` divides a batch over the processes; inside it,
 `mean` averages over the whole batch, and random numbers are drawn for the whole batch. Only the first process writes
@@ -49,7 +49,7 @@ _REJECTED = frozenset({"poisson", "binomial", "_standard_gamma", "_sample_dirich
 
 
 class _Division(NamedTuple):
-    """This process's rows [start, stop) of a batch of `size` images, and whether they count (see `share`)."""
+    """This process's rows [start, stop) of a batch of `size` images; `counts` is False for duplicates (see `share`)."""
 
     start: int
     stop: int
@@ -64,8 +64,8 @@ _division: _Division | None = None  # of the current batch
 def joined() -> Iterator[None]:
     """Join the other processes that torchrun has started, until the end of the block.
 
-    Raises UserError if the environment is incomplete, and Failure if another process is lost or, on rank 0, never
-    found (ConnectionError on the other ranks).
+    Raises UserError if the environment is incomplete, and Failure if the connection to another process is lost. If the
+    processes do not find each other, rank 0 raises Failure and the other ranks raise ConnectionError.
     """
     launch = launched()
     if launch.count == 1:
@@ -97,14 +97,14 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Turn torch's errors about a lost process into a message. Raises Failure."""
+    """Raise Failure, with a message for the user, in place of torch's errors about a lost process."""
     try:
         yield
     except RuntimeError as error:
         if count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise Failure(
                 "The connection to another process was lost: it has failed, or was stopped or killed. "
-                "Type the same command again to resume the run from its last checkpoint."
+                "Run the same command again to resume the run from its last checkpoint."
             ) from error
         raise
 
@@ -172,12 +172,12 @@ def gathered(value: T) -> list[T]:
 
 
 def same(value: object) -> bool:
-    """Return whether all processes have an equal value."""
+    """Return whether the value is equal in all processes."""
     return all(other == value for other in gathered(value))
 
 
 def greatest(number: int) -> int:
-    """Return the maximum over all processes."""
+    """Return the maximum of a number over all processes."""
     if count() == 1:
         return number
     tensor = torch.tensor(number)
@@ -196,12 +196,12 @@ def total(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def share(positions: Tensor) -> Iterator[Tensor]:
-    """Yield this process's share of the positions (B,) of a batch.
+    """Yield this process's share of a batch, which is given as the positions (B,) of its images in the dataset.
 
-    Inside, `mean`, `mean_loss` and `size` are those of the whole batch, and the random numbers for the images of the
-    share are the ones that one process would have drawn for them. The sizes of shares differ by at most one image. If
-    there are fewer images than processes, each process without an image of its own computes the last image too, but
-    does not count it, because much of torch does not work on an empty batch.
+    Inside the block, `mean`, `mean_loss` and `size` refer to the whole batch, and each image gets the same random
+    numbers as with a single process. The sizes of shares differ by at most one image. If there are fewer images than
+    processes, each process without an image processes a duplicate of the last image, because many torch operations
+    fail on an empty batch. Duplicates are excluded from sums and means.
     """
     global _division
     if count() == 1:
@@ -219,12 +219,12 @@ def share(positions: Tensor) -> Iterator[Tensor]:
 
 
 def size(values: Tensor) -> int:
-    """Return the number of images in the whole batch; values (B, ...) are those of this process's share."""
+    """Return the number of images in the whole batch; `values` (B, ...) has one row per image of this share."""
     return len(values) if _division is None else _division.size
 
 
 def counted(values: Tensor) -> Tensor:
-    """Return the values (B, ...) of a share, or zero rows if the share does not count (see `share`)."""
+    """Return the values (B, ...) of a share, or no rows if the share is a duplicate (see `share`)."""
     return values if _division is None or _division.counts else values[:0]
 
 
@@ -238,7 +238,7 @@ def mean(values: Tensor, dim: int | None = None) -> Tensor:
 
 
 def mean_loss(values: Tensor) -> Tensor:
-    """Return the loss of this process; its mean over the processes is the mean of values (B,) over the whole batch."""
+    """Return this process's loss, scaled so that its mean over processes is the whole batch's mean of values (B,)."""
     if _division is None:
         return values.mean()
     return counted(values).sum() * (count() / _division.size)
@@ -257,10 +257,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _DrawnTogether(TorchFunctionMode):
-    """A mode in which a random draw for the rows of a share is made for the whole batch, and returns only those rows.
+    """A torch mode in which each random draw for a share is made for the whole batch, and returns the share's rows.
 
-    Rows are recognized by their number alone: a draw for something else that has as many rows as the share is also
-    made for the whole batch.
+    Such a draw is recognized only by its number of rows, so any other draw with as many rows as the share is also made
+    for the whole batch.
     """
 
     def __init__(self, division: _Division) -> None:
@@ -309,7 +309,7 @@ def wrap(module: nn.Module) -> nn.Module:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Return whether a module normalizes over the images of a batch."""
+    """Return whether a module contains batch normalization."""
     return any(isinstance(part, BATCH_NORMS) for part in module.modules())
 
 
@@ -318,7 +318,7 @@ def _is_joined() -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that another process can unpickle and raise."""
+    """Return the error or, if other processes could not unpickle it, a Failure with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # an exception that cannot be rebuilt from its arguments may raise anything here

@@ -13,11 +13,11 @@ T = TypeVar("T")
 def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     """Record a computation on the current GPU, and return its result and a function that replays it.
 
-    The computation is recorded, not run: the tensors of the result have values after the first replay, and each replay
-    overwrites them. It reads its inputs from the same memory each time. Each replay draws new random numbers.
+    The computation is recorded, not run: the tensors of the result have no values until the first replay, and each
+    replay overwrites them. Each replay reads the inputs from the same memory and draws new random numbers.
 
-    Raises RuntimeError if it does anything that a graph cannot record, such as reading a value from the GPU. The state
-    of the GPU's random generator is then restored.
+    Raises RuntimeError if the computation cannot be recorded, for example because it reads a value from the GPU. The
+    state of the GPU's random generator is then restored.
     """
     random = torch.cuda.get_rng_state()
     graph = torch.cuda.CUDAGraph()
@@ -34,7 +34,7 @@ def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
 def beside(compute: Callable[[], T]) -> T:
     """Run a computation on its own CUDA stream, as torch requires before a capture, and return its result.
 
-    Later work of the current stream waits for it; the CPU does not.
+    Later work on the current stream waits for the computation to finish; the CPU does not wait.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

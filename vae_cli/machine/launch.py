@@ -1,4 +1,7 @@
-"""This process among several, as `torchrun` describes it in the environment; read without importing torch."""
+"""The rank of this process and the number of processes, as `torchrun` sets them in the environment.
+
+They are read without importing torch.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,11 @@ def this_process() -> str:
 
 
 def refuse_several(command: str) -> None:
-    """Raise UserError if several processes were started, because each would do the same."""
+    """Raise UserError if several processes were started, because each would run the same command."""
     count = launched().count
     if count > 1:
         raise UserError(
-            f"'{command}' would run {count} times, once in each process (WORLD_SIZE={count} in the environment): type "
+            f"'{command}' would run {count} times, once in each process (WORLD_SIZE={count} in the environment): run "
             "it without torchrun."
         )
 

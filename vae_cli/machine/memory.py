@@ -16,14 +16,16 @@ SAMPLE = 2  # images that memory is measured with; batch statistics need two
 
 
 def refuse_oversize(needed: int, what: str, advice: str, available: int | None = None) -> None:
-    """Raise UserError if `needed` bytes are more than are available: by default, the total memory of the CPU."""
+    """Raise UserError if `needed` bytes exceed the memory `available`: by default, the total memory of the machine."""
     available = memory_of(torch.device("cpu")) if available is None else available
     if available is not None and needed > available:
-        raise UserError(f"{what} would need {_words(needed)} of memory, but there are {_words(available)}: {advice}.")
+        raise UserError(
+            f"{what} would need {_words(needed)} of memory, but only {_words(available)} is available: {advice}."
+        )
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Return the total memory of a device in bytes, or None if the system does not say."""
+    """Return the total memory of a device in bytes, or None if it cannot be determined."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -40,7 +42,7 @@ def free_memory(device: torch.device) -> int | None:
     """Return the memory in bytes that this process can still use on a GPU; elsewhere, the total memory of the device.
 
     On a GPU this is the memory that no process uses, plus what torch has reserved in this process but not allocated.
-    Asking takes some GPU memory, so processes that only check a configuration use `memory_of`.
+    Calling this function takes some GPU memory, so processes that only check a configuration use `memory_of`.
     """
     if device.type != "cuda":
         return memory_of(device)
@@ -52,8 +54,8 @@ def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> in
     """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs.
 
     It covers the parameters with their gradients and Adam moments, and the activations saved for the backward pass,
-    measured on a few images. On torch's `meta` device nothing is computed or stored for that; elsewhere the images
-    pass through the model, which may update its running statistics.
+    measured on a few images. If the model is on torch's `meta` device, this computes and stores nothing; otherwise the
+    images pass through the model, which may update its running statistics.
     """
     parameters = list(model.parameters())
     # torch has one Python object for each storage as long as the object is referenced, so `id` tells storages apart.

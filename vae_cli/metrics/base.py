@@ -54,7 +54,7 @@ def mean_figure(values: Tensor, unit: str = "", note: str = "") -> Figure:
 
 
 def undefined(reason: str) -> Figure:
-    """Return a figure without a value, for a quantity that is not defined for this run, with the reason."""
+    """Return a figure without a value, with the reason why the quantity is not defined for this run."""
     return Figure(None, reason=reason)
 
 
@@ -67,9 +67,9 @@ class Budget:
     samples       K, the number of draws for the importance-weighted bound, which is averaged over `iw_images` images
     iw_images     test images for the importance-weighted bound
     draws         codes drawn for the mutual information and for reidentification
-    points        codes of each kind at which the decoder's Jacobian is computed
+    points        codes at which the decoder's Jacobian is computed, for each kind of code (see Jacobian)
     pairs         pairs of test images to interpolate between
-    pictures      images generated from each source of codes, to measure sample quality
+    pictures      images generated from each source of codes (see Quality), to measure sample quality
     """
 
     images: int
@@ -124,7 +124,7 @@ class MeasuredRun:
         return derive_seed(self.seed, "evaluate", *names)
 
     def positions(self, split: SplitName, most: int | None = None) -> Tensor:
-        """Return the positions in a split of at most `most` images to measure, in random order, (N,)."""
+        """Return the positions (N,), in a split, of the images to measure: at most `most`, in random order."""
         images = getattr(self.splits, split)
         limit = self.budget.train_images if split == "train" else self.budget.images
         limit = limit if most is None else min(limit, most)
@@ -165,7 +165,7 @@ class MeasuredRun:
         return {}
 
     def mixture(self, components: int) -> Mixture:
-        """Return a mixture fitted to one noisy code of each training image, at most FITTED of them. It is cached."""
+        """Return a Gaussian mixture fitted to one drawn code per training image, at most FITTED codes. It is cached."""
         if components not in self._mixtures:
             self._mixtures[components] = fit_mixture(self.codes("train").z[:FITTED], components)
         return self._mixtures[components]
@@ -225,7 +225,7 @@ class Metric(ABC):
 
 
 def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict[str, dict[str, Figure]]:
-    """Return the figures of each metric, by the name of its class.
+    """Return the figures of each metric, keyed by the name of the metric's class.
 
     Each metric has its own random seed, so its figures do not depend on which other metrics are computed.
     """

@@ -1,4 +1,4 @@
-"""The progress of runs that other processes train: one bar for the sweep, and one for each run that is training."""
+"""The progress of a sweep whose runs train in other processes: a bar for the sweep, and one for each running job."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ ENDED = ("finished", "failed")
 class Course:
     """The progress of one run.
 
-    stamp is the modification time of summary.json in ns when the sweep began, or None if there was no such file. done
-    is the fraction of the run's epochs trained so far, and 1 once the run has ended; done_before is the fraction when
-    the sweep began.
+    stamp is the modification time of summary.json in ns at the start of the sweep, or None if the file did not exist.
+    done is the fraction of the run's epochs completed so far (1 once the run has ended); done_before is its value at
+    the start of the sweep.
     """
 
     run: RunDir
@@ -52,9 +52,10 @@ class Course:
 
 
 class SweepProgress:
-    """A monitor that follows the runs of a sweep through the files in their folders; a run is identified by its job.
+    """A monitor that follows the runs of a sweep through the files in their folders.
 
-    It prints one line for each run that ends. On a terminal it also shows bars.
+    Runs are identified by job number. The monitor prints one line for each run that ends; on a terminal it also shows
+    bars.
     """
 
     def __init__(self, runs: Mapping[int, tuple[Path, int]], console: Console, lines: Console) -> None:
@@ -69,7 +70,7 @@ class SweepProgress:
             course.done = course.done_before = _share_done(course)
 
     def state(self, job: int) -> State:
-        """Return the state of a job's run; `waiting` until the job has written the run's summary.json."""
+        """Return the state of a job's run, which is `waiting` until the job writes the run's summary.json."""
         course = self._courses[job]
         if not course.has_ended:
             self._read(course)
@@ -83,7 +84,7 @@ class SweepProgress:
         self._draw()
 
     def stop(self, is_queued: bool) -> None:
-        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
+        """If is_queued, leave the jobs in Slurm's queue; otherwise, ask the runs on this machine to save and stop."""
         self.close()
         if is_queued:
             print(
@@ -150,7 +151,7 @@ class SweepProgress:
         return sum(course.has_ended for course in self._courses.values())
 
     def _seconds_left(self) -> float | None:
-        """Return the time left, estimated from the progress since the sweep began; None if there is no progress yet."""
+        """Estimate the seconds left from the progress since the sweep began; None if there is no progress yet."""
         work = sum(1 - course.done_before for course in self._courses.values())
         left = sum(1 - course.done for course in self._courses.values())
         elapsed = time.monotonic() - self._began
@@ -189,7 +190,7 @@ def _stamp(run: RunDir) -> int | None:
 
 
 def _share_done(course: Course) -> float:
-    """Return the fraction of a run's epochs that are trained, according to the last record of metrics.jsonl."""
+    """Return the fraction of a run's epochs that have been completed, according to the last record of metrics.jsonl."""
     try:
         with course.run.metrics_file.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

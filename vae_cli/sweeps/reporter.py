@@ -40,7 +40,7 @@ class ConsoleReporter:
         self._started_at = 0.0
 
     def check(self, config: DictConfig) -> bool:
-        """Check one job, except for its data, and return whether its run has to be trained. Raises UserError."""
+        """Check one job without loading its data, and return whether its run needs training. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
         from vae_cli.runs.plan import InTraining, plan
@@ -49,8 +49,8 @@ class ConsoleReporter:
         check_config(plain)
         if path in self._plans:
             raise UserError(
-                f"two jobs of this sweep would train the same run, {path}: they are equal, have the same run_name, or "
-                "differ only in settings that do not define a run, such as epochs or device. "
+                f"two jobs of this sweep would train the same run, {path}: they have the same run_name, or they differ "
+                "at most in settings that do not define a run, such as epochs or device. "
                 "Remove one of the two jobs, or leave out run_name."
             )
         try:
@@ -64,7 +64,7 @@ class ConsoleReporter:
         return True
 
     def begin(self) -> None:
-        """Print how many jobs will run, resume or be skipped, and list the sweep's runs in its folder."""
+        """Print how many jobs will run, resume or be skipped, and write a list of the runs to the sweep's folder."""
         count = Counter(self._plans.values())
         parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
         print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)
@@ -75,7 +75,7 @@ class ConsoleReporter:
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """Print that job `number` of `count` starts, how many have failed so far, and an estimate of the time left.
 
-        The estimate assumes that all jobs take equally long.
+        The estimate assumes that all jobs take the same time.
         """
         parts = [f"{number} of {count}", *([f"{failed} failed"] if failed else [])]
         if number > 1:

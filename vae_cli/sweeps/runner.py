@@ -28,7 +28,7 @@ GRACE = 60  # seconds to wait for runs to save a checkpoint after they were aske
 
 
 class JobMonitor(Protocol):
-    """Follows jobs that run in other processes; a job is identified by its number."""
+    """Follows jobs that run in other processes. Jobs are identified by number."""
 
     def look(self) -> None:
         """Read the states of all jobs and show the progress; called every LOOK seconds."""
@@ -37,7 +37,7 @@ class JobMonitor(Protocol):
         """Return the state of one job."""
 
     def stop(self, is_queued: bool) -> None:
-        """Leave the jobs in Slurm's queue if is_queued; otherwise ask those on this machine to save and stop."""
+        """If is_queued, leave the jobs in Slurm's queue; otherwise, ask the jobs on this machine to save and stop."""
 
     def close(self) -> None:
         """Remove the progress display, after all jobs have ended."""
@@ -107,7 +107,7 @@ class Runner:
         return outcomes
 
     def _launch(self, batch: Sequence[Job]) -> list[Outcome]:
-        """Launch a batch of jobs together; an error of the launcher becomes the outcome of every job in the batch."""
+        """Launch a batch of jobs together. If the launcher raises an error, it becomes the outcome of every job."""
         try:
             return list(self.launcher.launch([job.words for job in batch], batch[0].number))
         except Exception as error:  # raised by the launcher; an error of a job is stored in its JobReturn
@@ -143,9 +143,9 @@ class Runner:
         return [job for job in lost if self._monitor.state(job.number) == "waiting"]
 
     def _own_outcome(self, job: Job, outcome: Outcome) -> Outcome:
-        """Return a job's outcome, with an error of the launcher replaced by an outcome read from the run's folder.
+        """Return a job's outcome; if the launcher raised an error, determine it from the state of the job's run.
 
-        The launcher's error says little about a single job: if one worker dies, all jobs get the same error.
+        The launcher's error does not show which jobs failed: if one worker dies, all jobs get the same error.
         """
         if not isinstance(outcome, Exception) or isinstance(outcome, UserError) or self._monitor is None:
             return outcome
@@ -159,7 +159,7 @@ class Runner:
     def _share(self, count: int) -> tuple[int | None, int]:
         """Return how many jobs to launch in parallel, and the number of threads of each job.
 
-        The first is None if the launcher must receive all jobs in one call; it then runs them in parallel itself.
+        The number of jobs is None if the launcher must receive all jobs in one call and runs them in parallel itself.
         """
         config: Any = OmegaConf.to_container(self.config.hydra.launcher, resolve=True)
         if is_plugin(config, "LocalLauncher"):  # starts all jobs of one call at the same time
@@ -179,9 +179,9 @@ class Runner:
         return None, max(1, cores() // min(at_once, max(1, count)))
 
     def _in_threads(self, batches: Sequence[Sequence[Job]], width: int) -> dict[int, Outcome]:
-        """Launch up to `width` batches at a time and return the outcomes of their jobs by number.
+        """Launch up to `width` batches at a time and return the outcomes of their jobs, keyed by job number.
 
-        Each batch is launched from a thread that waits for it, while this thread monitors the jobs.
+        Worker threads launch the batches and wait for them, while the calling thread monitors the jobs.
         """
         outcomes: dict[int, Outcome] = {}
         waiting: queue.SimpleQueue[Sequence[Job]] = queue.SimpleQueue()
@@ -263,7 +263,7 @@ def _environment(name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside this context, so that this process stops its jobs as after Ctrl-C."""
+    """Make SIGTERM raise SystemExit inside this context, so that this process stops its jobs as it does on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return

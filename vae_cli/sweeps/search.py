@@ -47,14 +47,14 @@ class Search:
     began: float = 0.0
 
     def around(self, launcher: Launcher, hydra_context: HydraContext, config: DictConfig) -> Launcher:
-        """Check the search before it starts, and return a launcher around the given one. Raises UserError."""
+        """Check the search before it starts, and return a launcher that wraps `launcher`. Raises UserError."""
         setup_globals()
         # Both loggers print every trial and every failure to stderr; this class prints them itself.
         logging.getLogger("optuna").setLevel(logging.WARNING)
         logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
         self.config, self.objective = config, str(config.get("objective"))
         if config.get("arms") is not None:
-            raise UserError("a study (arms=) cannot be searched: leave out the study or hydra/sweeper=...")
+            raise UserError("a study (arms=) cannot be searched: leave out either the study or hydra/sweeper=...")
         check_objective(self.objective)
         if is_optuna(config):
             check_sweeper(config.hydra.sweeper, self.objective)
@@ -107,14 +107,14 @@ class Search:
         if split == "validation" and plain["dataset"].get("validation") == 0:
             raise UserError(
                 f"no images are held out (dataset.validation=0), so there is no {self.objective}. Hold some out, for "
-                "example dataset.validation=200, or type another objective=..."
+                "example dataset.validation=200, or choose a different objective=..."
             )
         if term in defined_terms(model, build(plain["dataset"], "dataset", Dataset).shape):
             return
         other = "posterior/loc_std" if split == "posterior" else f"{split}/loss"
         turn = " hydra.sweeper.direction=minimize" if config.hydra.sweeper.get("direction") != "minimize" else ""
         raise UserError(
-            f"{self.objective} is not defined for sigma={plain['choices']['sigma']}. Type another objective, for "
+            f"{self.objective} is not defined for sigma={plain['choices']['sigma']}. Choose a different objective, for "
             f"example objective={other}{turn if other.endswith('/loss') else ''}."
         )
 
@@ -153,7 +153,7 @@ class Search:
         print(f"{', '.join(parts)}: {self.trials.spell(trial)}", flush=True)
 
     def say_ended(self, trial: Trial) -> None:
-        """Print the outcome of a trial that repeats another one, failed or was skipped; otherwise print nothing."""
+        """Print the outcome of a trial if it repeats another trial, failed or was skipped; otherwise print nothing."""
         if trial.same_as is not None:
             print(f"  the same run as trial {self.trials.number(trial.same_as)}", flush=True)
         elif trial.state == "failed":
@@ -189,8 +189,8 @@ class Search:
         unexpected = [trial for trial in failed if not isinstance(trial.error, UserError)]
         if unexpected:
             raise Failure(
-                "The search found a best run, but another run failed for a reason other than its settings or its "
-                f"training: {unexpected[0].reason()}"
+                "The search found a best run, but another run failed with an unexpected error: "
+                f"{unexpected[0].reason()}"
             )
 
     def _say_next(self) -> None:
@@ -240,7 +240,7 @@ class SearchLauncher(Launcher):
         return [trial.result() for trial in proposed]
 
     def _check(self, trial: Trial, index: int) -> None:
-        """Check a trial and find its folder; if the run has an outcome already, record it."""
+        """Check a trial and find the folder of its run; if the run already has an outcome, record that outcome."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.plan import plan
 
@@ -259,7 +259,7 @@ class SearchLauncher(Launcher):
             trial.fail(error)
 
     def _repeat_earlier(self, trial: Trial) -> bool:
-        """Copy the outcome of another trial of the same run, if one has an outcome; return whether one has."""
+        """If another trial of the same run has an outcome, copy it; return whether an outcome was copied."""
         for other in self.search.trials:
             if other is not trial and trial.state == "new" and other.path == trial.path and other.state != "new":
                 trial.repeat(other)

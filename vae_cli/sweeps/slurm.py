@@ -1,11 +1,11 @@
-"""Watch the jobs of a Slurm cluster that has no accounting.
+"""Watch jobs on a Slurm cluster that does not keep accounting records.
 
 submitit asks only sacct for the states of jobs. Without accounting, sacct cannot answer, and submitit waits forever for
-a canceled job. `watch_jobs` makes it ask squeue instead.
+a canceled job. `watch_jobs` makes submitit ask squeue instead.
 
-Private names of submitit: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If a new version of
-submitit lacks this name, it asks sacct again, and a sweep on such a cluster waits forever for a canceled job. Sweeps on
-other clusters are not affected.
+Private names of submitit: `SlurmInfoWatcher._make_command`, which `QueueWatcher` overrides. If a later version of
+submitit no longer has this method, submitit will ask sacct again, and a sweep on a cluster without accounting will wait
+forever for a canceled job. Sweeps on other clusters are not affected.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def queue_watcher() -> Any:
 
 
 def states_of(jobs: Iterable[str], listed: str) -> dict[str, dict[str, str]]:
-    """Return the states of jobs as submitit expects them, given lines of squeue such as `12|RUNNING` or `12_0|PENDING`.
+    """Return job states in submitit's format, given lines of squeue output such as `12|RUNNING` or `12_0|PENDING`.
 
     >>> states_of(["12", "13"], "12|CONFIGURING")
     {'12': {'State': 'RUNNING'}, '13': {'State': 'ENDED'}}

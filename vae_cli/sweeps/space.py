@@ -1,7 +1,7 @@
-"""The search space: the axes of a search, and the defaults and checks of Optuna's settings.
+"""The search space: the axes of a search, and defaults and checks for Optuna's settings.
 
-`set_optuna_defaults` changes Hydra's ConfigStore, which is public, but shared by the entire process. If Optuna's
-sweeper is not installed, nothing is changed.
+`set_optuna_defaults` changes Hydra's ConfigStore, a public registry that the entire process shares. If Optuna's sweeper
+is not installed, nothing is changed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
 
 
 def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
-    """Return the names of the figures that are defined for a model, given the shape (C, H, W) of its images.
+    """Return the names of the figures (loss terms and posterior statistics) that are defined for a model.
 
-    It applies the model to one black image.
+    To find them, the model is applied to one black image of the given shape (C, H, W).
     """
     import torch
 
@@ -53,11 +53,11 @@ def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
 
 
 def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split the overrides of a search into overrides that set one value, and axes.
+    """Split the overrides of a search into those that set a single value and the axes to search.
 
     The axes map each key to all of its choices, or to the two ends of its interval or range. If a key is set twice, the
-    last override applies. Raises UserError if an axis is empty, if a sweep cannot be searched, if no axis has several
-    values, and if seed is searched.
+    last override applies. Raises UserError if an axis is empty or of a kind that cannot be searched, if no axis has
+    several values, or if seed is searched.
     """
     fixed: dict[str, str] = {}
     axes: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise UserError(f"'{word}' cannot be read as a range to search. Ranges look like {EXAMPLE}.") from error
+            raise UserError(f"'{word}' cannot be read as a range to search. Valid examples: {EXAMPLE}.") from error
         key = override.get_key_element()
         fixed.pop(key, None)
         axes.pop(key, None)
@@ -78,8 +78,8 @@ def search_space(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
         raise UserError(f"There is nothing to search: give a setting several values or an interval, such as {EXAMPLE}.")
     if "seed" in searched:
         raise UserError(
-            "A search over seed would only find the luckiest seed. Give one seed, and afterwards train the best run "
-            "with other seeds: vae train -m seed=1,2,3 and the settings of that run."
+            "A search over seed would only find the luckiest seed. Search with one seed, then train the best run again "
+            "with more seeds: vae train -m seed=1,2,3 followed by the settings of that run."
         )
     return list(fixed.values()), axes
 
@@ -100,7 +100,7 @@ def _ends(word: str, override: Override) -> list[str]:
         return [str(value.start), str(value.stop)]  # Optuna includes both ends
     if (override.is_choice_sweep() or override.is_range_sweep()) and not isinstance(value, Glob):
         return [str(choice) for choice in override.sweep_iterator(transformer=Transformer.encode)]
-    raise UserError(f"'{word}' is not a range that can be searched. Ranges look like {EXAMPLE}.")
+    raise UserError(f"'{word}' is not a range that can be searched. Valid examples: {EXAMPLE}.")
 
 
 def words_of(config: DictConfig) -> list[str]:
@@ -115,10 +115,10 @@ def is_optuna(config: DictConfig) -> bool:
 
 
 def set_optuna_defaults() -> None:
-    """Make Optuna maximize, propose one run at a time, reproducibly, and continue after a failed run.
+    """Set Optuna's defaults: maximize, propose one run at a time, use a fixed seed, and continue after failed runs.
 
-    The defaults are changed in Hydra's ConfigStore, because Hydra refuses a bundled hydra/sweeper/optuna.yaml next to
-    the plugin's own.
+    The defaults are changed in Hydra's ConfigStore, because Hydra does not accept a second hydra/sweeper/optuna.yaml in
+    addition to the plugin's own.
     """
     Plugins.instance()  # loads the plugins, as Hydra itself does a moment later
     store = ConfigStore.instance()
@@ -133,7 +133,7 @@ def set_optuna_defaults() -> None:
 
 
 def check_sweeper(sweeper: DictConfig, objective: str) -> None:
-    """Raise UserError for settings of Optuna's sweeper that are invalid, or that would look for the worst run."""
+    """Raise UserError if settings of Optuna's sweeper are invalid or would make the search look for the worst run."""
     for key, kind in SWEEPER_SETTINGS.items():
         if not is_allowed(sweeper[key], kind):
             raise UserError(f"hydra.sweeper.{key}={sweeper[key]} is not allowed: it must be {describe(kind)}.")
@@ -142,8 +142,8 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
     direction, words = str(sweeper.direction), ("maximize", "minimize")
     if direction not in words:
         raise UserError(
-            f"hydra.sweeper.direction={direction} is not allowed: a search has one objective, to maximize or minimize."
-            f"{nearest(direction, words)}"
+            f"hydra.sweeper.direction={direction} is not allowed: it must be maximize or minimize, because a search "
+            f"has a single objective.{nearest(direction, words)}"
         )
     better = better_direction(objective) or direction
     if better != direction:
@@ -152,4 +152,6 @@ def check_sweeper(sweeper: DictConfig, objective: str) -> None:
             f"hydra.sweeper.direction={better}."
         )
     if str(sweeper.sampler.get("_target_")).endswith(".GridSampler"):
-        raise UserError("Grid search does not use earlier results: leave out hydra/sweeper=optuna, and sweep with -m.")
+        raise UserError(
+            "Grid search does not use earlier results: leave out hydra/sweeper=optuna to run an ordinary sweep (-m)."
+        )

@@ -11,10 +11,10 @@ from vae_cli.core.errors import UserError
 
 
 def jobs_of_study(job: Sequence[str], arms: Sequence[str]) -> list[list[str]]:
-    """Return the jobs of a study, each combined with the overrides of `job`; duplicates are left out.
+    """Return the jobs of a study, each combined with the overrides in `job`, without duplicates.
 
-    `job` narrows the study: jobs of the study that set one of its keys to another value are left out. Raises UserError
-    if none remain.
+    `job` narrows the study: jobs of the study that set a key of `job` to a different value are left out. Raises
+    UserError if no jobs remain.
     """
     own = dict(_split(word) for word in job)
     found: dict[frozenset[str], list[str]] = {}

@@ -46,7 +46,7 @@ class Trial:
         self.value, self.error, self.note, self.same_as = other.value, other.error, other.note, other
 
     def result(self) -> JobReturn:
-        """Return the result for the sweeper: the trial's value, or its error, raised when the value is read."""
+        """Return the result for the sweeper: the trial's value, or an error that is raised when the value is read."""
         is_failed = self.value is None
         result = JobReturn(overrides=self.words, status=JobStatus.FAILED if is_failed else JobStatus.COMPLETED)
         result.return_value = self.error if is_failed else self.value
@@ -130,7 +130,7 @@ class Trials:
         write_text(folder / "trials.csv", text.getvalue())
 
     def print(self) -> None:
-        """Print the table; if the output is not a terminal, without a frame and without wrapping any cell."""
+        """Print the table; if the output is not a terminal, omit the frame and do not wrap cells."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table

@@ -1,3 +1,3 @@
-"""What every subcommand has in common at the terminal: help, completion and how errors are reported."""
+"""Terminal features shared by all subcommands: help, completion and error reporting."""
 
 __all__ = ["completion", "errors", "help"]

@@ -1,4 +1,4 @@
-"""Shell completion of overrides, runs, and words to explain."""
+"""Shell completion of overrides, runs, and the words that `vae explain` knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the overrides of `vae train` that begin with what was typed, each with a description."""
+    """Return the overrides of `vae train` that begin with the typed text, each with a description."""
     from vae_cli.config import catalog
 
     *before, word = _words_in_bash() or [*(ctx.params.get("overrides") or []), incomplete]
@@ -20,7 +20,7 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, st
 
 
 def complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return the words that `vae explain` knows and that begin with what was typed, each with a description."""
+    """Return the words that `vae explain` knows and that begin with the typed text, each with a description."""
     from vae_cli.config.glossary import words
 
     word = (_words_in_bash() or [incomplete])[-1]
@@ -31,7 +31,7 @@ def complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the runs whose folder begins with what was typed, and `latest`."""
+    """Return the runs whose folder begins with the typed text, and `latest` if it does too."""
     from vae_cli.runs.find import find_runs
 
     folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
@@ -39,8 +39,7 @@ def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _words_in_bash() -> list[str]:
-    """Return the words typed in bash, rejoined, because bash splits words at '=', '@' and ':'; nothing in other
-    shells."""
+    """Return the words typed in bash, rejoined where bash splits them ('=', '@' and ':'); empty in other shells."""
     if os.environ.get("_VAE_COMPLETE") != "complete_bash":
         return []
     words: list[str] = []

@@ -26,7 +26,8 @@ HYDRA_FLAGS = {
 def exit_code(call: Callable[[], object]) -> int:
     """Call the program, print the error that stops it, if any, and return the exit code.
 
-    0 success or nothing to do, 1 failure, 2 a mistake in what was typed, 130 Ctrl-C. Raises BrokenPipeError.
+    The exit code is 0 for success or if there is nothing to do, 1 for a failure, 2 for a mistake on the command line,
+    and 130 for Ctrl-C. Raises BrokenPipeError.
     """
     try:
         code = call()
@@ -135,7 +136,7 @@ def print_error(message: str) -> None:
 
 
 def leave_pipe() -> int:
-    """Discard what is left to print, because the pipe's reader has exited, and return exit code 141 (SIGPIPE)."""
+    """Discard the remaining output after the reader of a pipe has exited, and return exit code 141 (SIGPIPE)."""
     # Otherwise the interpreter complains when it flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141

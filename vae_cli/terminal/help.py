@@ -21,7 +21,7 @@ class Subcommands(TyperGroup):
     """The subcommands of `vae`, in the order in which they are registered."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find a subcommand. Raises UserError, with the nearest name, if no subcommand has this name."""
+        """Find a subcommand by name. If it does not exist, raises UserError, which suggests the closest name."""
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
             names = self.list_commands(ctx)

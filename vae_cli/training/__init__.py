@@ -1,4 +1,4 @@
-"""Train one run: the loop, its state, validation, divergence, and what TensorBoard and the terminal show."""
+"""Train one run: the loop, its state, validation, divergence, and the output to TensorBoard and the terminal."""
 
 __all__ = [
     "divergence",

@@ -51,7 +51,7 @@ def likely_cause(terms: Sequence[str]) -> str:
 
 
 def divergence_message(error: NotFinite, experiment: Experiment, folder: RunDir) -> str:
-    """Return a message: what is not finite and since when, the likely cause, which checkpoint is kept, what to type."""
+    """Return a message that says what is not finite, at which step, the likely cause, and how to continue."""
     config = experiment.config
     kept = "no checkpoint was saved before that"
     if folder.checkpoint_file.exists():

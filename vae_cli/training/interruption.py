@@ -1,4 +1,4 @@
-"""Stop training between two steps: signals are only recorded, and the loop checks for them."""
+"""Stop training between two steps: a signal is only recorded when it arrives, and the training loop checks for it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AT_ONCE = 2.0  # seconds in which a second signal is ignored: torchrun may forwa
 class Interruption:
     """A context in which the first SIGINT or SIGTERM is only recorded, while a second one stops the process at once.
 
-    A signal that was ignored before stays ignored. SIGUSR1 and SIGUSR2 are recorded too if they have a handler, which
-    is called when the loop checks. Each of several processes records its own signals; they agree on them in `arrived`
-    and `stop_if_asked`, which all must call.
+    A signal that the process already ignored stays ignored. SIGUSR1 and SIGUSR2 are also recorded if they have a
+    handler, which `stop_if_asked` calls later. If several processes train the run, each records its own signals, and
+    all of them must call `arrived` and `stop_if_asked`, in which they agree on a signal.
     """
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class Interruption:
     def stop_if_asked(self, message: str) -> None:
         """If a signal arrived, print the message and exit with the signal's code: 130 for SIGINT, 143 for SIGTERM.
 
-        A handler of SIGUSR1 or SIGUSR2 decides how the process ends; if it returns, training continues. Raises Stopped
-        if the handler raises an error.
+        For SIGUSR1 and SIGUSR2, the signal's own handler decides how the process ends; if it returns, training
+        continues. Raises Stopped if the handler raises an error.
         """
         if not self.arrived():
             return

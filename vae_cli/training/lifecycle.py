@@ -49,8 +49,8 @@ def build_together(config: Config) -> Experiment:
         for other, theirs in others:
             if theirs != images:
                 raise UserError(
-                    f"{other} and {first} have different images. Copy the same images to all machines, or type a "
-                    "data_dir= that they all have."
+                    f"{other} and {first} have different images. Copy the same images to all machines, or set "
+                    "data_dir= to a folder that all of them share."
                 )
     return experiment
 
@@ -74,7 +74,10 @@ def run_experiment(
 
 
 def hold_lock(folder: RunDir, until: ExitStack) -> None:
-    """Create a run's folder and hold its lock until `until` closes. Raises InTraining if another process holds it."""
+    """Create a run's folder and lock it until the ExitStack `until` closes.
+
+    Raises InTraining if another process holds the lock.
+    """
     folder.path.mkdir(parents=True, exist_ok=True)
     if not until.enter_context(locked(folder.lock_file, wait=False)):
         raise InTraining(in_training_message(folder))
@@ -105,7 +108,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
 
 
 def prepare_folder(folder: RunDir, config: Config) -> bool:
-    """Remove partial files, and all files of a run that starts over; return whether training starts at step 0.
+    """Remove partially written files, or all files if the run starts over; return whether training starts at step 0.
 
     Raises Finished if the run is finished, UserError if the folder cannot be used (see `plan`), and Failure if a
     checkpoint is missing or damaged.
@@ -149,10 +152,10 @@ def _train_and_test(
 
 
 def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, state: State) -> dict[str, Any]:
-    """Measure the best weights on the test set and return all figures of the summary.
+    """Evaluate the best weights on the test set and return all figures for the run's summary.
 
-    Without a validation set the last weights count as the best. Training and validation figures are those of the epoch
-    after which these weights were saved. Raises NotFinite if a test figure is not finite.
+    Without a validation set, the last weights are used. Training and validation figures are those of the epoch after
+    which these weights were saved. Raises NotFinite if a test figure is not finite.
     """
     config, step = experiment.config, state.step
     if state.best:

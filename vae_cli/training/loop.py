@@ -70,7 +70,7 @@ def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) ->
 
 
 def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
-    """Write a point of each training curve: mean loss terms since the last point, current beta, learning rate ..."""
+    """Add a point to each training curve: mean loss terms since the last point, current beta, learning rate ..."""
     means = state.meter.point()
     current = {name: number().detach() for name, number in numbers(experiment).items()}
     read = torch.stack(list(current.values())).tolist() if current else []  # waits for the device only once

@@ -38,7 +38,7 @@ class Meter:
         self._epoch: Sums = {}
 
     def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms of a step, each (B,), without waiting for the device."""
+        """Add the loss terms of a step, each of shape (B,), without waiting for the device."""
         self._names = tuple(terms)
         self._pending.append((step, list(terms.values())))
 
@@ -75,12 +75,12 @@ class Meter:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far, for a checkpoint. Raises NotFinite."""
+        """Return the sums so far, to be saved in a checkpoint. Raises NotFinite if a term is not finite."""
         self.read()
         return {"point": dict(self._point), "epoch": dict(self._epoch)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the sums of a checkpoint."""
+        """Continue from the sums saved in a checkpoint."""
         self._point, self._epoch = dict(state["point"]), dict(state["epoch"])
 
 

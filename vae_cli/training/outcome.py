@@ -32,7 +32,7 @@ def logging_to_file(folder: RunDir) -> Iterator[None]:
 
 
 class QuietFileHandler(logging.FileHandler):
-    """A handler that ignores errors when it writes the log: if the disk is full, the training itself reports it."""
+    """A log handler that ignores write errors: if the disk is full, the training itself reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
@@ -65,7 +65,7 @@ def recording_failure(folder: RunDir, about: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def recording_failed_build(folder: RunDir, config: Config) -> Iterator[None]:
-    """If a run of a sweep cannot be built, for example because its data are missing, record that in its folder.
+    """If a run of a sweep cannot be set up, for example because its data are missing, record the error in its folder.
 
     A folder that already contains a run is not changed.
     """

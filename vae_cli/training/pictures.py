@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides curves: histograms, reconstructions, samples, latent codes."""
+"""TensorBoard output other than curves: histograms, reconstructions, samples, latent codes."""
 
 from __future__ import annotations
 

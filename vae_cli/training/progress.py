@@ -1,4 +1,4 @@
-"""Print the progress of training: a bar on a terminal, otherwise a line for some of the epochs; and warnings."""
+"""Print warnings and the progress of training: a bar on a terminal, otherwise lines for some of the epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run was trained: configuration, versions, commit, device, threads."""
+"""The conditions under which a run was trained: configuration, versions, commit, device, threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_cli.machine import distributed
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Return how a run was trained, for its summary: configuration, versions, commit, device, threads."""
+    """Return the configuration, versions, commit, device, number of threads, ... of a run, for its summary."""
     packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     cuda = experiment.device.type == "cuda"
@@ -36,7 +36,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the git clone with this code, with a + for uncommitted changes; None outside a clone."""
+    """Return the git commit of this code, with a + appended if there are uncommitted changes; None outside a clone."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

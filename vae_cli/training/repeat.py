@@ -27,7 +27,7 @@ COMPARED = ("versions", "git_commit", "device", "threads", "processes", "determi
 
 
 def repeat_run(name: str, overrides: Sequence[str]) -> None:
-    """Train a finished run again, in the folder <run>_repeat, and print how weights, figures and machines differ.
+    """Train a finished run again, in the folder <run>_repeat, and print how weights, figures and setups differ.
 
     Raises UserError or Failure if the run is not finished or cannot be trained here.
     """

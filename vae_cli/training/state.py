@@ -41,7 +41,7 @@ class State:
 
 
 def numbers(experiment: Experiment) -> dict[str, Number]:
-    """Return the schedules and scales that the loss uses, by the names of their curves: beta, sigma_value ..."""
+    """Return the schedules and scales used by the loss, keyed by the names of their curves: beta, sigma_value ..."""
     named = {name: module for name, module in experiment.regularizer.named_modules() if isinstance(module, Number)}
     for name, module in experiment.model.named_modules():
         if isinstance(module, Number):
@@ -83,9 +83,9 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
     random = random_state(experiment.device)
     if not distributed.same([generator.tolist() for generator in random.values()]):
         raise Failure(
-            "The processes no longer draw the same random numbers. This can happen if a class of your own draws a "
-            "tensor whose rows are not images, but are as many as a process's share of the batch: type another "
-            "batch_size=..."
+            "The processes no longer draw the same random numbers. This can happen if one of your own classes draws a "
+            "random tensor that has as many rows as a process has images in a batch, although its rows are not images. "
+            "Choose a different batch_size=..."
         )
     state.seconds, state.training_seconds = clock.seconds(), clock.training_seconds()
     whole = {
@@ -114,8 +114,9 @@ def restore(experiment: Experiment, run: RunDir) -> State:
     saved = distributed.first(lambda: load_checkpoint(run.checkpoint_file))
     if saved.get("images") != fingerprint(experiment.splits):
         raise UserError(
-            f"The images of {run.path} have changed since it was trained, so its training set may now contain images "
-            "from its test set. Type another run_name=..., or overwrite=true to start from the beginning."
+            f"The images of {run.path} have changed since its checkpoint was saved, so its training set may "
+            "now contain images from its earlier test set. Choose a different run_name=..., or type overwrite=true to "
+            "start from the beginning."
         )
     state = State()
     try:
@@ -134,7 +135,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
 
 
 class Clock:
-    """Measures the duration of a run and of its training steps, without interruptions; schedules the checkpoints."""
+    """Measures the duration of a run and of its training steps, excluding interruptions, and schedules checkpoints."""
 
     def __init__(self, state: State, checkpoint_minutes: float) -> None:
         self._begin = time.perf_counter() - state.seconds
@@ -144,7 +145,7 @@ class Clock:
         self.saved()
 
     def seconds(self) -> float:
-        """Return the seconds since the run started, without the time during which it was interrupted."""
+        """Return the seconds since the run started, excluding the time during which it was interrupted."""
         return time.perf_counter() - self._begin
 
     def training_seconds(self) -> float:
@@ -156,12 +157,12 @@ class Clock:
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop counting training seconds, during validation and pictures."""
+        """Stop counting training seconds, while the model is validated and pictures are written."""
         self._training = self.training_seconds()
         self._since = None
 
     def saved(self) -> None:
-        """Schedule the next checkpoint, after one was saved."""
+        """Schedule the next checkpoint, counting from now."""
         self._next = time.perf_counter() + self._between
 
     def is_due(self) -> bool:

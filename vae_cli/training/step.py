@@ -32,7 +32,7 @@ class Step:
             self.passes = Replayed(self.compute, self.parameters, experiment.config["batch_size"])
 
     def __call__(self, positions: Tensor) -> Terms:
-        """Train on the images at these positions (B,), and return the terms of the loss before the update."""
+        """Train on the images at these positions (B,) in the training set; return the loss terms before the update."""
         terms = self.passes(positions)
         clip_gradient(self.parameters, self.experiment.config["max_grad_norm"])
         self.experiment.optimizer.step()
@@ -56,9 +56,9 @@ class Replayed:
     """The forward and backward pass of a step as a replayed CUDA graph: one launch instead of about a hundred.
 
     A small network keeps a GPU busy for less time than the CPU needs to launch its operations one by one. The graph
-    contains the passes of a batch of `batch_size` images, which must be on the GPU. A smaller last batch is computed
+    contains the passes for a batch of `batch_size` images, which must be on the GPU. A smaller last batch is computed
     eagerly, and so is every batch if the passes cannot be captured. The optimizer's update is not part of the graph, so
-    any optimizer and learning rate can be used. The results are bit for bit those of the eager passes.
+    any optimizer and learning rate can be used. The results are bit-identical to those of the eager passes.
     """
 
     positions: Tensor  # the graph's input, (B,)
@@ -90,7 +90,7 @@ class Replayed:
         return dict(zip(self.names, self.terms.clone(), strict=True))
 
     def _is_captured(self, positions: Tensor) -> bool:
-        """Capture the passes; return False, and never try again, if that is not possible."""
+        """Capture the passes and return whether that succeeded; if it failed, never try again."""
         self.positions = positions.clone()
 
         def passes() -> tuple[tuple[str, ...], Tensor]:

@@ -38,8 +38,8 @@ SPRITE = 64  # longest side of an image in the projector, in pixels: a sheet of 
 class EventWriter:
     """Writes the events of one run into its folder; `tensorboard --logdir` accepts this folder or a parent of it.
 
-    Events that are already in the folder are hidden from step `purge_step` on: a run that resumes from the checkpoint
-    of step s passes s + 1, so each curve continues without a repeated step.
+    Events that are already in the folder are hidden if their step is `purge_step` or later: a run that resumes from the
+    checkpoint of step s passes s + 1, so each curve continues without a repeated step.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -73,8 +73,8 @@ class EventWriter:
     def hparams(self, values: Mapping[str, Hparam]) -> None:
         """Write the run's row of the HPARAMS tab; TensorBoard adds all scalars of the run as metrics.
 
-        Settings that a run does not have (sigma.value of a learned sigma) are left out. A setting has the same type in
-        all runs.
+        Settings that a run does not have are left out, such as sigma.value if sigma is learned. A setting has the same
+        type in all runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -133,7 +133,7 @@ class EventWriter:
         add_scalars(self.folder, f"test-{step}", values, step)
 
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
-        """Write a histogram of the finite values of each tensor, of any shape. Without finite values it is skipped."""
+        """Write a histogram of each tensor's finite values. Tensors without finite values are skipped."""
         from torch.utils.tensorboard.summary import histogram
 
         for tag, tensor in values.items():
@@ -192,7 +192,7 @@ class EventWriter:
 
 
 class NoEvents(EventWriter):
-    """An EventWriter that writes nothing, for all processes but the first, which writes the events of the run."""
+    """An EventWriter that writes nothing: if several processes train a run, only the first one writes its events."""
 
     def __init__(self) -> None:
         pass
@@ -226,8 +226,10 @@ class NoEvents(EventWriter):
 
 
 def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
-    """Add a point to each of these curves of a run that has ended, in an event file whose name ends in ~`name`. The
-    points replace those of an earlier call with the same name."""
+    """Add one point per tag in `values` to a run that has ended, in an event file whose name ends in ~`name`.
+
+    The points replace those of an earlier call with the same name.
+    """
     for file in folder.glob(f"events.*.~{name}"):
         if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
@@ -238,9 +240,10 @@ def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int)
 
 
 class EventFile:
-    """An event file in which each event is written immediately, so errors are raised by the call and name the file.
+    """An event file that writes each event immediately, so that an error is raised by the call and names the file.
 
-    SummaryWriter writes in a background thread: errors appear later, as a traceback, and nothing is synced to the disk.
+    PyTorch's SummaryWriter is not used, because it writes in a background thread: errors appear later, as a traceback,
+    and nothing is synced to the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -259,7 +262,7 @@ class EventFile:
             self._file.flush()  # so that TensorBoard sees it
 
     def purge(self, step: int) -> None:
-        """Hide the events that earlier files contain for this step and later ones."""
+        """Hide the events in earlier files from this step on."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self.write(step=step, session_log=SessionLog(status=SessionLog.START))
@@ -338,7 +341,7 @@ def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
 
 
 def _save_sprites(path: Path, images: Tensor) -> tuple[int, int]:
-    """Write images (N, C, H, W) as a square sheet without gaps; return the height and width of an image on it."""
+    """Write images (N, C, H, W) as a square sheet without gaps; return the height and width of each image in it."""
     from torch.nn.functional import avg_pool2d, pad
 
     shrink = math.ceil(max(images.shape[2:]) / SPRITE)

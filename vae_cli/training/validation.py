@@ -1,4 +1,4 @@
-"""Measure a model on a split: the terms of the loss and statistics of the posterior."""
+"""Evaluate a model on a split: the terms of the loss and statistics of the posterior."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Return metrics over all images of a split, by default the terms of the loss and statistics of the posterior.
 
-    The terms are in nats per image, as in training. The same seed draws the same noise, and the random state of the
-    training is not changed. A penalty that averages over a batch (free bits, capacity) averages over batch_size images.
+    The terms are in nats per image, as in training. A given seed always draws the same noise, and the random state of
+    the training is not changed. Penalties that involve a batch average (free bits, capacity) average over batch_size
+    images.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with evaluating(model, seed, device):
@@ -45,7 +46,7 @@ Sum = Tensor | float  # 0.0 until the first batch
 
 
 class Term(Protocol):
-    """A metric with one or several figures, computed from one batch after another."""
+    """A metric that yields one or more figures and is accumulated batch by batch."""
 
     def update(self, inference: Inference, penalty: Tensor) -> None:
         """Add a batch and its penalties (B,)."""
@@ -86,11 +87,11 @@ class Posterior:
     active_units  the number of dimensions in which Var_x(loc_j) exceeds 1 % of the mean of scale_j^2 over images
     loc_std       the square root of the mean of Var_x(loc_j) over dimensions
     scale_mean    the mean scale over images and dimensions; scale_min is the minimum
-    collapsed     the share of dimensions whose mean scale is below 1 % of the standard deviation of loc
+    collapsed     the fraction of dimensions whose mean scale is below 1 % of the standard deviation of loc
 
-    Burda et al. (2016) count the dimensions with Var_x(loc_j) > 0.01. If sigma is learned, an inactive dimension has
-    the prior's scale 1, so the two counts agree on it. Unlike theirs, this count does not change if z is rescaled. It
-    is undefined for a point mass, which has no scale.
+    Burda et al. (2016) define active units as the dimensions with Var_x(loc_j) > 0.01. If sigma is learned, an inactive
+    dimension has the prior's scale 1, so the two definitions agree on it. Unlike theirs, the definition above does not
+    depend on the scaling of z. It does not apply to a point mass, which has no scale.
     """
 
     def __init__(self) -> None:
@@ -135,6 +136,6 @@ def validate(experiment: Experiment, split: Split) -> dict[str, float]:
 
 
 def some_training_images(experiment: Experiment) -> Split:
-    """Return the training images on which the posterior is measured if there is no validation set."""
+    """Return the training images that are used for posterior statistics if there is no validation set."""
     train = experiment.splits.train
     return replace(train, index=train.index[:MONITORED])

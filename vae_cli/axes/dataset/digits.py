@@ -20,7 +20,7 @@ TEST = 297
 class Digits(Dataset):
     """1,797 handwritten digits of 8x8 pixels, 297 of them test images. Alpaydin and Kaynak, UCI repository, 1998.
 
-    Their 17 gray levels, 0 to 16, are scaled to 0 to 255. Raises UserError if validation is 1,500 or more.
+    Their gray levels, 0 to 16, are rescaled to the range 0 to 255. Raises UserError if validation is 1,500 or more.
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
@@ -42,7 +42,7 @@ class Digits(Dataset):
 
 
 def read_digits() -> NDArray[np.float64]:
-    """Return scikit-learn's table (1797, 65): in each row the 64 gray levels of an image, 0 to 16, and its label."""
+    """Return scikit-learn's table (1797, 65): each row has the 64 gray levels (0 to 16) of an image, then its label."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         # Importing sklearn.datasets only to read this file would take a second or more.

@@ -40,10 +40,10 @@ class ImageFolder(Dataset):
     Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
     to `side` x `side` pixels. The images are packed once into a memory-mapped array in the data folder, and again
     whenever the image folder changes. If every image is in a subfolder, the top-level subfolders are the classes.
-    `test` is the number of test images, or their fraction of all images.
+    `test` is the size of the test set: a number of images or a fraction of all images.
 
-    Raises UserError if the folder is missing or has too few images, and for unreadable images unless skip_corrupt is
-    true; Failure if the pack cannot be written.
+    Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones.
+    Raises Failure if the packed images cannot be written.
     """
 
     provides = frozenset({"unit_interval", "levels"})
@@ -118,8 +118,8 @@ class ImageFolder(Dataset):
         if not files:
             found = f"none of its {others} files is an image" if others else "it is empty"
             raise UserError(
-                f"dataset.path={self.path} has no images: {found}. Give a folder with images, such as .jpg or "
-                f".png files, in it or in its subfolders."
+                f"dataset.path={self.path} has no images: {found}. Give a folder that contains images, such as .jpg or "
+                f".png files, directly or in its subfolders."
             )
         return files
 
@@ -140,7 +140,7 @@ class ImageFolder(Dataset):
         from PIL import Image, UnidentifiedImageError
 
         def read(number: int) -> NDArray[np.uint8] | str:
-            """Return the pixels, or the file's name with the reason why it cannot be read."""
+            """Return the pixels or, if the image cannot be read, the file's name and the reason."""
             name = files[number].name
             try:
                 with Image.open(self.path / name) as image:

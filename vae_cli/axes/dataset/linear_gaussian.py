@@ -43,7 +43,7 @@ class LinearGaussian(Dataset):
     ) -> None:
         if not eigenvalues:
             raise UserError(
-                "dataset.eigenvalues is empty: give a number above 0 per pixel, for example dataset.eigenvalues=[2,1]."
+                "dataset.eigenvalues is empty: give one positive number per pixel, such as dataset.eigenvalues=[2,1]."
             )
         # 8 bytes per float64 value, times 3 because whitening makes copies.
         needed = 24 * len(eigenvalues) * max(images + test, len(eigenvalues))
@@ -56,7 +56,7 @@ class LinearGaussian(Dataset):
         for name, size in sizes.items():
             if size <= len(eigenvalues) and (size or name != "validation"):
                 raise UserError(
-                    f"{size} {name} images are too few to have exactly these {len(eigenvalues)} eigenvalues: "
+                    f"{size} {name} images are too few for a covariance with these {len(eigenvalues)} eigenvalues: "
                     f"at least {len(eigenvalues) + 1} images are needed"
                     + (", or type dataset.validation=0." if name == "validation" else ".")
                 )

@@ -1,7 +1,7 @@
-"""Images that may not fit into memory: shuffled in blocks, and read ahead from their file.
+"""Datasets that may not fit into memory: images are shuffled in blocks and prefetched from their file.
 
-If images were read one by one from all over the file, each would cost a seek, and the system's read-ahead would be
-wasted. Instead, a block of images is read at once, and each batch is drawn from many blocks.
+Reading single images at random positions in the file would cost one seek per image and waste the system's read-ahead.
+Instead, whole blocks of neighboring images are read, and each batch is drawn from many blocks.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Mapped:
         self.images = torch.frombuffer(self._map, dtype=torch.uint8, offset=start, count=prod(shape)).view(shape)
 
     def will_need(self, first: int, last: int) -> None:
-        """Ask the operating system, if it can, to read rows `first` to `last` (inclusive) in the background."""
+        """Ask the operating system, if it supports this, to prefetch rows `first` to `last` (inclusive)."""
         if hasattr(mmap, "MADV_WILLNEED"):
             begin = self._start + first * self._row_bytes
             begin -= begin % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, begin, self._start + (last + 1) * self._row_bytes - begin)
 
     def shuffled(self, index: Tensor, generator: torch.Generator, batch_size: int, skip: int) -> Iterator[Tensor]:
-        """Yield the positions 0 ... n - 1 in random order, in batches (B,), without the first `skip` batches.
+        """Yield the positions 0 ... n - 1 in random order, in batches (B,), skipping the first `skip` batches.
 
-        Position i refers to row index[i] of the file, index (n,). Rows are read ahead of the batch that needs them.
+        Position i stands for row index[i] of the file; index is (n,). Rows are prefetched before a batch needs them.
         Blocks are taken in random order, and the images of BLOCKS_TOGETHER blocks are shuffled together.
         """
         images = max(1, BLOCK_BYTES // self._row_bytes)  # per block

@@ -1,4 +1,4 @@
-"""Packs: datasets stored as one memory-mapped array of images of equal size, and the data folder for them."""
+"""Packs (datasets stored as one memory-mapped array of equally sized images) and the data folder that holds them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
-    """Some images for a pack, uint8 (n, C, H, W), and their n labels or None."""
+    """Some of the images to be written to a pack, uint8 (n, C, H, W), and their n labels or None."""
 
     images: NDArray[np.uint8]
     labels: Sequence[int] | None
@@ -91,14 +91,14 @@ def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Create a folder and hold its lock, so that runs of a sweep that start together download or pack only once.
+    """Create a folder and hold its lock, so that only one of several simultaneous runs downloads or packs the images.
 
     If the process dies, its lock is released. Raises UserError inside `only_reading`.
     """
     if _only_reads.get():
         raise UserError(
-            f"The images are not in {folder}, the folder that the run's configuration names. To write them there, or "
-            "to read them from another folder, type --data-dir FOLDER (with vae train --repeat: data_dir=FOLDER)."
+            f"The images are not in {folder}, where the run's configuration expects them. To write them there, or to "
+            "read them from a different folder, type --data-dir FOLDER (with vae train --repeat: data_dir=FOLDER)."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
@@ -112,7 +112,7 @@ _only_reads: ContextVar[bool] = ContextVar("only_reads", default=False)
 def only_reading() -> Iterator[None]:
     """Forbid downloads, packing and new folders inside the block.
 
-    It is for stored runs, whose configuration may name a data folder that somebody else chose.
+    It protects users who load somebody else's run, whose configuration may name any data folder.
     """
     token = _only_reads.set(True)
     try:
@@ -122,7 +122,7 @@ def only_reading() -> Iterator[None]:
 
 
 def open_pack(folder: Path, fingerprint: str) -> Pack | None:
-    """Return the pack of the images with this fingerprint, or None if it is missing or damaged."""
+    """Return the pack with this fingerprint, or None if the pack is missing or damaged."""
     home = folder / fingerprint
     try:
         about = json.loads((home / "about.json").read_text(encoding="utf-8"))
@@ -149,10 +149,10 @@ def write_pack(
     chunks: Generator[Chunk, None, None],
     classes: Sequence[str] | None = None,
 ) -> Pack:
-    """Write the images to `<folder>/<fingerprint>/`, remove older packs from the folder and return the pack.
+    """Write the images to `<folder>/<fingerprint>/`, remove older packs from `folder` and return the new pack.
 
-    The pack's folder is renamed into place when it is complete: a process that is killed leaves only partial files,
-    which the next call removes. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written.
+    The pack's folder is renamed into place once it is complete, so a killed process leaves only partial files, which
+    the next call removes. Call it inside `exclusive`. Raises Failure if the disk is full or cannot be written to.
     """
     try:
         for remains in folder.glob(".partial-*"):
@@ -179,7 +179,7 @@ def write_pack(
 
 
 def cannot_write(folder: Path, error: OSError) -> Failure:
-    """Return the error for a data folder that cannot be written."""
+    """Return the Failure to raise if a data folder cannot be written to."""
     return Failure(
         f"Cannot write to {folder}: {error.strerror or error}. Give a writable folder with enough space: "
         f"data_dir=<folder>."
@@ -228,10 +228,10 @@ def _flush(file: BinaryIO) -> None:
 def in_threads(
     read: Callable[[int], T], count: int, shape: tuple[int, int, int], description: str
 ) -> Generator[list[T], None, None]:
-    """Call `read` with 0 ... count - 1 in threads, and yield the results in order, in lists.
+    """Call read(i) for i = 0 ... count - 1 in threads, and yield lists of the results, in order.
 
-    A list has at most IMAGES_PER_STEP items, and fewer if images of this shape would exceed BYTES_PER_STEP. A terminal
-    shows a progress bar.
+    A list has at most IMAGES_PER_STEP items, and fewer if images of this shape would exceed BYTES_PER_STEP. If stderr
+    is a terminal, it shows a progress bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -35,7 +35,7 @@ class Shapes(Dataset):
 
     They follow dSprites (Matthey et al. 2017), but with continuous factors of variation.
 
-    factors is float32 (N, 5), one row per row of `Split.images`: the factors of a split are
+    factors is float32 (N, 5), with one row for each image in `Split.images`; the factors of a split's own images are
     `factors[split.index]`. The columns are independent and uniform:
 
     shape        0, 1 or 2, which is also the label
@@ -85,7 +85,7 @@ class Shapes(Dataset):
 
 
 def render(factors: Array, side: int) -> NDArray[np.uint8]:
-    """Return images uint8 (N, 1, side, side) of the sprites with these factors (N, 5): 255 times a pixel's coverage.
+    """Render the sprites with these factors (N, 5) as images uint8 (N, 1, side, side): 255 times each pixel's coverage.
 
     A pixel's coverage, the fraction of it that the sprite covers, is computed from the distance between the pixel's
     center and the sprite's edge, as if the edge were straight.

@@ -30,10 +30,10 @@ class Split:
     labels  int64 (N,), or None
     index   int64 (n,), the rows of `images` in this split
     mapped  the file of the images if they may not fit into memory, else None
-    target  the device of the batches; None for the device of the images
+    target  the device that batches are delivered on; None for the device of the images
 
-    A position counts images within the split, 0 ... n - 1. Index, labels and positions are on the device of the images.
-    Images that do not fit onto a GPU stay in the memory of the CPU, and `target` is the GPU.
+    Positions number the images within the split, 0 ... n - 1. Index, labels and positions are on the device of the
+    images. Images that do not fit onto a GPU stay in CPU memory, and `target` is the GPU.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class Split:
         return self.index.shape[0]
 
     def shuffled(self, generator: torch.Generator, batch_size: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield every position once, in random order and in batches (B,), without the first `skip` batches.
+        """Yield every position once, in random order, in batches (B,), skipping the first `skip` batches.
 
         The order depends only on the generator. Images that may not fit into memory are shuffled in blocks.
         """
@@ -58,7 +58,7 @@ class Split:
             yield positions.to(self.images.device)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield every position once, in order and in batches (B,)."""
+        """Yield every position once, in ascending order, in batches (B,)."""
         for positions in torch.arange(len(self), device=self.images.device).split(batch_size):
             if self.mapped is not None:
                 # All rows are requested first: reading them one by one would wait for each.
@@ -96,7 +96,10 @@ class Split:
         return (total / len(self)).to(self.target or self.images.device, torch.float32)
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the split with batches on a device. Its images move there if they take at most half of the memory."""
+        """Return a split that delivers batches on `device`.
+
+        The images are moved there if they fill at most half of the device's free memory.
+        """
         target = torch.device(device)
         there = free_memory(target) if target != self.images.device else None
         if there is not None and 2 * self.images.numel() * self.images.element_size() > there:
@@ -108,7 +111,7 @@ class Split:
         return self.index.index_select(0, positions.to(self.index.device))
 
     def _on_target(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Return some rows of the images or labels, on the device of the batches."""
+        """Return the given rows of `values` (the images or labels), on the device that batches are delivered on."""
         if self.target is None or self.target == values.device:
             return values.index_select(0, rows)
         # A GPU copies from page-locked memory while the CPU continues; torch reuses this memory only after the copy.
@@ -117,7 +120,7 @@ class Split:
 
 
 class Splits(NamedTuple):
-    """The training, validation (may be empty) and test images, and the names of the classes, or None."""
+    """The training, validation (may be empty) and test images, and the class names (None if there are no classes)."""
 
     train: Split
     validation: Split
@@ -125,7 +128,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None
 
     def to(self, device: torch.device | str) -> Splits:
-        """Return the splits with batches on a device. An array that several splits share is moved once, and shared."""
+        """Return splits that deliver batches on `device`. An array shared by several splits is moved only once."""
         train = self.train.to(device)
         validation, test = (
             replace(train, index=split.index.to(train.index.device))
@@ -155,7 +158,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Return the splits, which are disjoint and the same for the same split_seed.
+        """Return the splits, which are disjoint and always the same for a given split_seed.
 
         Raises UserError if settings do not match the images, Failure if the images cannot be read or downloaded.
         """
@@ -164,9 +167,9 @@ class Dataset(ABC):
 def partition(count: int, validation: Natural, split_seed: Natural, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows of the training, validation and test images among `count` images, each int64 (n,).
 
-    The test images are the head of a random permutation, the validation images its tail. So the number of test images
-    does not change the validation images, nor the reverse, and a smaller test or validation set is a subset of a larger
-    one. Raises UserError if no image is left to train on.
+    The test images are the head of a random permutation, the validation images its tail. So changing the size of one
+    set does not change the images of the other, and a smaller test or validation set is a subset of a larger one.
+    Raises UserError if no image is left to train on.
 
     >>> train, validation, test = partition(10, validation=2, split_seed=0, test=3)
     >>> train.tolist(), validation.tolist(), test.tolist()
@@ -174,13 +177,13 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
     """
     if test >= count:
         raise UserError(
-            f"dataset.test={test} leaves nothing to train on: there are {count} images. Set dataset.test "
+            f"dataset.test={test} leaves no images to train on: the dataset has only {count}. Set dataset.test "
             f"to a smaller number or a fraction."
         )
     if validation >= count - test:
         raise UserError(
-            f"dataset.validation={validation} leaves nothing to train on: there are {count - test} training images. "
-            f"Set dataset.validation to a number between 0 and {count - test - 1}."
+            f"dataset.validation={validation} leaves no images to train on: there are only {count - test} images for "
+            f"training and validation. Set dataset.validation to a number between 0 and {count - test - 1}."
         )
     rows = torch.from_numpy(numpy_generator(split_seed).permutation(count).astype(np.int64))
     return rows[test : count - validation], rows[count - validation :], rows[:test]

@@ -45,13 +45,13 @@ class Torchvision(Dataset):
     train, test  arguments of the class for the training and the test images
     shape        channels (1 or 3), height and width to which the images are resized
     files        files to put into the data folder by hand if they cannot be downloaded
-    labels       whether the targets of the class are class labels, as integers
+    labels       whether the targets of the dataset are integer class labels
     transpose    whether to swap rows and columns
     crop         side of the centered square that is kept before resizing; None keeps the largest centered part with the
-                 proportions of `shape`
+                 aspect ratio of `shape`
 
     If the class loads its images into memory, they are cropped and resized there; if it reads them one by one, they are
-    packed once into a memory-mapped array. Existing files are not downloaded again if they are complete. Raises
+    packed once into a memory-mapped array. Files that are already complete are not downloaded again. Raises
     UserError for arguments that the class does not accept, Failure if the files can neither be read nor downloaded.
     """
 
@@ -103,7 +103,7 @@ class Torchvision(Dataset):
         )
 
     def _part(self, arguments: dict[str, Any]) -> Pack:
-        """Return the images and labels that the class gives for these arguments, from a pack or from memory."""
+        """Return the images and labels of torchvision's dataset with these arguments, packed or in memory."""
         data = data_folder(self.data_dir)
         name = "-".join([self.source, *(str(value) for value in arguments.values() if isinstance(value, str))])
         settings = {key: getattr(self, key) for key in ("source", "shape", "labels", "transpose", "crop")} | {
@@ -132,7 +132,7 @@ class Torchvision(Dataset):
         return Pack(self._fit(images), None if labels is None else labels.to(torch.int64), classes)
 
     def _open(self, data: Path, arguments: dict[str, Any]) -> Any:
-        """Return torchvision's dataset, from existing files if they are complete, else after a download."""
+        """Return torchvision's dataset; download its files first, unless they already exist and are complete."""
         import torchvision.datasets
 
         make = getattr(torchvision.datasets, self.source, None)
@@ -176,7 +176,7 @@ class Torchvision(Dataset):
         damaged = " Existing files are incomplete or damaged: remove them." if remains else ""
         files = f"{', '.join(self.files)}{unpacked}" if self.files else "its files"
         return Failure(
-            f"Cannot read {self.source} in {data} or download it ({reason}). Put {files} there by hand, or "
+            f"Cannot read {self.source} from {data} or download it ({reason}). Put {files} there by hand, or "
             f"give the folder that contains them: data_dir=<folder>.{damaged} dataset=digits needs no download."
         )
 
