@@ -166,11 +166,11 @@ train +schedule@regularizer.beta=linear regularizer.beta.start=-1 | goes from -1
 train +schedule@regularizer.beta=cosine | type regularizer\.beta\.start=VALUE
 train +schedule@regularizer.beta=cyclic regularizer.beta.ramp=2 | between 0 and 1
 train +schedule@regularizer.beta=linr | Did you mean 'linear'\?
-train +schedule@sigma.value=linear sigma=fixed | say where the schedule starts
+train +schedule@sigma.value=linear sigma=fixed | set where the schedule starts
 train +schedule@sigma.value=linear | sigma=fixed has it
 train +schedule@latent=linear | latent=\(a schedule\) is not allowed
 train +schedule@nowhere=linear | nowhere is not a setting
-train +schedule@optimizer.lr=linear | say where it starts and stops
+train +schedule@optimizer.lr=linear | set where it starts and stops
 train +schedule@optimizer.betas=linear | no schedule can replace it
 train schedule=linear | type \+schedule@regularizer\.beta=linear
 train latent | 'latent' gives no value\. Type latent=16
@@ -218,7 +218,7 @@ train --config-dir nowhere | there is no such folder
 train --config-dir file.txt | there is no such folder
 train --config-name nowhere | neither among the bundled
 train --mltirun | Did you mean '--multirun'\?
-train --epochs=3 | type epochs=VALUE
+train --epochs=3 | Settings are typed without dashes: epochs=VALUE
 train --config-path x | with --config-dir
 train -- --foo | flags go before any '--'
 train --trust | requires an argument

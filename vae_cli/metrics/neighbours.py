@@ -295,7 +295,7 @@ class ClassChange(Metric):
         names = "class_change_by_noise", "class_change_from_label", "class_change_by_step"
         net, labels = feature_net(subject), subject.codes().labels
         if net is None or labels is None:
-            return {name: undefined("the images have no labels, or only one label") for name in names}
+            return {name: undefined("the images have no labels, or they all have the same label") for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in (*names, "floor")}
         for x, rows in subject.batches("test", max(1, subject.budget.pictures // CODE_DRAWS)):
             posterior, own = subject.model.encode(x), labels[rows]

@@ -54,7 +54,7 @@ class Quality(Metric):
         count = len(self.subject.positions("test", self.subject.budget.pictures))
         reason = ""
         if net is None:
-            reason = "there is no feature net, since the images have no labels, or only one label"
+            reason = "there is no feature net, since the images have no labels, or they all have the same label"
         elif count <= DENSITY_NEIGHBORS:
             reason = f"{count} test images are too few for {DENSITY_NEIGHBORS} neighbors each"
         if net is None or reason:

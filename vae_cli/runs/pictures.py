@@ -162,7 +162,7 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
 
 
 def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rendered:
-    """Vary one dimension at a time of a random test image's mean code and decode the codes, one row per dimension.
+    """Vary the mean code of a random test image one dimension at a time, and decode the results: one row per dimension.
 
     Each dimension is set to `steps` values, from `span` standard deviations below its mean to `span` above it. The
     mean and standard deviation are those of the aggregate posterior.
