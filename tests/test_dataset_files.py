@@ -551,7 +551,7 @@ def test_held_out_images_of_mnist_follow_the_split_seed(tmp_path: Path) -> None:
     one, same, other = (choice("mnist", tmp_path, validation=5, split_seed=seed).load() for seed in (0, 0, 1))
     assert torch.equal(one.validation.index, same.validation.index)
     assert set(one.validation.index.tolist()) != set(other.validation.index.tolist())
-    with pytest.raises(UserError, match=r"validation=20 .* 20 training images"):
+    with pytest.raises(UserError, match=r"validation=20 .* only 20 images for training"):
         choice("mnist", tmp_path, validation=20).load()
 
 
