@@ -27,7 +27,7 @@ Runs = Annotated[
 Profile = Annotated[
     Literal["quick", "default", "full"] | None,
     typer.Option(
-        help="First evaluate the runs that have no evaluation at least this thorough.",
+        help="First evaluate the runs whose evaluation is missing or less thorough than this.",
         show_default="the most common profile among the runs' evaluations; quick if there are none",
     ),
 ]

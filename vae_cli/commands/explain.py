@@ -42,7 +42,7 @@ ConfigDir = Annotated[
 
 
 def explain(words: Words = None, config_dir: ConfigDir = None) -> None:
-    """Explain a figure, a claim, a choice or a setting.
+    """Explain a figure (a reported quantity), a claim, a choice or a setting.
 
     Prints its definition, formula, unit and paper."""
     from vae_cli.config.glossary import explain_word, overview

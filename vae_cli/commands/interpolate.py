@@ -26,7 +26,7 @@ vae interpolate latest --traverse --span 2  vary one latent dimension at a time
 COUNT, STEPS, SPAN = 8, 11, 3.0
 
 Pairs = Annotated[
-    list[str] | None, typer.Option("--pair", metavar="I,J", help="Two test images, by number. Repeatable.")
+    list[str] | None, typer.Option("--pair", metavar="I,J", help="Two test images, by index. Repeatable.")
 ]
 Classes = Annotated[
     str | None, typer.Option(metavar="A,B", help="Random pairs of test images, from class A to class B.")
@@ -52,12 +52,12 @@ Corners = Annotated[
 ]
 Gif = Annotated[bool, typer.Option("--gif", help="Also write an animation.")]
 Traverse = Annotated[
-    bool, typer.Option("--traverse", help="Vary one latent dimension of a random test image's code at a time.")
+    bool, typer.Option("--traverse", help="Vary the code of a random test image, one latent dimension at a time.")
 ]
 Span = Annotated[
     float | None,
     typer.Option(
-        metavar="STD", help="With --traverse: standard deviations to either side of the mean of all codes.", min=0.0,
+        metavar="STD", help="With --traverse: standard deviations on either side of the mean of all codes.", min=0.0,
         max=1000.0, show_default=f"{SPAN:g}",
     ),
 ]  # fmt: skip

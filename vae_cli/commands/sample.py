@@ -34,7 +34,9 @@ Source = Annotated[
 ]
 Components = Annotated[
     int | None,
-    typer.Option(metavar="N", help="With --from mixture: Gaussians to fit.", min=1, show_default=str(COMPONENTS)),
+    typer.Option(
+        metavar="N", help="With --from mixture: number of Gaussians to fit.", min=1, show_default=str(COMPONENTS)
+    ),
 ]
 Temperature = Annotated[
     float,

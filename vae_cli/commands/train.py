@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import typer
@@ -92,14 +93,7 @@ def train(
         "hydra_help": hydra_help,
     }
     if repeat is not None:
-        from vae_cli.training.repeat import repeat_run
-
-        for flag, value in flags.items():
-            if value:
-                raise UserError(
-                    f"--repeat trains the run again with its original settings: leave out --{flag.replace('_', '-')}."
-                )
-        repeat_run(repeat, overrides)
+        _repeat(repeat, overrides, flags)
         return
     for word in overrides:
         if word.strip().lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep.subdir")):
@@ -116,3 +110,15 @@ def train(
     reporter, search = ConsoleReporter(), Search()
     with search, all_processes(flags) as more, check_sweeps(reporter.check, reporter, search.around):
         hydra.run(task, [*overrides, *more], **flags)  # type: ignore[arg-type]
+
+
+def _repeat(run: str, overrides: list[str], flags: Mapping[str, object]) -> None:
+    """Train a run again, and print what differs. Raises UserError if flags are given too."""
+    from vae_cli.training.repeat import repeat_run
+
+    for flag, value in flags.items():
+        if value:
+            raise UserError(
+                f"--repeat trains the run again with its original settings: leave out --{flag.replace('_', '-')}."
+            )
+    repeat_run(run, overrides)
