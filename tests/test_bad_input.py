@@ -166,7 +166,7 @@ train +schedule@regularizer.beta=linear regularizer.beta.start=-1 | goes from -1
 train +schedule@regularizer.beta=cosine | type regularizer\.beta\.start=VALUE
 train +schedule@regularizer.beta=cyclic regularizer.beta.ramp=2 | between 0 and 1
 train +schedule@regularizer.beta=linr | Did you mean 'linear'\?
-train +schedule@sigma.value=linear sigma=fixed | set where the schedule starts
+train +schedule@sigma.value=linear sigma=fixed | set the schedule's start and stop
 train +schedule@sigma.value=linear | sigma=fixed has it
 train +schedule@latent=linear | latent=\(a schedule\) is not allowed
 train +schedule@nowhere=linear | nowhere is not a setting
@@ -198,7 +198,7 @@ train sigma..value=3 | cannot be read
 train sigma@prior=fixed | Type sigma=fixed
 train 'latent=range(1,3)' | type -m to sweep
 train 'latent=interval(1,3)' | hydra/sweeper=optuna
-train hydra.run.dir=x latent=0 | type run_name=
+train hydra.run.dir=x latent=0 | Set run_name=
 train hydra.nowhere=1 | Hydra's own configuration has no
 train hydra/launcher=nowhere | not a choice of hydra/launcher\. Choices: basic
 train hydra=nowhere | such as hydra/launcher=joblib

@@ -568,7 +568,7 @@ def test_fewer_epochs_than_were_trained_are_refused(here: Path) -> None:
     train("run_name=a", "epochs=4")
     run = RunDir(here / "runs/a")
     run.write_summary({**run.summary(), "status": "interrupted"})
-    with pytest.raises(UserError, match="epochs=4 or more"):
+    with pytest.raises(UserError, match="epochs=4 or higher"):
         train("run_name=a", "epochs=3")
 
 
