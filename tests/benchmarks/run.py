@@ -54,6 +54,8 @@ NETWORKS = {
     ],
 }
 RESULTS = HERE / "results"
+# Variables that limit torch, oneDNN and MKL to older instructions; avx2 or AVX2 leaves out AVX-512.
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
 @dataclass
@@ -475,6 +477,7 @@ def save(bench: Bench, size: str) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
         "cores": os.cpu_count(),
         "threads": bench.threads,
         "images": size,
@@ -500,7 +503,7 @@ def markdown() -> str:
         saved = json.loads(file.read_text())
         about = saved["about"]
         parts += [
-            f"{about['date']}, {about['cores']} cores ({about['processor']}, {about['instructions']}), "
+            f"{about['date']}, {about['cores']} cores ({about['processor']}; {_instructions(about)}), "
             f"{about['threads']} threads, torch {about['torch']}, {about['images']} size:",
             "",
             "| what | median | compared with | ratio | least to greatest |",
@@ -509,6 +512,11 @@ def markdown() -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def _instructions(about: dict[str, Any]) -> str:
+    limits = " ".join(f"{name}={value}" for name, value in about["limits"].items())
+    return about["instructions"] + (f" by `{limits}`" if limits else "")
 
 
 def _markdown_row(row: Row) -> str:
