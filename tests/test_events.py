@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vae_cli.config.claims import entry
 from vae_cli.core.images import grid
 from vae_cli.training import tensorboard
+from vae_cli.training.records import write_record
 from vae_cli.training.tensorboard import EventWriter, Hparam
 
 Get = Callable[..., Any]
@@ -238,3 +241,11 @@ def test_nothing_needs_tensorflow(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == []  # and the module itself imports nothing heavy
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 10_000])
+def test_records_are_those_of_tensorboard(size: int) -> None:
+    data, ours, theirs = random.Random(size).randbytes(size), io.BytesIO(), io.BytesIO()
+    write_record(ours, data)
+    RecordWriter(theirs).write(data)
+    assert ours.getvalue() == theirs.getvalue()

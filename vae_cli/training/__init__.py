@@ -10,6 +10,7 @@ __all__ = [
     "pictures",
     "progress",
     "provenance",
+    "records",
     "repeat",
     "state",
     "step",

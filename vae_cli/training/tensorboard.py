@@ -15,6 +15,7 @@ from vae_cli.config.claims import entry
 from vae_cli.core.errors import is_failure
 from vae_cli.core.files import replace_file, reporting_path, write_text
 from vae_cli.core.images import fast_png, grid, save_png
+from vae_cli.training.records import write_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,18 +248,15 @@ class EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = self.path.open("ab")
-        self._records = RecordWriter(self._file)
         self.write(file_version=VERSION)
 
     def write(self, **fields: Any) -> None:
         """Write one event; the arguments are fields of TensorBoard's Event, such as step and summary."""
         with reporting_path(self.path):
-            self._records.write(_event(**fields))
+            write_record(self._file, _event(**fields))
             self._file.flush()  # so that TensorBoard sees it
 
     def purge(self, step: int) -> None:
@@ -330,12 +328,10 @@ def _hparams(tag: str, content: Any) -> Any:
 
 def _write_alone(path: Path, summary: Any, step: int = 0) -> None:
     """Write one summary to a separate event file, atomically."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
 
     def write(file: IO[bytes]) -> None:
-        records = RecordWriter(file)
-        records.write(_event(file_version=VERSION))
-        records.write(_event(step=step, summary=summary))
+        write_record(file, _event(file_version=VERSION))
+        write_record(file, _event(step=step, summary=summary))
 
     replace_file(path, write)
 
