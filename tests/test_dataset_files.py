@@ -22,7 +22,8 @@ from PIL import Image
 
 from vae_cli.axes.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
 from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.images import to_pixels
+from vae_cli.core.images import load_image, to_pixels
+from vae_cli.core.white import WHITES
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data"
@@ -188,6 +189,80 @@ def test_a_photograph_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
     pixels = to_pixels(Image.open(tmp_path / "a.png"), (1, 16, 16))
     assert (pixels[0, :, 8:] == 255).all()
     assert (pixels[0, :, :8] == 0).all()
+
+
+# -- the value of white -----------------------------------------------------------------------------------------------
+
+
+def ramp(white: float, kind: str = "float32") -> Image.Image:
+    """Return an image whose values go from 0 to white, and whose last rows are white."""
+    values = np.linspace(0, white, 32 * 24).reshape(24, 32)
+    return Image.fromarray(np.concatenate([values, np.full((8, 32), white)]).astype(kind))
+
+
+def overshooting(white: float) -> Image.Image:
+    """Return an image with black and white halves and a few values outside, as interpolation makes them."""
+    values = np.zeros((32, 32), "float32")
+    values[:, 16:] = white
+    values[0, 15:17] = -0.2 * white, 1.2 * white
+    values[1:20, 16] = 1.0001 * white
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("white", WHITES)
+def test_floating_point_images_have_one_range_that_tolerates_overshoot(white: int, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        overshooting(white).save(tmp_path / "photos" / f"{number}.tif")
+    ramp(0.5 * white).save(tmp_path / "photos" / "dark.tif")
+    Image.new("L", (32, 32), 255).save(tmp_path / "photos" / "eight-bit.png")
+    images = image_folder(tmp_path / "photos", test=1, validation=1).load().train.images
+    found = images.amax((1, 2, 3)).sort().values
+    assert found[0] == pytest.approx(128, abs=2)
+    assert (found[1:] == 255).all()
+
+
+def test_integers_of_16_bits_have_the_range_of_their_type(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, white in enumerate([65535, 30000, 2000]):
+        ramp(white, "uint16").save(tmp_path / "photos" / f"{number}.png")
+    images = image_folder(tmp_path / "photos", test=1, validation=0).load().train.images
+    assert images.amax((1, 2, 3)).tolist() == pytest.approx([255, 117, 8], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            [ramp(4000, "uint16"), ramp(100, "uint16")],
+            r"at most 4000, even in .* 0\.png, .*Type dataset\.range",
+        ),
+        ([ramp(200, "int32")], r"at most 200, .*Type dataset\.range"),
+        ([ramp(1e6)], r"0\.tif has values up to 1e\+06.*white is unknown"),
+        ([ramp(20)], "at most 20, .*value of white is unknown"),
+        ([ramp(255), ramp(1)], r"differs between images: 1\.tif has values up to 1, and 0\.tif up to 255"),
+        ([Image.fromarray(np.linspace(-1, 1, 1024).reshape(32, 32).astype("float32"))], "value of black is unknown"),
+    ],
+)
+def test_images_of_an_unknown_range_are_refused_unless_it_is_given(
+    images: list[Image.Image], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        image = images[min(number, len(images) - 1)]
+        image.save(tmp_path / "photos" / f"{number}.{'png' if image.mode == 'I;16' else 'tif'}")
+    with pytest.raises(UserError, match=message):
+        image_folder(tmp_path / "photos", test=1, validation=0).load()
+    images_in_range = image_folder(tmp_path / "photos", test=1, validation=0, range=4095).load().train.images
+    high = max(float(np.asarray(image).max()) for image in images)
+    assert int(images_in_range.max()) == pytest.approx(min(255, 255 * high / 4095), abs=1)
+
+
+def test_a_single_file_of_an_unknown_range_is_refused(tmp_path: Path) -> None:
+    ramp(4000, "uint16").save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png.*unknown\. Save it with 8 bits"):
+        load_image(tmp_path / "a.png", (1, 8, 8))
+    assert float(load_image(tmp_path / "a.png", (1, 8, 8), white=4095).max()) == pytest.approx(4000 / 4095, abs=2 / 255)
 
 
 # -- image_folder -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vae_cli.core.errors import UserError
 from vae_cli.core.files import replace_file
+from vae_cli.core.white import find_whites, is_deep, values_of
 
 if TYPE_CHECKING:  # numpy, Pillow and torch are imported by the functions that need them: commands start faster
     import numpy as np
@@ -31,6 +32,7 @@ UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError),
     *(struct.error, zlib.error),
 )
+SAVE_AS_8_BIT = "Save it with 8 bits per channel."
 MAX_PIXELS = 89_000_000  # of one picture: Pillow warns when it opens a larger one
 
 
@@ -146,18 +148,18 @@ def save_gif(path: Path, frames: Sequence[Picture], milliseconds: int) -> None:
     replace_file(path, lambda file: images[0].save(file, format="GIF", **options))
 
 
-def load_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def load_image(path: Path, shape: tuple[int, int, int], white: float | None = None) -> Tensor:
     """Return an image file as a float tensor of this shape (C, H, W) with values in [0, 1]; C is 1 or 3.
 
-    It is center-cropped to the aspect ratio of `shape`, then resized; transparent pixels become white.
-    Raises UserError if the file is missing or is not a readable image.
+    It is center-cropped to the aspect ratio of `shape`, then resized; transparent pixels become white. For `white` see
+    to_pixels. Raises UserError if the file is missing or is not a readable image.
     """
     import torch
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            pixels = to_pixels(file, shape)
+            pixels = to_pixels(file, shape, white=white)
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
@@ -190,12 +192,17 @@ def center_box(height: int, width: int, shape: tuple[int, int, int], crop: int |
 
 
 def to_pixels(
-    image: Image.Image, shape: tuple[int, int, int], crop: int | None = None, background: str = "white"
+    image: Image.Image,
+    shape: tuple[int, int, int],
+    crop: int | None = None,
+    background: str = "white",
+    white: float | None = None,
 ) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode and size to a uint8 array of this shape (C, H, W); C is 1 or 3.
 
     It is rotated according to its EXIF data, composited onto the background if it has transparency, center-cropped
-    (see center_box) and resized with anti-aliasing.
+    (see center_box) and resized with anti-aliasing. `white` is the value of white in an image with more than 8 bits per
+    channel; if it is None, it is determined from the values. Raises UserError if they do not determine it.
     """
     import numpy as np
     from PIL import Image as Pillow
@@ -206,12 +213,13 @@ def to_pixels(
     # A JPEG far larger than needed is decoded at reduced size, but still at least twice the target size.
     if crop is None:
         image.draft(None, (2 * width, 2 * height))
+    name = str(getattr(image, "filename", "") or "The image")
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):  # 32-bit or 16-bit gray, which convert would clip at 255
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
-        # A floating-point image does not say its range: if no value exceeds 1 it is taken as 0 to 1, else as 0 to 255.
-        top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1 else 255.0
-        image = Pillow.fromarray(((grey / top).clip(0, 1) * 255).round().astype(np.uint8))
+    if is_deep(image):  # convert would clip it at 255
+        if white is None:
+            (white,) = find_whites({name: values_of(image)}, SAVE_AS_8_BIT).values()
+        gray = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        image = Pillow.fromarray(((gray / white).clip(0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         paper = Pillow.new("RGBA", image.size, background)
         image = Pillow.alpha_composite(paper, image.convert("RGBA"))

@@ -87,7 +87,9 @@ def posterior_samples(
 
 def ends_in_files(run: Run, files: Sequence[Path]) -> Ends:
     """Load image files, two for each interpolation path. Raises UserError if a file cannot be read."""
-    images = torch.stack([load_image(file, run.shape) for file in files]).unflatten(0, (-1, 2))
+    known = run.config["dataset"].get("range")
+    white = known if isinstance(known, int) else None
+    images = torch.stack([load_image(file, run.shape, white) for file in files]).unflatten(0, (-1, 2))
     return Ends(images, [f"{a.stem} {b.stem}" for a, b in zip(files[::2], files[1::2], strict=True)])
 
 

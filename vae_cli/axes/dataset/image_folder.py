@@ -26,6 +26,7 @@ from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import UNREADABLE, to_pixels
 from vae_cli.core.values import Count, Interval, Natural
+from vae_cli.core.white import Values, find_whites, is_deep, values_of
 
 NAMED = 5  # at most this many files are named in a message
 # Formats that Pillow recognizes but cannot read without a plug-in.
@@ -38,11 +39,13 @@ class ImageFolder(Dataset):
     """All images in a folder and its subfolders, cropped and resized to squares of one size.
 
     Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
-    to `side` x `side` pixels. The images are packed once into a memory-mapped array in the data folder, and again
+    to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel; auto finds it
+    from the values of all of them. The images are packed once into a memory-mapped array in the data folder, and again
     whenever the image folder changes. If every image is in a subfolder, the top-level subfolders are the classes.
     `test` is the size of the test set: a number of images or a fraction of all images.
 
-    Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones.
+    Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones,
+    and if the value of white is unknown.
     Raises Failure if the packed images cannot be written.
     """
 
@@ -59,6 +62,7 @@ class ImageFolder(Dataset):
         validation: Natural = 200,
         split_seed: Natural = 0,
         skip_corrupt: bool = False,
+        range: Literal["auto", 1, 255, 4095, 65535] = "auto",
         data_dir: str | None = None,
     ) -> None:
         if not path:
@@ -70,6 +74,7 @@ class ImageFolder(Dataset):
         self.validation = validation
         self.split_seed = split_seed
         self.skip_corrupt = skip_corrupt
+        self.range = range
         self.data_dir = data_dir
 
     @property
@@ -87,6 +92,7 @@ class ImageFolder(Dataset):
             "shape": self._shape,
             "background": self.background,
             "skip_corrupt": self.skip_corrupt,
+            "range": self.range,
         }
         folder = pack_folder(data, self.path.name, settings)
         listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in files)
@@ -139,12 +145,15 @@ class ImageFolder(Dataset):
     def _chunks(self, files: Sequence[File], labels: Sequence[int] | None) -> Generator[Chunk, None, None]:
         from PIL import Image, UnidentifiedImageError
 
+        whites = self._whites(files)
+
         def read(number: int) -> NDArray[np.uint8] | str:
             """Return the pixels or, if the image cannot be read, the file's name and the reason."""
             name = files[number].name
             try:
                 with Image.open(self.path / name) as image:
-                    return to_pixels(image, self._shape, background=self.background)
+                    white = whites.get(image.mode == "F")
+                    return to_pixels(image, self._shape, background=self.background, white=white)
             except Image.DecompressionBombError:
                 return f"{name} (too many pixels to open safely: make it smaller)"
             except UNREADABLE as error:
@@ -172,6 +181,27 @@ class ImageFolder(Dataset):
             if not good and done == len(files):
                 advice = "No image in the folder can be read."
             raise UserError(f"Cannot read these images in {self.path}: {named}. {advice}")
+
+    def _whites(self, files: Sequence[File]) -> dict[bool, float]:
+        """Return the value of white in floating-point images (True) and in integers of 16 bits or more (False)."""
+        from PIL import Image
+
+        if self.range != "auto":
+            return {True: self.range, False: self.range}
+
+        def read(number: int) -> Values | None:
+            try:
+                with Image.open(self.path / files[number].name) as image:
+                    return values_of(image) if is_deep(image) else None
+            except (Image.DecompressionBombError, *UNREADABLE):
+                return None  # reported when the pixels are read
+
+        found: dict[str, Values] = {}
+        start = 0
+        for results in in_threads(read, len(files), self._shape, f"Reading the range of {self.path.name}"):
+            found |= {files[number].name: values for number, values in enumerate(results, start) if values is not None}
+            start += len(results)
+        return find_whites(found, "Type dataset.range=1, 255, 4095 or 65535, the value of white in your images.")
 
 
 class File(NamedTuple):
