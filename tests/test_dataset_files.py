@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from vae_cli.axes.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
+from vae_cli.cli import run as run_command
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.images import load_image, to_pixels
 from vae_cli.core.white import WHITES
@@ -189,6 +190,31 @@ def test_a_photograph_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
     pixels = to_pixels(Image.open(tmp_path / "a.png"), (1, 16, 16))
     assert (pixels[0, :, 8:] == 255).all()
     assert (pixels[0, :, :8] == 0).all()
+
+
+def test_pictures_of_runs_below_the_images_are_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    words = ["dataset=image_folder", "dataset.path=.", "dataset.side=8", "dataset.test=5", "dataset.validation=5"]
+    commands = [["compare", "a", "b", "--profile", "quick"]]
+    for name, sigma in (("a", "learned"), ("b", "fixed")):
+        train = [
+            "train",
+            *words,
+            f"run_name={name}",
+            f"sigma={sigma}",
+            "epochs=1",
+            "network.hidden=[8]",
+            "data_dir=../data",
+        ]
+        commands[-1:-1] = [train, ["sample", name, "--count", "4"]]
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["vae", *command])
+        assert run_command() == 0
+    assert len(list(Path("runs").rglob("*.png"))) > 5
+    (photos / "runs" / "a" / ".lock").unlink()  # as in a copy without hidden files
+    splits = image_folder(photos).load()
+    assert splits.classes == ("cats", "dogs")
+    assert sum(len(split) for split in splits[:3]) == 30
 
 
 # -- the value of white -----------------------------------------------------------------------------------------------

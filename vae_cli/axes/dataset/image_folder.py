@@ -31,6 +31,12 @@ from vae_cli.core.white import Values, find_whites, is_deep, values_of
 NAMED = 5  # at most this many files are named in a message
 # Formats that Pillow recognizes but cannot read without a plug-in.
 STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+# Files by which the folder of a run, or of a comparison, is recognized; a copied run may lack its hidden files.
+WRITTEN_BY_VAE = (
+    {"config.yaml", ".lock"},
+    {"config.yaml", "metrics.jsonl", "summary.json"},
+    {"report.html", "compare.json"},
+)
 
 Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 
@@ -40,9 +46,10 @@ class ImageFolder(Dataset):
 
     Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
     to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel; auto finds it
-    from the values of all of them. The images are packed once into a memory-mapped array in the data folder, and again
-    whenever the image folder changes. If every image is in a subfolder, the top-level subfolders are the classes.
-    `test` is the size of the test set: a number of images or a fraction of all images.
+    from the values of all of them. Runs and comparisons in the folder are left out. If every image is in a subfolder,
+    the top-level subfolders are the classes. `test` is the size of the test set: a number of images or a fraction of
+    all images. The images are packed once into a memory-mapped array in the data folder, and again whenever the image
+    folder changes.
 
     Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones,
     and if the value of white is unknown.
@@ -218,7 +225,8 @@ class File(NamedTuple):
 def _list_images(root: Path) -> tuple[list[File], int]:
     """Return the files with an image extension, sorted by path, and the number of other files.
 
-    Hidden files and folders are ignored: they are usually thumbnails or temporary files of other programs.
+    Hidden files and folders are ignored: they are usually thumbnails or temporary files of other programs. So are the
+    folders of runs and of comparisons, whose pictures would otherwise become images.
     """
     from PIL import Image
 
@@ -230,6 +238,9 @@ def _list_images(root: Path) -> tuple[list[File], int]:
             folders.clear()
             continue
         seen.add(real)
+        if folder != str(root) and any(marks <= {*files} for marks in WRITTEN_BY_VAE):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if name.startswith("."):
