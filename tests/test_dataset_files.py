@@ -194,24 +194,17 @@ def test_a_photograph_is_rotated_by_its_exif_data(tmp_path: Path) -> None:
 
 def test_pictures_of_runs_below_the_images_are_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos)
-    words = ["dataset=image_folder", "dataset.path=.", "dataset.side=8", "dataset.test=5", "dataset.validation=5"]
-    commands = [["compare", "a", "b", "--profile", "quick"]]
-    for name, sigma in (("a", "learned"), ("b", "fixed")):
-        train = [
-            "train",
-            *words,
-            f"run_name={name}",
-            f"sigma={sigma}",
-            "epochs=1",
-            "network.hidden=[8]",
-            "data_dir=../data",
-        ]
-        commands[-1:-1] = [train, ["sample", name, "--count", "4"]]
-    for command in commands:
+    images = ["dataset=image_folder", "dataset.path=.", "dataset.side=8", "dataset.test=5", "dataset.validation=5"]
+    settings = ["run_name=a", "epochs=1", "network.hidden=[8]", "data_dir=../data"]
+    for command in (["train", *images, *settings], ["sample", "a", "--count", "4"]):
         monkeypatch.setattr(sys, "argv", ["vae", *command])
         assert run_command() == 0
-    assert len(list(Path("runs").rglob("*.png"))) > 5
-    (photos / "runs" / "a" / ".lock").unlink()  # as in a copy without hidden files
+    assert list(Path("runs/a").rglob("*.png"))
+    for name in ("report.html", "compare.json", "figures/scales.png"):
+        file = Path("runs/compare") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    shutil.copytree("runs/a", "copied", ignore=shutil.ignore_patterns(".*"))
     splits = image_folder(photos).load()
     assert splits.classes == ("cats", "dogs")
     assert sum(len(split) for split in splits[:3]) == 30
