@@ -7,12 +7,15 @@ import gc
 import json
 import math
 import os
+import pty
 import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +32,7 @@ from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
 from vae_cli.core.garbage import USUAL, collect_rarely
 from vae_cli.runs.checkpoint import load_checkpoint
+from vae_cli.runs.find import find_runs
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.plan import Finished
 from vae_cli.training.divergence import likely_cause
@@ -220,6 +224,37 @@ def test_a_signal_saves_and_stops(commands: Any, here: Path, number: signal.Sign
     run = RunDir(here / "runs/a")
     assert run.status() == "interrupted"
     assert load_checkpoint(run.checkpoint_file)["step"] >= 3 * 21
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1", "hydra/launcher=joblib"]], ids=["run", "sweep"])
+def test_a_run_whose_terminal_is_closed_is_saved(here: Path, sweep: list[str]) -> None:
+    words = ["train", "epochs=2000", "network.hidden=[32]", *sweep]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "vae_cli", *words])
+    drain = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+    drain.start()
+    deadline = time.monotonic() + 120
+    while len(runs := [run for run in find_runs(here / "runs") if len(RunDir(run).metrics()) > 2]) < 1 + bool(sweep):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail(f"training did not start: {list(here.rglob('*'))}")
+        time.sleep(0.05)
+    os.kill(child, signal.SIGHUP)  # as a shell does; the system sends another when the terminal is gone
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    for run in map(RunDir, runs):
+        assert run.status() == "interrupted", run.summary()
+        assert load_checkpoint(run.checkpoint_file)["step"] >= 3 * 21
+
+
+def read_all(descriptor: int) -> None:
+    """Read from a terminal until it is closed."""
+    with suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
 
 
 LAUNCHER = """

@@ -19,6 +19,7 @@ from vae_cli.comparison.members import LISTED, Member
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.garbage import reading_many
 from vae_cli.machine.cores import cores
+from vae_cli.machine.signals import end_with_parent
 from vae_cli.metrics.record import PROFILES, Profile, missing, rank, stored_evaluation
 from vae_cli.runs.folder import RunDir
 
@@ -126,7 +127,7 @@ def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
     more threads slow them down if there are few cores."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # a process reads it when it starts
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start)
     try:
         pending = {pool.submit(_evaluate_one, one): one[0] for one in work}
         while pending:
@@ -148,7 +149,8 @@ def _in_processes(work: Iterable[Work], jobs: int) -> Iterable[Result]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _one_thread() -> None:
+def _start() -> None:
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)

@@ -1,3 +1,3 @@
 """The machine that a run uses: its devices, memory and cores, and the processes that train a run together."""
 
-__all__ = ["cores", "device", "distributed", "graphs", "launch", "memory"]
+__all__ = ["cores", "device", "distributed", "graphs", "launch", "memory", "signals"]

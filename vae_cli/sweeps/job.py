@@ -25,6 +25,7 @@ from vae_cli.core.errors import Failure, UserError, explain
 from vae_cli.core.wording import relative
 from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
+from vae_cli.machine.signals import STOPS
 from vae_cli.sweeps.runner import is_plugin, stop_file
 
 # Modules that import torch are imported inside functions: `--cfg` and misspelled overrides do not need them.
@@ -82,7 +83,8 @@ def task(config: DictConfig) -> float | None:
     try:
         summary = _train(folder, plain, console, is_one_of_many)
     except SystemExit as stop:
-        if is_alone or stop.code != 128 + signal.SIGTERM:  # any other code is submitit's, which requeues the job
+        # Any other code is submitit's, which requeues the job.
+        if is_alone or stop.code not in {128 + number for number in STOPS}:
             raise
         raise Failure("interrupted; type the same command again to resume it") from None
     except Exception as error:

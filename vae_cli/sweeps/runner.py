@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.machine.cores import cores
+from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, terminals
 from vae_cli.sweeps.slurm import watch_jobs
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
@@ -263,19 +264,28 @@ def _environment(name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit inside this context, so that this process stops its jobs as it does on Ctrl-C."""
+    """Make SIGTERM and SIGHUP raise SystemExit inside this context, so that this process stops its jobs as it does on
+    Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
+    outputs = terminals()
+
     def leave(number: int, frame: FrameType | None) -> None:
+        if number == HANG_UP:
+            before[number] = signal.SIG_IGN  # the system and the shell both send one: the second must not kill
+            signal.signal(number, signal.SIG_IGN)
+            leave_terminals(outputs)
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    ends = [n for n in STOPS if n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, leave) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def spell(words: Sequence[str]) -> str:

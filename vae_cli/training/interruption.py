@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from vae_cli.core.errors import Stopped
 from vae_cli.machine import distributed
+from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, terminals, printing
 
 # Slurm and other launchers send one of these when a job's time is nearly up. submitit has a handler that requeues the
 # job and ends the process.
@@ -20,21 +21,24 @@ AT_ONCE = 2.0  # seconds in which a second signal is ignored: torchrun may forwa
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is only recorded, while a second one stops the process at once.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP is only recorded, while a second one stops the process.
 
-    A signal that the process already ignored stays ignored. SIGUSR1 and SIGUSR2 are also recorded if they have a
-    handler, which `stop_if_asked` calls later. If several processes train the run, each records its own signals, and
-    all of them must call `arrived` and `stop_if_asked`, in which they agree on a signal.
+    A further SIGHUP is ignored, because the system and the shell both send one when a terminal is closed. From the
+    first one on, nothing is printed to the terminal. A signal that the process already ignored stays ignored. SIGUSR1
+    and SIGUSR2 are also recorded if they have a handler, which `stop_if_asked` calls later. If several processes train
+    the run, each records its own signals, and all of them must call `arrived` and `stop_if_asked`, in which they agree
+    on a signal.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._recorded_at = 0.0
         self._previous: dict[int, Any] = {}
+        self._terminals = terminals()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python sets signal handlers only in this thread
-            stops = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+            stops = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
             warnings = [number for number in TIME_WARNINGS if callable(signal.getsignal(number))]
             for number in (*stops, *warnings):
                 self._previous[number] = signal.signal(number, self._record)
@@ -48,6 +52,11 @@ class Interruption:
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         several = distributed.count() > 1
+        if number == HANG_UP:
+            self._previous[number] = signal.SIG_IGN
+            leave_terminals(self._terminals)
+            if self.signal is not None:
+                return
         if self.signal in TIME_WARNINGS:
             return  # some clusters send SIGTERM too, but the job must be requeued
         if self.signal is not None and number not in TIME_WARNINGS:
@@ -57,10 +66,10 @@ class Interruption:
         self.signal, self._recorded_at = number, time.monotonic()
         # Only a plain write is safe here: the signal may have interrupted a print.
         again = b"" if number in TIME_WARNINGS else b" (Ctrl-C again stops at once)"
-        if not several:
-            os.write(2, b"\nstopping after this step" + again + b"\n")
-        elif distributed.is_first():
-            os.write(2, b"\nstopping at the next logged step" + again + b"\n")
+        when = b"at the next logged step" if several else b"after this step"
+        if distributed.is_first():
+            with printing(self._terminals):
+                os.write(2, b"\nstopping " + when + again + b"\n")
 
     def arrived(self) -> bool:
         """Return whether any process has received a signal."""
@@ -70,7 +79,7 @@ class Interruption:
         return agreed > 0
 
     def stop_if_asked(self, message: str) -> None:
-        """If a signal arrived, print the message and exit with the signal's code: 130 for SIGINT, 143 for SIGTERM.
+        """If a signal arrived, print the message and exit with 128 plus the signal's number, such as 130 for SIGINT.
 
         For SIGUSR1 and SIGUSR2, the signal's own handler decides how the process ends; if it returns, training
         continues. Raises Stopped if the handler raises an error.
@@ -82,7 +91,8 @@ class Interruption:
             self._hand_over(self.signal, message)
             return
         if distributed.is_first():
-            print(f"{message}; type the same command again to resume", file=sys.stderr)
+            with printing(self._terminals):
+                print(f"{message}; type the same command again to resume", file=sys.stderr, flush=True)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signal)
