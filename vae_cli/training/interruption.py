@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from vae_cli.core.errors import Stopped
 from vae_cli.machine import distributed
-from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, terminals, printing
+from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, printing, terminals
 
 # Slurm and other launchers send one of these when a job's time is nearly up. submitit has a handler that requeues the
 # job and ends the process.
