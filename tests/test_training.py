@@ -21,9 +21,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from vae_cli import load_run
+from vae_cli.axes.dataset import data_folder
 from vae_cli.cli import run as run_command
 from vae_cli.commands.train import train as train_command
 from vae_cli.config.build import build_experiment
@@ -597,6 +599,65 @@ def test_training_collects_garbage_as_often_as_python_does_by_default(here: Path
     assert gc.get_threshold()[0] > USUAL[0]
     train("run_name=a")
     assert gc.get_threshold() == USUAL
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(commands: Any, here: Path) -> None:
+    home = here / "home"
+    (home / "photos").mkdir(parents=True)
+    for number in range(9):
+        Image.new("L", (8, 8), 20 * number).save(home / "photos" / f"{number}.png")
+
+    def vae(*words: str) -> str:
+        done = commands.run(*words, cwd=here, environment={"HOME": str(home)})
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    folders = [f'{key}="~/{name}"' for key, name in (("runs_dir", "r"), ("data_dir", "d"), ("dataset.path", "photos"))]
+    photos = ["dataset=image_folder", "dataset.side=8", "dataset.validation=2", "dataset.test=3"]
+    vae("train", "-m", "seed=0,1", "epochs=1", "network.hidden=[8]", *photos, *folders)
+    run = find_runs(home / "r")[0]
+    assert list(home.glob("d/packed/*"))
+    assert list(home.glob("r/.sweeps/*"))
+    assert run.name in vae("runs", "~/r")
+    vae("sample", f"~/{run.relative_to(home)}", "--out=~/pictures")
+    vae("interpolate", run.name, "--runs-dir=~/r", "--out=~/pictures", "--count", "1")
+    assert len(list(home.glob("pictures/*.png"))) == 2
+    vae("compare", "~/r", "--out=~/compared")
+    assert (home / "compared" / "report.html").is_file()
+    assert [path.name for path in here.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        (
+            ['runs_dir="~nobody-here/x"'],
+            {},
+            "runs_dir=~nobody-here/x: this home folder is unknown. Give the full path.",
+        ),
+        (["dataset=mnist", 'data_dir="~nobody-here/x"'], {}, "data_dir=~nobody-here/x: this home folder is unknown"),
+        (["dataset=mnist"], {"VAE_DATA_DIR": "~nobody-here"}, "VAE_DATA_DIR=~nobody-here: this home folder is unknown"),
+        (["dataset=image_folder", 'dataset.path="~nobody-here"'], {}, "dataset.path=~nobody-here: this home folder"),
+    ],
+)
+def test_an_unknown_home_folder_is_a_user_error(
+    commands: Any, here: Path, words: list[str], variables: dict[str, str], message: str
+) -> None:
+    done = commands.run("train", *words, cwd=here, environment=variables)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_without_a_home_folder_the_folder_for_datasets_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("VAE_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(UserError, match=r"home folder is unknown\. Give a folder for datasets: data_dir=FOLDER"):
+        data_folder(None)
 
 
 def test_fewer_epochs_than_were_trained_are_refused(here: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vae_cli.commands.options import DataDir, Device, RunsDir, Trust
+from vae_cli.commands.options import DataDir, Device, RunsDir, Trust, expanded
 from vae_cli.terminal.completion import complete_run
 
 EXAMPLES = """
@@ -47,7 +47,13 @@ TensorBoard = Annotated[
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FOLDER", help="Folder to write to.", show_default="compare/ next to the runs"),
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Folder to write to.",
+        show_default="compare/ next to the runs",
+        callback=expanded,
+    ),
 ]
 
 

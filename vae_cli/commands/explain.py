@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vae_cli.commands.options import expanded
 from vae_cli.terminal.completion import complete_word
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ Words = Annotated[
     ),
 ]
 ConfigDir = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder with your own choices, as for vae train.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder with your own choices, as for vae train.", callback=expanded),
 ]
 
 

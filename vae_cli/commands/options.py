@@ -8,12 +8,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from vae_cli.core.files import expand_home
 from vae_cli.terminal.completion import complete_run
 
 
 def _trust(modules: list[str] | None) -> None:
     if modules:
         os.environ["VAE_TRUST"] = " ".join(modules)  # the worker processes of a sweep inherit it
+
+
+def expanded(path: Path | None) -> Path | None:
+    """Replace a leading ~, which the shell leaves as it is in --out=~/pictures. Raises UserError."""
+    return None if path is None else expand_home(path, "FOLDER")
 
 
 Run = Annotated[
@@ -28,9 +34,14 @@ Device = Annotated[str, typer.Option(metavar="DEVICE", help="Device to use: auto
 Seed = Annotated[int, typer.Option(metavar="N", help="Random seed.", min=0, max=2**32 - 1)]
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", help="Folder or file to write to.", show_default="inside the run's folder"),
+    typer.Option(
+        metavar="PATH",
+        help="Folder or file to write to.",
+        show_default="inside the run's folder",
+        callback=expanded,
+    ),
 ]
-RunsDir = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that holds the runs.")]
+RunsDir = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that holds the runs.", callback=expanded)]
 DataDir = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Folder that holds the datasets.", show_default="the one used in training"),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vae_cli.commands.options import expanded
 from vae_cli.core.errors import UserError
 
 EXAMPLES = """
@@ -14,7 +15,10 @@ vae runs  list all runs in runs/
 vae runs runs/digits  list the runs on one dataset
 """
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to search for runs, subfolders included.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="Folder to search for runs, subfolders included.", callback=expanded),
+]
 
 
 def runs(folder: Folder = Path("runs")) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vae_cli.comparison.members import Member, drop_twins, like_the_newest, read_member
 from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.files import expand_home
 from vae_cli.core.garbage import reading_many
 from vae_cli.runs.find import find_run, find_runs
 from vae_cli.runs.folder import RunDir
@@ -29,7 +30,7 @@ def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for name in names or [str(runs_dir)]:
-        path = Path(name)
+        path = expand_home(name, "RUN") if name.startswith("~") else Path(name)
         if path.is_dir() and not (path / "config.yaml").exists():
             inside = find_runs(path)
             if not inside:

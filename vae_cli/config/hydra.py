@@ -22,6 +22,7 @@ from vae_cli.config import catalog
 from vae_cli.config.messages import causes, translate
 from vae_cli.config.overrides import check_overrides, parse
 from vae_cli.core.errors import UserError, nearest
+from vae_cli.core.files import expand_home
 
 VIEWS = {
     "cfg": ("job", "hydra", "all"),
@@ -50,7 +51,7 @@ def run(
     flags = {"cfg": cfg, "package": package, "info": info, "config-name": config_name, "config-dir": config_dir}
     switches = {"multirun": multirun, "resolve": resolve, "hydra-help": hydra_help}
     _check_flags(flags, switches)
-    extra_dirs = [Path(config_dir)] if config_dir is not None else []
+    extra_dirs = [expand_home(config_dir, "--config-dir")] if config_dir is not None else []
     check_overrides(overrides, extra_dirs)
 
     argv = [sys.argv[0], *(_defer_to_jobs(overrides) if multirun else overrides)]

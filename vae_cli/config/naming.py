@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_cli.core.errors import UserError
+from vae_cli.core.files import expand_home
 
 # Settings that do not change the result of a run, and `epochs`, so that a finished run can be trained further.
 NO_PART_OF_THE_NAME = frozenset(
@@ -53,9 +54,10 @@ def run_folder(config: Mapping[str, Any], name: str) -> Path:
     """
     for key in ("runs_dir", "run_name"):
         check_path(key, config[key])
+    runs_dir = expand_home(str(config["runs_dir"]), "runs_dir")
     if config["run_name"] is not None:
-        return Path(config["runs_dir"]) / str(config["run_name"])
-    return Path(config["runs_dir"]) / clean(config["choices"]["dataset"]) / name
+        return runs_dir / str(config["run_name"])
+    return runs_dir / clean(config["choices"]["dataset"]) / name
 
 
 def check_path(key: str, value: Any) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import IO, Any
 
+from vae_cli.core.errors import UserError
+
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
@@ -111,6 +113,17 @@ def is_printable(value: object, depth: int = 20) -> bool:
         level = inside
     text = "".join(texts)
     return not level and (text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable())
+
+
+def expand_home(path: str | Path, setting: str) -> Path:
+    """Return a path with a leading ~ or ~name replaced by the home folder.
+
+    Raises UserError, which names the setting, if the home folder is unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{setting}={path}: this home folder is unknown. Give the full path.") from None
 
 
 @contextmanager

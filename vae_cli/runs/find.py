@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.files import is_printable, read_text, write_json
+from vae_cli.core.files import expand_home, is_printable, read_text, write_json
 from vae_cli.runs.folder import RunDir
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, which lists its runs; the runs themselves are stored elsewhere
@@ -65,7 +65,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
 
     Raises UserError unless exactly one run matches.
     """
-    path = Path(name)
+    path = expand_home(name, "RUN") if name.startswith("~") else Path(name)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise UserError(f"There is no run '{name[:40]}...': the name is too long. To see all names, type: vae runs")
     if (path / "config.yaml").exists():

@@ -22,6 +22,7 @@ from vae_cli.config.catalog import configs_dir
 from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.objective import figure
 from vae_cli.core.errors import Failure, UserError, explain
+from vae_cli.core.files import expand_home
 from vae_cli.core.wording import relative
 from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
@@ -136,5 +137,12 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("run_dir", checked_run_dir, replace=True)
-for _resolver in (gpus, gpus_for_each, jobs_at_once):
+
+
+def expanded(path: str) -> str:
+    """Return runs_dir with ~ replaced: the resolver ${expanded:path}. Raises UserError."""
+    return str(expand_home(path, "runs_dir"))
+
+
+for _resolver in (gpus, gpus_for_each, jobs_at_once, expanded):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vae_cli.config.claims import entry
 from vae_cli.config.instantiate import trusted
+from vae_cli.core.files import expand_home
 from vae_cli.runs.folder import RunDir
 
 ROWS = ("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", "loss", "active_units")
@@ -53,7 +54,7 @@ def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> 
         highlight=False,
         markup=False,
     )
-    runs = Path(summary["config"]["runs_dir"])
+    runs = expand_home(summary["config"]["runs_dir"], "runs_dir")
     above = runs if folder.path.absolute().is_relative_to(runs.absolute()) else folder.path
     run = " ".join([shlex.quote(str(folder.path)), *(f"--trust {shlex.quote(module)}" for module in trusted())])
     commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]

@@ -24,6 +24,7 @@ from vae_cli.axes.dataset.pack import (
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError
+from vae_cli.core.files import expand_home
 from vae_cli.core.images import UNREADABLE, to_pixels
 from vae_cli.core.values import Count, Interval, Natural
 from vae_cli.core.white import Values, find_whites, is_deep, values_of
@@ -74,7 +75,7 @@ class ImageFolder(Dataset):
     ) -> None:
         if not path:
             raise UserError("dataset=image_folder needs the folder of your images: add dataset.path=<folder>.")
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand_home(path, "dataset.path").absolute()
         self._shape = (channels, side, side)
         self.background = background
         self.test = test

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vae_cli.axes.dataset.mapped import BLOCKWISE_ABOVE, Mapped
 from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.files import flush_folder, locked
+from vae_cli.core.files import expand_home, flush_folder, locked
 
 FORMAT = 1  # version of the pack format; if it changes, all images are packed again
 IMAGES_PER_STEP = 256  # images that are read and written together; fewer if they exceed BYTES_PER_STEP
@@ -59,10 +59,11 @@ def data_folder(data_dir: str | None) -> Path:
     """Return the folder that datasets are read from and written to.
 
     It is data_dir, else $VAE_DATA_DIR, else `vae` in the user's cache folder ($XDG_CACHE_HOME or the system's default).
-    Raises UserError if it is a file.
+    Raises UserError if it is a file, or if the home folder is needed but unknown.
     """
     given = data_dir or os.environ.get("VAE_DATA_DIR")
-    folder = Path(given).expanduser().absolute() if given else _cache_folder() / "vae"
+    setting = "data_dir" if data_dir else "VAE_DATA_DIR"
+    folder = expand_home(given, setting).absolute() if given else _cache_folder() / "vae"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"data_dir={folder} is a file. Give a folder, which is created if it does not exist.")
     return folder
@@ -72,11 +73,15 @@ def _cache_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if cache.is_absolute():
         return cache
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise UserError("The home folder is unknown. Give a folder for datasets: data_dir=FOLDER") from None
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
+        return home / "Library" / "Caches"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path.home() / ".cache"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    return home / ".cache"
 
 
 def pack_folder(data: Path, name: str, settings: Mapping[str, object]) -> Path:
