@@ -488,9 +488,10 @@ def save(bench: Bench, size: str) -> None:
     rows = [{**asdict(row), "ratios": row.ratios()} for row in bench.rows]
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{about['date']}-{about['instructions'].lower()}-{size}.json"
-    if file.exists():  # other sections of the same day stay
-        measured = {row["section"] for row in rows}
-        rows = [row for row in json.loads(file.read_text())["rows"] if row["section"] not in measured] + rows
+    if file.exists():  # other rows of the same day stay, in their place
+        measured = {(row["section"], row["name"]): row for row in rows}
+        before = json.loads(file.read_text())["rows"]
+        rows = [measured.pop((row["section"], row["name"]), row) for row in before] + list(measured.values())
     file.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     print(file)
 
