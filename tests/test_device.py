@@ -317,7 +317,9 @@ def test_the_curves_are_read_from_the_device_twice_whatever_is_shown(compose: Co
         1, {name: term.detach() for name, term in inference.terms(experiment.regularizer(inference)).items()}
     )
     assert len(numbers(experiment)) == 3
-    assert reads_of(lambda: log_step(experiment, events, progress, state)) == 3  # and the count, which is on the CPU
+    assert (
+        reads_of(lambda: log_step(experiment, numbers(experiment), events, progress, state)) == 3
+    )  # and the count, which is on the CPU
 
 
 # CUDA graphs ---------------------------------------------------------------------------------------------------------

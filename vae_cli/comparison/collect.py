@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vae_cli.comparison.members import Member, drop_twins, like_the_newest, read_member
-from vae_cli.core.errors import Failure, UserError
+from vae_cli.core.errors import UserError, explain
 from vae_cli.core.files import expand_home
 from vae_cli.core.garbage import reading_many
 from vae_cli.runs.find import find_run, find_runs
@@ -65,8 +65,10 @@ def collect(paths: Sequence[Path], are_named: bool) -> Collected:
             notes.append(
                 f"Left out: {path} is {status} after {epochs}. To finish it, repeat the command that trained it."
             )
-        except Failure as error:
+        except UserError as error:  # one damaged run must not prevent the comparison of the others
             notes.append(f"Left out: {error}")
+        except OSError as error:
+            notes.append(f"Left out: {path}: {explain(error)[0]}")
     if members and not are_named:
         members, left_out = like_the_newest(members)
         notes += [left_out] if left_out else []

@@ -17,7 +17,7 @@ from vae_cli.comparison.collect import collect, run_folders
 from vae_cli.comparison.members import Member, common_folder, refuse_incomparable
 from vae_cli.comparison.missing import complete_evaluations
 from vae_cli.comparison.table import print_table
-from vae_cli.core.errors import UserError
+from vae_cli.core.errors import UserError, visible
 from vae_cli.metrics.record import rank
 
 
@@ -127,4 +127,4 @@ def _refuse_unwritable(folder: Path) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(visible(text), soft_wrap=True, highlight=False, markup=False)

@@ -65,8 +65,8 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a text file, in UTF-8 (see replace_file)."""
-    replace_file(path, lambda file: file.write(text.encode()))
+    """Write or replace a text file, in UTF-8 (see replace_file). Bytes of names that are not UTF-8 are escaped."""
+    replace_file(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -74,20 +74,41 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file for reading.
+
+    Raises OSError if it cannot be opened, and ValueError if it is a folder, a pipe or a device, or a link to one:
+    opening or reading a pipe or a device may never end.
+    """
+    _check_kind(path.stat().st_mode)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_kind(os.fstat(descriptor).st_mode)  # another file may have taken its place
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_kind(mode: int) -> None:
+    if S_ISDIR(mode):
+        raise ValueError("it is a folder, not a file")
+    if not S_ISREG(mode):
+        raise ValueError("it is not a regular file")
+
+
 def read_text(path: Path, max_bytes: int = 64_000_000) -> str:
     """Return the text of a UTF-8 file.
 
-    Raises OSError if the file cannot be read, and ValueError if it is not UTF-8 text, is not a regular file (a device
-    or a pipe may have no end) or is larger than max_bytes.
+    Raises OSError if the file cannot be read, and ValueError if it is not UTF-8 text, is not a regular file or is
+    larger than max_bytes.
     """
-    stat = path.stat()
-    if S_ISDIR(stat.st_mode):
-        raise ValueError("it is a folder, not a file")
-    if stat.st_size > max_bytes:
-        raise ValueError(f"it has {stat.st_size:,} bytes, more than {max_bytes:,}")
-    if not S_ISREG(stat.st_mode):
-        raise ValueError("it is not a regular file")
-    return path.read_text(encoding="utf-8")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(max_bytes + 1) if size <= max_bytes else b""  # files in /proc have size 0
+    if size > max_bytes or len(content) > max_bytes:
+        raise ValueError(f"it has {max(size, len(content)):,} bytes, more than {max_bytes:,}")
+    return content.decode()
 
 
 def is_printable(value: object, depth: int = 20) -> bool:
@@ -133,7 +154,9 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     With wait=False, yield False at once if another process holds the lock. The system releases the lock of a process
     that dies. On systems (Windows) and file systems without such locks, True is always yielded.
     """
-    with open(file, "ab") as lock:
+    # Opened for reading and writing without waiting: opening a pipe for writing alone would wait for a reader.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    with os.fdopen(os.open(file, flags, 0o666), "rb") as lock:
         yield _lock(lock, wait)
 
 

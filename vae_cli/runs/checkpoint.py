@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickletools
 import zipfile
 from collections.abc import Mapping
 from copy import copy as shallow_copy
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.files import replace_file
+from vae_cli.core.files import open_regular, replace_file
 from vae_cli.runs.folder import RETRAIN
 
 CHECKPOINT_FORMAT = 1
+ZIP = b"PK\x03\x04"  # the first bytes of an archive
+LONGEST = 2**53  # training steps; TensorBoard and JSON cannot store larger numbers exactly
 # The functions and classes that pickled tensors and plain values refer to, apart from torch's storages. No others are
 # allowed, not even harmless ones: bytearray, for example, could allocate any amount of memory.
 PLAIN = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict"})
@@ -58,13 +62,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
     Raises UserError if it is missing, Failure if it is damaged or was written by a newer version of vae.
     """
+    if path.is_dir():
+        raise Failure(f"{path} is a folder, not a checkpoint. Remove it and repeat the run's vae train command.")
     try:
-        check_parts(path)
-        state = torch.load(path, map_location=device, weights_only=True)
-    except IsADirectoryError as error:
-        raise Failure(
-            f"{path} is a folder, not a checkpoint. Remove it and repeat the run's vae train command."
-        ) from error
+        with open_regular(path) as file:
+            check_parts(path, file)
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} has no {path.name}: training stopped before the first checkpoint was saved. "
@@ -76,6 +80,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         if error.errno not in (None, errno.EINVAL):  # the disk or the network failed; the file may be fine
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {RETRAIN}") from error
+    except UnpicklingError as error:  # torch's message advises to allow code
+        raise Failure(f"{path} is damaged: it contains more than tensors and plain values. {RETRAIN}") from error
     except Exception as error:  # the unpickler can raise anything for random bytes
         raise Failure(f"{path} is damaged and cannot be loaded: {first_line(error)}. {RETRAIN}") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
@@ -90,23 +96,26 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-def check_parts(path: Path) -> None:
+def check_parts(path: Path, file: IO[bytes]) -> None:
     """Raise Failure if a checkpoint contains anything other than tensors and plain values, is compressed, or would need
     more memory than its size on disk. Sizes are checked before anything is unpacked."""
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
-        with zipfile.ZipFile(file) as parts:
-            listed = parts.infolist()
-            sizes = sum(part.file_size for part in listed)
-            if sizes > path.stat().st_size or any(part.compress_type != zipfile.ZIP_STORED for part in listed):
-                raise Failure(
-                    f"{path} was not loaded: it would unpack to {sizes:,} bytes, but vae checkpoints are not "
-                    f"compressed. {RETRAIN}"
-                )
-            for part in listed:
-                if part.filename.endswith(".pkl"):
-                    _refuse_code(path, parts.read(part))
+    # torch looks at the first bytes and zipfile at the last, and torch reads an older format without any check of ours.
+    if file.read(len(ZIP)) != ZIP or not zipfile.is_zipfile(file):
+        raise Failure(f"{path} is damaged or not a checkpoint of vae. {RETRAIN}")
+    with zipfile.ZipFile(file) as parts:
+        listed = parts.infolist()
+        names = [part.filename.lower() for part in listed]  # torch finds parts regardless of case
+        if len({*names}) < len(names):
+            raise Failure(f"{path} is damaged: it has two parts of the same name. {RETRAIN}")
+        sizes = sum(part.file_size for part in listed)
+        if sizes > os.fstat(file.fileno()).st_size or any(part.compress_type != zipfile.ZIP_STORED for part in listed):
+            raise Failure(
+                f"{path} was not loaded: it would unpack to {sizes:,} bytes, but vae checkpoints are not "
+                f"compressed. {RETRAIN}"
+            )
+        for part, name in zip(listed, names, strict=True):
+            if name.endswith(".pkl"):
+                _refuse_code(path, parts.read(part))
 
 
 def _refuse_code(path: Path, pickled: bytes) -> None:
@@ -123,6 +132,7 @@ def _holds_model(state: Mapping[str, Any]) -> bool:
     shape, model = state.get("shape"), state.get("model")
     return (
         isinstance(state.get("step"), int)
+        and 0 <= state["step"] < LONGEST
         and isinstance(shape, list | tuple)
         and len(shape) == 3
         and all(isinstance(side, int) and 0 < side < 10**6 for side in shape)

@@ -104,4 +104,4 @@ def _listed(runs: list[Path], most: int = 12) -> str:
 def last_written(run: Path) -> float:
     """Return the Unix time at which the checkpoint or configuration of a run was last written."""
     files = [run / "checkpoint.pt", run / "config.yaml"]
-    return max(file.stat().st_mtime for file in files if file.exists())
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)  # links may be broken

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import AXES
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.files import is_locked, is_printable, read_text, reporting_path, write_json, write_text
+from vae_cli.core.files import is_locked, is_printable, open_regular, read_text, reporting_path, write_json, write_text
 from vae_cli.core.values import is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
@@ -23,6 +23,7 @@ RECOVER = (
     "beginning with overwrite=true."
 )
 CONFIG_DEPTH = 20  # levels of nesting allowed in config.yaml
+METRICS_BYTES = 256_000_000  # maximum size of metrics.jsonl; an epoch has about 1000 bytes
 CONFIG_BYTES = 1_000_000  # maximum size of config.yaml; a typical one has about 1000 bytes
 
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
@@ -48,6 +49,11 @@ class RunDir:
     def best_file(self) -> Path:
         """The weights with the lowest validation loss."""
         return self.path / "best.pt"
+
+    @property
+    def next_best_file(self) -> Path:
+        """The weights that replace best.pt once a checkpoint refers to them."""
+        return self.path / ".best.next"
 
     def weights_file(self, weights: str) -> Path:
         """Return the file of the `best` or the `last` weights. Without a best.pt, `best` means `last`."""
@@ -88,7 +94,8 @@ class RunDir:
                         raise ValueError("it has aliases, or is nested too deeply")
             config = yaml.load(text, loader)
         except FileNotFoundError as error:
-            raise UserError(f"{self.path} is not a run: it has no config.yaml.") from error
+            what = "its config.yaml is a link to nothing" if self.config_file.is_symlink() else "it has no config.yaml"
+            raise UserError(f"{self.path} is not a run: {what}.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {RETRAIN}") from error
         if not _is_config(config):
@@ -134,6 +141,7 @@ class RunDir:
         """Remove the files and subfolders that vae wrote for the run, and nothing else in the folder."""
         for event in self.path.glob("events.*"):
             event.unlink()
+        self.next_best_file.unlink(missing_ok=True)
         for name in ("samples", "interpolations", "evaluation", "projector"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # Remove the configuration last: without it, the remaining files would not be recognized as a run.
@@ -147,20 +155,36 @@ class RunDir:
             part.unlink()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the records of all epochs, up to the first malformed line, which a crash may have cut short."""
+        """Read the records of all epochs, up to the first malformed line, which a crash may have cut short.
+
+        Raises Failure if the file cannot be read.
+        """
         records = []
-        if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text(errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    break
-                if not isinstance(record, dict) or not all(
-                    is_finite(value) for value in (*record.values(), *map(record.get, ("epoch", "step", "seconds")))
-                ):
-                    break
-                records.append(record)
+        for line in self._metrics_lines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(record, dict) or not all(
+                is_finite(value) for value in (*record.values(), *map(record.get, ("epoch", "step", "seconds")))
+            ):
+                break
+            records.append(record)
         return records
+
+    def _metrics_lines(self) -> list[str]:
+        try:
+            with open_regular(self.metrics_file) as file:
+                size = os.fstat(file.fileno()).st_size
+                content = file.read(METRICS_BYTES + 1) if size <= METRICS_BYTES else b""
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else first_line(error)
+            raise Failure(f"{self.metrics_file} cannot be read: {reason}. {RECOVER}") from error
+        if size > METRICS_BYTES or len(content) > METRICS_BYTES:
+            raise Failure(f"{self.metrics_file} cannot be read: it has more than {METRICS_BYTES:,} bytes. {RECOVER}")
+        return content.decode(errors="replace").splitlines()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append the record of an epoch to metrics.jsonl and flush it to disk."""

@@ -48,6 +48,8 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
                 f"{file} is a link, and vae does not write through links: remove the link, or choose a different "
                 "run_name=..."
             )
+        if file.exists() and not file.is_file():  # appending to a pipe would wait for a reader
+            raise UserError(f"{file} is not a regular file: remove it, or choose a different run_name=...")
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:

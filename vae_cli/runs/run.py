@@ -103,6 +103,8 @@ class Run:
                 check_stored(self.config, shapes, self.shape)
                 self.model: VAE = build_model(self.config, self.shape)
             self.model.load_state_dict(state["model"])
+            if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+                raise ValueError("some weights are not finite")
         except (RuntimeError, ValueError) as error:
             raise Failure(
                 f"{self.weights_file} does not match {self.folder.config_file}: {first_line(error)}. {RETRAIN}"

@@ -39,10 +39,10 @@ def _row(run: RunDir, name: str) -> list[str]:
     try:
         summary = run.summary()
         status = run.status(summary)
+        records = run.metrics()
     except (Failure, OSError):  # an unreadable folder must not hide the other runs
         return [name, "damaged", *[""] * 5]
     figures = summary.get("test", {})
-    records = run.metrics()
     epoch = records[-1]["epoch"] if records else 0
     numbers = [f"{figures[key]:.2f}" if key in figures else "" for key in ("distortion", "rate", "elbo")]
     seconds = summary.get("seconds", records[-1]["seconds"] if records else None)

@@ -34,7 +34,7 @@ from vae_cli.training.outcome import logging_to_file, recording_failure
 from vae_cli.training.pictures import write_embedding
 from vae_cli.training.progress import Progress
 from vae_cli.training.provenance import describe
-from vae_cli.training.state import State, restore
+from vae_cli.training.state import State, restore, settle_best
 from vae_cli.training.tensorboard import EventWriter, NoEvents
 from vae_cli.training.validation import validate
 
@@ -120,7 +120,8 @@ def prepare_folder(folder: RunDir, config: Config) -> bool:
     if todo == "new":
         folder.remove_files()
     # Load the checkpoints now, so that a damaged one is reported before training rather than after it.
-    elif load_checkpoint(folder.checkpoint_file).get("best"):
+    elif best := load_checkpoint(folder.checkpoint_file).get("best"):
+        settle_best(folder, best)
         if not folder.best_file.exists():
             raise Failure(f"{folder.best_file} is missing; it holds the best weights. {RETRAIN}")
         load_checkpoint(folder.best_file)
@@ -159,7 +160,13 @@ def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, s
     """
     config, step = experiment.config, state.step
     if state.best:
-        experiment.model.load_state_dict(load_checkpoint(folder.best_file)["model"])
+        best = load_checkpoint(folder.best_file)
+        if best["step"] != state.best["record"]["step"]:  # possible if an old version of vae was killed
+            raise Failure(
+                f"{folder.best_file} does not belong to {folder.checkpoint_file}: it was saved at step {best['step']}, "
+                f"not {state.best['record']['step']}. {RETRAIN}"
+            )
+        experiment.model.load_state_dict(best["model"])
     record = state.best.get("record", state.record)
     measured = validate(experiment, experiment.splits.test)
     not_finite = [f"test/{name}" for name, value in measured.items() if not math.isfinite(value)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
+from vae_cli.axes.schedule import Number
 from vae_cli.config.build import Experiment
 from vae_cli.config.objective import POSTERIOR
 from vae_cli.core.garbage import collect_as_usual
@@ -31,7 +33,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     config, images = experiment.config, experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
     steps = math.ceil(len(images) / batch_size)
-    schedules = moving_schedules(experiment)
+    schedules, shown = moving_schedules(experiment), numbers(experiment)
     step = Step(experiment)
     clock = Clock(state, config["checkpoint_minutes"])
 
@@ -51,7 +53,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
                 state.meter.add(state.step, terms)
                 is_point = state.step % min(config["log_every"], steps) == 0
                 if is_point:
-                    log_step(experiment, events, progress, state)
+                    log_step(experiment, shown, events, progress, state)
                 if state.step % steps and is_time_to_save(interruption, clock, is_point):
                     save(experiment, run, events, state, clock)
                     interruption.stop_if_asked(f"stopped at step {state.step}")
@@ -69,10 +71,13 @@ def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) ->
     return distributed.greatest(interruption.signal is not None or clock.is_due()) > 0
 
 
-def log_step(experiment: Experiment, events: EventWriter, progress: Progress, state: State) -> None:
-    """Add a point to each training curve: mean loss terms since the last point, current beta, learning rate ..."""
+def log_step(
+    experiment: Experiment, shown: Mapping[str, Number], events: EventWriter, progress: Progress, state: State
+) -> None:
+    """Add a point to each training curve: mean loss terms since the last point, the numbers in `shown` (beta ...) and
+    the learning rate."""
     means = state.meter.point()
-    current = {name: number().detach() for name, number in numbers(experiment).items()}
+    current = {name: number().detach() for name, number in shown.items()}
     read = torch.stack(list(current.values())).tolist() if current else []  # waits for the device only once
     values = {**means, **dict(zip(current, read, strict=True)), "learning_rate": experiment.optimizer.rate}
     events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -48,18 +48,24 @@ class Meter:
         if not self._pending:
             return
         # Consecutive steps with the same number of images are summed in one operation.
-        by_size = [list(steps) for _, steps in groupby((terms for _, terms in self._pending), key=lambda t: len(t[0]))]
-        summed = [torch.stack(list(chain(*steps))).sum(1).view(len(steps), -1) for steps in by_size]
+        sizes = [terms[0].shape[0] for _, terms in self._pending]
+        steps, summed = iter(self._pending), []
+        for _, equal in groupby(sizes):
+            terms = [term for _ in equal for term in next(steps)[1]]
+            summed.append(torch.stack(terms).sum(1).view(-1, len(self._names)))
         rows = distributed.total(torch.cat(summed)).tolist()
-        counts = distributed.total(torch.tensor([len(terms[0]) for _, terms in self._pending])).tolist()
-        for (step, _), count, row in zip(self._pending, counts, rows, strict=True):
-            not_finite = [name for name, value in zip(self._names, row, strict=True) if not math.isfinite(value)]
-            if not_finite:
-                raise NotFinite(step, not_finite)
-            for sums in (self._point, self._epoch):
-                sums["images"] = sums.get("images", 0.0) + count
-                for name, value in zip(self._names, row, strict=True):
-                    sums[name] = sums.get(name, 0.0) + value
+        counts = distributed.total(torch.tensor(sizes)).tolist()
+        for (step, _), row in zip(self._pending, rows, strict=True):
+            if not all(map(math.isfinite, row)):
+                named = zip(self._names, row, strict=True)
+                raise NotFinite(step, [name for name, value in named if not math.isfinite(value)])
+        columns = dict(zip(("images", *self._names), (counts, *zip(*rows, strict=True)), strict=True))
+        for sums in (self._point, self._epoch):
+            for name, values in columns.items():
+                total = sums.get(name, 0.0)
+                for value in values:  # one after the other, so that a checkpoint in between does not change the sum
+                    total += value
+                sums[name] = total
         self._pending.clear()
 
     def point(self) -> dict[str, float]:

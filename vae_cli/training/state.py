@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,9 @@ from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.axes.schedule import Constant, Number, Schedule
 from vae_cli.config.build import Experiment
 from vae_cli.core.errors import Failure, UserError, first_line
+from vae_cli.core.files import flush_folder, reporting_path
 from vae_cli.core.rng import random_state, set_random_state
+from vae_cli.core.values import is_finite
 from vae_cli.machine import distributed
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.runs.folder import RunDir
@@ -55,7 +59,8 @@ def moving_schedules(experiment: Experiment) -> list[Schedule]:
 
 
 def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) -> None:
-    """Save the weights as the best if their validation loss is the lowest so far.
+    """Save the weights as the best if their validation loss is the lowest so far. They replace best.pt when `save` has
+    written a checkpoint that refers to them, so that best.pt always belongs to the checkpoint.
 
     Losses with different values of beta cannot be compared: while a schedule changes its value, the newest weights
     count as the best.
@@ -66,7 +71,7 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
         shape = list(experiment.splits.train.images.shape[1:])
         images, weights = fingerprint(experiment.splits), experiment.model.state_dict()
         best = {"step": state.step, "shape": shape, "images": images, "model": weights}
-        distributed.first(lambda: save_checkpoint(run.best_file, best))
+        distributed.first(lambda: save_checkpoint(run.next_best_file, best))
 
 
 def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
@@ -106,7 +111,27 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
         "random": random,
     }
     distributed.first(lambda: save_checkpoint(run.checkpoint_file, whole))
+    distributed.first(lambda: settle_best(run, state.best))
     clock.saved()
+
+
+def settle_best(run: RunDir, best: Mapping[str, Any]) -> None:
+    """Let the newest best weights replace best.pt if the checkpoint, in which `best` is stored, refers to them.
+
+    If it does not, training stopped before that checkpoint was written, and they are removed.
+    """
+    if not run.next_best_file.exists():
+        return
+    try:
+        belongs = load_checkpoint(run.next_best_file)["step"] == best["record"]["step"]
+    except (UserError, KeyError, TypeError):  # damaged, or there is no best epoch yet
+        belongs = False
+    with reporting_path(run.best_file):
+        if belongs:
+            os.replace(run.next_best_file, run.best_file)
+            flush_folder(run.path)
+        else:
+            run.next_best_file.unlink()
 
 
 def restore(experiment: Experiment, run: RunDir) -> State:
@@ -118,6 +143,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
             "now contain images from its earlier test set. Choose a different run_name=..., or type overwrite=true to "
             "start from the beginning."
         )
+    distributed.first(lambda: settle_best(run, saved.get("best", {})))
     state = State()
     try:
         experiment.model.load_state_dict(saved["model"])
@@ -129,7 +155,9 @@ def restore(experiment: Experiment, run: RunDir) -> State:
             setattr(state, name, saved[name])
         state.restarts = saved.get("restarts", 0)  # missing from the oldest checkpoints of format 1
         experiment.optimizer.slow_down(SLOWER**state.restarts)
-    except (RuntimeError, KeyError, ValueError) as error:
+        if not all(map(is_finite, (state.seconds, state.training_seconds))) or not isinstance(state.warnings, list):
+            raise ValueError("its fields have the wrong types")
+    except Exception as error:  # a damaged field can raise anything
         raise Failure(f"{run.checkpoint_file} does not match {run.config_file}: {first_line(error)}") from error
     return state
 

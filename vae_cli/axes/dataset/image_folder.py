@@ -23,7 +23,7 @@ from vae_cli.axes.dataset.pack import (
     write_pack,
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
-from vae_cli.core.errors import UserError
+from vae_cli.core.errors import UserError, visible
 from vae_cli.core.files import expand_home
 from vae_cli.core.images import UNREADABLE, to_pixels
 from vae_cli.core.values import Count, Interval, Natural
@@ -139,9 +139,10 @@ class ImageFolder(Dataset):
 
     def _pack(self, folder: Path, fingerprint: str, files: Sequence[File]) -> Pack:
         tops = [Path(file.name).parts[0] if len(Path(file.name).parts) > 1 else None for file in files]
-        classes = sorted({top for top in tops if top is not None}) if None not in tops else None
-        label = {name: number for number, name in enumerate(classes or ())}
-        labels = [label[top] for top in tops if top is not None] if classes else None
+        folders = sorted({top for top in tops if top is not None}) if None not in tops else []
+        label = {name: number for number, name in enumerate(folders)}
+        labels = [label[top] for top in tops if top is not None] if folders else None
+        classes = [visible(name) for name in folders] or None  # names that are not UTF-8 cannot be stored as text
         try:
             with exclusive(folder):
                 return open_pack(folder, fingerprint) or write_pack(
