@@ -505,3 +505,31 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
         check_survived(run)
     assert commands.run("train", *OFTEN, "run_name=a", cwd=tmp_path).returncode == 0, commands.err
     check_finished(run, whole)
+
+
+def test_two_kills_and_fewer_epochs_test_the_weights_of_the_checkpoint(commands: Commands, tmp_path: Path) -> None:
+    """The first kill falls between the best weights and the checkpoint of epoch 3, the second after the curves are cut
+    back to the checkpoint; then training ends with the epochs that it had."""
+    words = ["train", *SMALL, "batch_size=32", "run_name=a"]
+    for folder in (tmp_path / "clean", tmp_path / "killed"):
+        folder.mkdir()
+        assert commands.run(*words, "epochs=2", cwd=folder).returncode == 0, commands.err
+    run = tmp_path / "killed" / "runs" / "a"
+    for file in ("a/checkpoint.pt", "a/metrics.jsonl"):
+        fault = {"at": "replace", "file": file, "number": 1, "after": file.endswith("jsonl")}
+        assert commands.run(*words, "epochs=4", cwd=run.parent.parent, fault=fault).returncode == -signal.SIGKILL
+    assert commands.run(*words, "epochs=2", cwd=run.parent.parent).returncode == 0, commands.err
+    clean = tmp_path / "clean" / "runs" / "a"
+    assert equal(load_checkpoint(run / "best.pt"), load_checkpoint(clean / "best.pt"))
+    assert RunDir(run).summary()["test"] == RunDir(clean).summary()["test"]
+    assert not RunDir(run).next_best_file.exists()
+
+
+def test_best_weights_of_another_step_are_not_tested(commands: Commands, tmp_path: Path) -> None:
+    words = ["train", *SMALL, "batch_size=32", "run_name=a"]
+    assert commands.run(*words, "epochs=2", cwd=tmp_path).returncode == 0, commands.err
+    file = tmp_path / "runs" / "a" / "best.pt"
+    torch.save({**load_checkpoint(file), "step": 7}, file)
+    (tmp_path / "runs" / "a" / "summary.json").unlink()
+    assert commands.run(*words, "epochs=2", cwd=tmp_path).returncode == 1
+    assert "best.pt does not belong to" in commands.err

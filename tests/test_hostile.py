@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -554,3 +555,93 @@ def test_files_of_mnist_that_claim_two_billion_images(place: Path, ask: Ask, mon
 def test_how_many(record_property: Callable[[str, object], None]) -> None:
     count = len(CHECKPOINTS) + len(CONFIGS) + 3 * len(TEXTS) + len(PICTURES) + len(PACKS) + 21
     record_property("hostile files tried, each refused or read as plain data", count)
+
+
+@pytest.mark.parametrize("file", ["best.pt", "checkpoint.pt", ".lock", "train.log", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+@pytest.mark.usefixtures("place")
+def test_what_is_no_regular_file_is_never_waited_for(ask: Ask, file: str, kind: str) -> None:
+    if file in (".lock", "train.log", "metrics.jsonl"):
+        command = ["train", "run_name=digits/a", "epochs=99"]
+    else:
+        command = ["sample", str(RUN), "--weights", "last" if file == "checkpoint.pt" else "best"]
+    (RUN / file).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(RUN / file)
+    else:
+        (RUN / file).symlink_to("/dev/zero" if kind == "device" else file)
+    begin = time.monotonic()
+    found = ask(*command)
+    assert found.code in (1, 2), found
+    assert str(RUN) in found.err
+    assert "HYDRA_FULL" not in found.err
+    assert time.monotonic() - begin < 60
+    assert ask("runs").code == 0
+    assert "digits/b" in ask("runs").out
+
+
+def test_an_older_format_in_front_of_an_archive_is_refused(place: Path, ask: Ask) -> None:
+    """zipfile finds the archive at the end, torch would load what is in front."""
+    file = RUN / "best.pt"
+    front = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {"a": Marks()}]
+    file.write_bytes(b"".join(pickle.dumps(part, 2) for part in front) + file.read_bytes())
+    found = ask(*QUESTIONS[0])
+    assert found.code == 1
+    assert "not a checkpoint of vae" in found.err
+    assert not (place / MARKER).exists()
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])
+def test_code_is_refused_whatever_the_case_of_its_name(place: Path, ask: Ask, name: str) -> None:
+    file = RUN / "best.pt"
+    with zipfile.ZipFile(file) as parts:
+        contents = {part: parts.read(part) for part in parts.namelist()}
+    with zipfile.ZipFile(file, "w") as parts:
+        for part, content in contents.items():
+            if part.endswith("data.pkl"):
+                parts.writestr(part.replace("data.pkl", name), pickle.dumps(Marks(), 2))
+            else:
+                parts.writestr(part, content)
+    found = ask(*QUESTIONS[0])
+    assert found.code == 1
+    assert "it would run" in found.err
+    assert "weights_only" not in found.err
+    assert not (place / MARKER).exists()
+
+
+def test_weights_that_are_not_finite_are_refused(ask: Ask, place: Path) -> None:
+    for file in ("best.pt", "checkpoint.pt"):
+        state = torch.load(RUN / file, weights_only=True)
+        state["model"] = {name: tensor * float("nan") for name, tensor in state["model"].items()}
+        torch.save(state, RUN / file)
+    found = ask(*QUESTIONS[0])
+    assert found.code == 1
+    assert "some weights are not finite" in found.err
+
+
+def test_one_bad_run_does_not_hide_the_others(ask: Ask, place: Path) -> None:
+    for name, file, target in (
+        ("dangling", "config.yaml", "/nowhere"),
+        ("device", "metrics.jsonl", "/dev/zero"),
+        ("huge", "metrics.jsonl", None),
+        ("a\udcff", "", None),
+        ("red\x1b[31m", "summary.json", "/dev/zero"),
+    ):
+        folder = RUN.parent / name
+        shutil.copytree(RUN, folder)
+        if file:
+            (folder / file).unlink()
+            if target is not None:
+                (folder / file).symlink_to(target)
+            else:
+                with (folder / file).open("wb") as created:
+                    created.truncate(3 << 30)
+    listed = ask("runs")
+    assert listed.code == 0
+    assert "digits/b" in listed.out
+    assert "\x1b" not in listed.out
+    assert ask("sample", "latest", "--count", "2").code in (0, 2)
+    compared = ask("compare", "runs", "--jobs", "1")
+    assert compared.code == 0, compared
+    assert "\x1b" not in compared.out + compared.err
+    assert compared.out.count("Left out") >= 3
