@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -108,6 +109,19 @@ def test_a_run_imports_only_the_heavy_modules_it_needs(tmp_path: Path) -> None:
     imported(tmp_path, "evaluate", "a", "--quick")  # the first time, it trains the feature net
     used = imported(tmp_path, "evaluate", "a", "--quick")
     assert not {"torch._dynamo", "sympy", "hydra", "torchvision", "sklearn", "scipy", "pandas"} & used
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("words", ["--help", "runs", "explain rate"])
+def test_a_closed_output_is_no_error(words: str, closed: str, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.yaml").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"{shlex.quote(sys.executable)} -m vae_cli {words} {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:

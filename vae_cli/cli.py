@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -64,6 +65,9 @@ def main() -> None:
     Exit codes: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 broken pipe.
     """
     collect_rarely()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell has closed it: vae runs >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (used until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal without UTF-8 shows ? for a letter that it lacks
             stream.reconfigure(errors="replace")
