@@ -174,6 +174,12 @@ train +schedule@optimizer.lr=linear | set where it starts and stops
 train +schedule@optimizer.betas=linear | no schedule can replace it
 train schedule=linear | type \+schedule@regularizer\.beta=linear
 train latent | 'latent' gives no value\. Type latent=16
+train latent 8 | 'latent 8' needs an equals sign\. Type latent=8\.
+train epochs=1 sigma fixed | 'sigma fixed' needs an equals sign\. Type sigma=fixed\.
+train -m sigma learned,fixed | Type sigma=learned,fixed\.
+train --sigma fixed | without dashes: sigma=fixed\.
+train --latent --info | without dashes: latent=VALUE\.
+help nowhere | There is no subcommand 'nowhere'
 train fixed | type sigma=fixed
 train '' | is not an override
 train , | is not an override

@@ -124,6 +124,12 @@ def test_a_closed_output_is_no_error(words: str, closed: str, tmp_path: Path) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_the_word_help_shows_the_help(tmp_path: Path) -> None:
+    assert vae("help", cwd=tmp_path).stdout == vae("--help", cwd=tmp_path).stdout
+    assert vae("help", "train", cwd=tmp_path).stdout == vae("train", "--help", cwd=tmp_path).stdout
+    assert vae("help", "help", cwd=tmp_path).returncode == 2
+
+
 def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:
     done = vae(cwd=tmp_path)
     assert done.returncode == 0
@@ -224,7 +230,7 @@ def test_options_reach_the_parameters_of_their_command() -> None:
         (["train", "--mltirun"], "Did you mean '--multirun'?"),
         (["train", "--config-path", "x"], "add a folder of your own with --config-dir"),
         (["train", "--shell-completion"], "vae --install-completion"),
-        (["train", "--sigma", "fixed"], "Settings are typed without dashes: sigma=VALUE"),
+        (["train", "--sigma", "fixed"], "Settings are typed without dashes: sigma=fixed"),
         (["train", "--cfg", "foo"], "'foo' is not one of 'job', 'hydra', 'all'"),
         (["sample"], "Missing argument"),
         (["sample", "x", "--count", "0"], "greater than or equal to 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,7 +26,10 @@ def parse(text: str) -> Override:
 def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -> None:
     """Refuse overrides that Hydra would misread, or would refuse only much later. Raises UserError."""
     groups = catalog.groups(*extra_dirs)
-    for override in overrides:
+    for override, following in zip_longest(overrides, overrides[1:], fillvalue=""):
+        names = {*groups, *catalog.settings()}
+        if following and "=" not in override + following and override in names and following not in names:
+            raise UserError(f"'{override} {following}' needs an equals sign. Type {override}={following}.")
         if fault := _form_fault(override, groups) or _choice_fault(override, groups):
             raise UserError(fault)
 

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -105,7 +106,9 @@ def _explain_unknown_flag(name: str, ctx: Any, command: str) -> str:
             return f"vae train does not support Hydra's flag {name}: {HYDRA_FLAGS[name]}."
         word = name.lstrip("-").replace("-", "_")
         if word.partition(".")[0] in catalog.defaults() or word in catalog.settings():
-            return f"There is no flag {name}. Settings are typed without dashes: {word}=VALUE."
+            following = next((after for given, after in pairwise(sys.argv) if given == name), "")
+            value = following if following and "=" not in following and following[0] != "-" else "VALUE"
+            return f"There is no flag {name}. Settings are typed without dashes: {word}={value}."
         if hint := nearest(word, [*catalog.settings(), *catalog.defaults()]):
             return f"There is no flag {name}.{hint} Settings are typed without dashes: KEY=VALUE. See {command} --help."
     # The opts of an argument are its name, without dashes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from typer import Exit, echo
 from typer.core import TyperCommand, TyperGroup
 
 from vae_cli.core.errors import UserError, nearest
@@ -21,7 +22,13 @@ class Subcommands(TyperGroup):
     """The subcommands of `vae`, in the order in which they are registered."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find a subcommand by name. If it does not exist, raises UserError, which suggests the closest name."""
+        """Find a subcommand by name; `help NAME` is `NAME --help`. If it does not exist, raises UserError, which
+        suggests the closest name."""
+        if args[0] == "help" and not ctx.resilient_parsing:
+            if len(args) == 1:
+                echo(ctx.get_help())
+                raise Exit
+            args = [args[1], "--help"]
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
             names = self.list_commands(ctx)
