@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,13 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
         code = (ROOT / "vae_cli" / file).read_text()
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"\b(def|class) {name}\b|^\s*{name}\b", code, re.MULTILINE), f"no {name} in {file}"
+
+
+def test_the_table_of_benchmarks_is_that_of_the_saved_results() -> None:
+    script = ROOT / "tests" / "benchmarks" / "run.py"
+    printed = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True, check=True).stdout
+    assert printed.strip()
+    assert printed.strip() in (ROOT / "tests" / "README.md").read_text()
 
 
 def test_examples_of_users_own_classes_run(

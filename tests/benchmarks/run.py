@@ -440,6 +440,11 @@ def _is_installed(launcher: str) -> bool:
 # Table ----------------------------------------------------------------------------------------------------------------
 
 
+def _median(values: Sequence[float], unit: str) -> str:
+    middle = statistics.median(values)
+    return f"{middle:,.0f} {unit}" if middle >= 1000 else f"{middle:.3g} {unit}"
+
+
 def show(rows: Sequence[Row]) -> None:
     """Print the table."""
     console = Console()
@@ -450,8 +455,8 @@ def show(rows: Sequence[Row]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         ratios = row.ratios()
-        cells = [f"{statistics.median(row.ours):,.4g} {row.unit}"]
-        cells += [f"{statistics.median(row.theirs):,.4g} {row.unit}" if row.theirs else ""]
+        cells = [_median(row.ours, row.unit)]
+        cells += [_median(row.theirs, row.unit) if row.theirs else ""]
         cells += [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))] if ratios else []
         table.add_row(row.section, row.name, *cells)
     if not console.is_terminal:
@@ -497,19 +502,20 @@ def save(bench: Bench, size: str) -> None:
 
 
 def markdown() -> str:
-    """Return the newest saved results of each kind of processor as a table."""
+    """Return the newest saved results for each set of instructions (AVX2, AVX512 ...) as a table."""
     newest = {json.loads(file.read_text())["about"]["instructions"]: file for file in sorted(RESULTS.glob("*.json"))}
     parts = []
     for file in newest.values():
         saved = json.loads(file.read_text())
         about = saved["about"]
+        rows = sorted(saved["rows"], key=lambda row: list(SECTIONS).index(row["section"]))
         parts += [
             f"{about['date']}, {about['cores']} cores ({about['processor']}; {_instructions(about)}), "
             f"{about['threads']} threads, torch {about['torch']}, {about['images']} size:",
             "",
             "| what | median | compared with | ratio | least to greatest |",
             "|---|---:|---:|---:|---:|",
-            *(_markdown_row(Row(**{k: v for k, v in row.items() if k != "ratios"})) for row in saved["rows"]),
+            *(_markdown_row(Row(**{k: v for k, v in row.items() if k != "ratios"})) for row in rows),
             "",
         ]
     return "\n".join(parts)
@@ -522,8 +528,9 @@ def _instructions(about: dict[str, Any]) -> str:
 
 def _markdown_row(row: Row) -> str:
     ratios = row.ratios()
-    cells = [row.name, f"{statistics.median(row.ours):,.4g} {row.unit}"]
-    cells += [f"{statistics.median(row.theirs):,.4g} {row.unit}" if row.theirs else ""]
+    name = f"{row.name}, against the bare loop" if row.section == "training" else row.name
+    cells = [name, _median(row.ours, row.unit)]
+    cells += [_median(row.theirs, row.unit) if row.theirs else ""]
     cells += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratios else ["", ""]
     return f"| {' | '.join(cells)} |"
 
