@@ -59,10 +59,13 @@ PRIVATE: dict[str, dict[str, set[str]]] = {
 
 
 def private_names(file: Path) -> set[str]:
-    """The private names that a file uses on anything but `self`, imports, or overrides in a class of submitit's."""
+    """The private names that a file uses, imports, or overrides in a class of submitit's.
+
+    Not counted: names on `self`, and those of `os`, such as `os._exit`, which Python documents.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in {"self", "os"}:
             found.add(node.attr)
         elif isinstance(node, ast.ImportFrom):
             found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}

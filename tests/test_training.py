@@ -452,6 +452,26 @@ def test_a_sweep_is_checked_before_its_first_job(here: Path) -> None:
     assert not list(here.rglob("config.yaml"))
 
 
+def test_a_sweep_says_if_its_finished_runs_were_trained_for_longer(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("sigma=learned", "epochs=4")
+    train("sigma=fixed", "epochs=3")
+    capsys.readouterr()
+    train("sigma=learned,fixed,shared", "epochs=2", multirun=True)
+    out = capsys.readouterr().out
+    assert (
+        "3 jobs: 2 finished (skipped), 1 to run\nwarning: 2 of the finished runs were trained for 3 and 4 epochs" in out
+    )
+    assert "not 2. For runs of equal length, type epochs=4, runs_dir=FOLDER (a new folder), or overwrite=true." in out
+    train("sigma=learned,fixed,shared", "epochs=4", multirun=True)
+    assert "warning" not in capsys.readouterr().out
+    train("seed=1", "epochs=2")
+    monkeypatch.setattr(sys, "argv", ["vae", "compare", "--jobs", "1", "--profile", "quick"])
+    assert run_command() == 0
+    assert "Some arms differ only in epochs (2, 4)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("sigma=learned,fixed", multirun=True)
     runs = sorted(path.parent for path in (here / "runs").rglob("config.yaml") if ".hydra" not in path.parts)

@@ -74,6 +74,7 @@ def collect(paths: Sequence[Path], are_named: bool) -> Collected:
         notes += [left_out] if left_out else []
     members, twins = drop_twins(members)
     notes += [f"Left out: {a.folder.path} has the same settings and seed as {b.folder.path}." for a, b in twins]
+    notes += _different_lengths(members)
     if len(members) < 2:
         few = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
         others = "".join(f"\n{note}" for note in notes)
@@ -82,3 +83,18 @@ def collect(paths: Sequence[Path], are_named: bool) -> Collected:
             f"seed=0,1,2), or compare the runs in another folder: vae compare FOLDER{others}"
         )
     return Collected(members, notes, found.is_training)
+
+
+def _different_lengths(members: Sequence[Member]) -> list[str]:
+    """Return a note if runs with the same settings were trained for different numbers of epochs."""
+    lengths: dict[object, set[int]] = {}
+    for member in members:
+        settings = tuple(sorted(((k, v) for k, v in member.settings.items() if k != "epochs"), key=str))
+        lengths.setdefault(settings, set()).add(member.settings["epochs"])
+    differing = sorted({epochs for several in lengths.values() if len(several) > 1 for epochs in several})
+    if not differing:
+        return []
+    return [
+        f"Some arms differ only in epochs ({', '.join(map(str, differing))}). To compare runs of equal length, train "
+        f"the shorter ones further: repeat their vae train commands with epochs={differing[-1]}."
+    ]

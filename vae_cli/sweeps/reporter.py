@@ -35,6 +35,8 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self._plans: dict[Path, Plan] = {}
+        self._longer: dict[Path, int] = {}  # epochs of finished runs that were trained for longer than this sweep asks
+        self._epochs = 0
         self._to_do: dict[int, tuple[Path, int]] = {}  # run folder and number of epochs of each job, by job number
         self._folder: Path | None = None  # folder of the sweep itself
         self._started_at = 0.0
@@ -57,6 +59,10 @@ class ConsoleReporter:
             self._plans[path] = plan(RunDir(path), plain)
         except InTraining:  # for example, a worker process that outlived an earlier sweep
             self._plans[path] = "elsewhere"
+        if self._plans[path] == "finished":
+            epochs = int(RunDir(path).summary().get("epoch", 0))
+            if epochs > plain["epochs"]:
+                self._longer[path], self._epochs = epochs, plain["epochs"]
         if self._plans[path] in ("finished", "elsewhere"):
             return False
         self._to_do[config.hydra.job.num] = (path, plain["epochs"])
@@ -68,6 +74,14 @@ class ConsoleReporter:
         count = Counter(self._plans.values())
         parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
         print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)
+        if self._longer:
+            trained = " and ".join(map(str, sorted({*self._longer.values()})))
+            print(
+                f"warning: {len(self._longer)} of the finished runs were trained for {trained} epochs, not "
+                f"{self._epochs}. For runs of equal length, type epochs={max(self._longer.values())}, "
+                "runs_dir=FOLDER (a new folder), or overwrite=true.",
+                flush=True,
+            )
         self._started_at = time.monotonic()
         if self._folder is not None:
             write_sweep(self._folder, self._plans)
