@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,13 @@ import pytest
 
 # The models are tiny, and tests that run in parallel would compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started by nohup or in the background of a script, pytest ignores these signals, and the programs that it starts would
+# ignore them, too. A signal with a handler has its default effect in these programs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 Get = Callable[..., Any]
 

@@ -21,9 +21,11 @@ import yaml
 from PIL import Image
 
 from vae_cli.axes.dataset import ImageFolder, Split, Torchvision, data_folder, mapped, pack
+from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.cli import run as run_command
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.images import load_image, to_pixels
+from vae_cli.core.listing import listing_once, save_listings
 from vae_cli.core.white import WHITES
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +213,25 @@ def test_pictures_of_runs_below_the_images_are_left_out(photos: Path, monkeypatc
 
 
 # -- the value of white -----------------------------------------------------------------------------------------------
+
+
+def test_the_images_of_a_sweep_are_fixed_at_its_start(photos: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    with listing_once():
+        image_folder(photos).check()
+        save_listings(sweep)
+        first = image_folder(photos).load()
+        _add(photos)
+        assert fingerprint(image_folder(photos).load()) == fingerprint(first)
+    with listing_once(sweep):  # a job in another process
+        assert fingerprint(image_folder(photos).load()) == fingerprint(first)
+    assert fingerprint(image_folder(photos).load()) != fingerprint(first)
+    with listing_once(sweep):  # the pack is that of the new images
+        assert fingerprint(image_folder(photos).load()) == fingerprint(first)
+    shutil.rmtree(photos.parent / "data")
+    _edit(photos)
+    with listing_once(sweep), pytest.raises(UserError, match="have changed or were removed since this command started"):
+        image_folder(photos).load()
 
 
 def ramp(white: float, kind: str = "float32") -> Image.Image:

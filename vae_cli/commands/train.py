@@ -102,13 +102,15 @@ def train(
                 "instead."
             )
     from vae_cli.config import hydra
+    from vae_cli.core.listing import listing_once
     from vae_cli.sweeps.job import all_processes, task
     from vae_cli.sweeps.launcher import check_sweeps
     from vae_cli.sweeps.reporter import ConsoleReporter
     from vae_cli.sweeps.search import Search
 
     reporter, search = ConsoleReporter(), Search()
-    with search, all_processes(flags) as more, check_sweeps(reporter.check, reporter, search.around):
+    checks = check_sweeps(reporter.check, reporter, search.around)
+    with listing_once(), search, all_processes(flags) as more, checks:
         hydra.run(task, [*overrides, *more], **flags)  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ class CachedReport:
 
 def stamp(runs: Sequence[Path], request: Mapping[str, Any]) -> str:
     """Return a digest that changes whenever `request`, the program or a file of a run changes. Files are compared by
-    size, modification time and inode."""
+    size, inode and times of modification and of change."""
     of_runs = [file for run in runs for file in _files(RunDir(run))]
     package = Path(__file__).parents[1]
     program = sorted(file for pattern in PROGRAM for file in package.rglob(pattern))
@@ -99,7 +99,7 @@ def _digest(words: Iterable[str], files: Iterable[Path]) -> str:
     for file in files:
         stat = None
         with suppress(OSError):
-            found = file.stat()
-            stat = (found.st_size, found.st_mtime_ns, found.st_ino)
+            found = file.stat()  # the time of change cannot be set: it reveals files edited with their times restored
+            stat = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         whole.update(f"{file}\0{stat}\0".encode(errors="surrogateescape"))
     return whole.hexdigest()

@@ -98,9 +98,12 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def stamp(file: Path) -> list[int]:
-    """Return the size and modification time of a file; if both are unchanged, its contents are assumed unchanged."""
+    """Return the size of a file, and its times of modification and of change.
+
+    If they are unchanged, so are the contents: the time of change cannot be set.
+    """
     stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def digest(file: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.objective import figure
 from vae_cli.core.errors import Failure, UserError, explain
 from vae_cli.core.files import expand_home
+from vae_cli.core.listing import listing_once
 from vae_cli.core.wording import relative
 from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
@@ -82,7 +83,8 @@ def task(config: DictConfig) -> float | None:
         if stop_file(hydra_config).exists():
             raise Failure("the sweep was stopped before this run started")
     try:
-        summary = _train(folder, plain, console, is_one_of_many)
+        with nullcontext() if is_alone else listing_once(Path(hydra_config.sweep.dir)):
+            summary = _train(folder, plain, console, is_one_of_many)
     except SystemExit as stop:
         # Any other code is submitit's, which requeues the job.
         if is_alone or stop.code not in {128 + number for number in STOPS}:

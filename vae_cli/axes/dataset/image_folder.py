@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +25,11 @@ from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError, visible
 from vae_cli.core.files import expand_home
 from vae_cli.core.images import UNREADABLE, to_pixels
+from vae_cli.core.listing import File, changed_images, list_images
 from vae_cli.core.values import Count, Interval, Natural
 from vae_cli.core.white import Values, find_whites, is_deep, values_of
 
 NAMED = 5  # at most this many files are named in a message
-# Formats that Pillow recognizes but cannot read without a plug-in.
-STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
-# Files by which the folder of a run, or of a comparison, is recognized; a copied run may lack its hidden files.
-WRITTEN_BY_VAE = (
-    {"config.yaml", ".lock"},
-    {"config.yaml", "metrics.jsonl", "summary.json"},
-    {"report.html", "compare.json"},
-)
 
 Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 
@@ -108,6 +100,7 @@ class ImageFolder(Dataset):
         pack = open_pack(folder, fingerprint)
         if pack is None:
             self._test_count(len(files))  # raises UserError before the images are packed
+            self._refuse_changed(files)
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
         rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
@@ -128,7 +121,7 @@ class ImageFolder(Dataset):
         if not self.path.is_dir():
             what = "is a file, not a folder" if self.path.exists() else "does not exist"
             raise UserError(f"dataset.path={self.path} {what}. Give the folder that contains your images.")
-        files, others = _list_images(self.path)
+        files, others = list_images(self.path)
         if not files:
             found = f"none of its {others} files is an image" if others else "it is empty"
             raise UserError(
@@ -136,6 +129,15 @@ class ImageFolder(Dataset):
                 f".png files, directly or in its subfolders."
             )
         return files
+
+    def _refuse_changed(self, files: list[File]) -> None:
+        """Raise UserError if listed images have changed: the runs of a sweep must see the same images."""
+        if changed := changed_images(self.path, files):
+            named = ", ".join(map(visible, changed[:NAMED])) + (" and others" if len(changed) > NAMED else "")
+            raise UserError(
+                f"Images in {self.path} have changed or were removed since this command started: {named}. Type the "
+                "command again to train on the images as they are now."
+            )
 
     def _pack(self, folder: Path, fingerprint: str, files: Sequence[File]) -> Pack:
         tops = [Path(file.name).parts[0] if len(Path(file.name).parts) > 1 else None for file in files]
@@ -211,50 +213,3 @@ class ImageFolder(Dataset):
             found |= {files[number].name: values for number, values in enumerate(results, start) if values is not None}
             start += len(results)
         return find_whites(found, "Type dataset.range=1, 255, 4095 or 65535, the value of white in your images.")
-
-
-class File(NamedTuple):
-    """An image file: its path relative to the folder, size in bytes and modification time in nanoseconds.
-
-    If any of these changes, the images are packed again.
-    """
-
-    name: str
-    size: int
-    modified: int
-
-
-def _list_images(root: Path) -> tuple[list[File], int]:
-    """Return the files with an image extension, sorted by path, and the number of other files.
-
-    Hidden files and folders are ignored: they are usually thumbnails or temporary files of other programs. So are the
-    folders of runs and of comparisons, whose pictures would otherwise become images.
-    """
-    from PIL import Image
-
-    Image.init()
-    endings = {end for end, name in Image.EXTENSION.items() if name in Image.OPEN and name not in STUBS}
-    images, others, seen = [], 0, set[str]()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # links may form a cycle
-            folders.clear()
-            continue
-        seen.add(real)
-        if folder != str(root) and any(marks <= {*files} for marks in WRITTEN_BY_VAE):
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() not in endings:
-                others += 1
-                continue
-            file = Path(folder, name)
-            try:
-                stat = file.stat()
-            except OSError:  # a broken link, which is reported when it is read
-                images.append(File(file.relative_to(root).as_posix(), 0, 0))
-            else:
-                images.append(File(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return sorted(images), others
