@@ -41,6 +41,11 @@ train seed=-1 | seed=-1 is not allowed
 train seed=1.5 | seed=1.5 is not allowed
 train max_grad_norm=0 | max_grad_norm=0 is not allowed: it must be a number above 0 or null
 train max_grad_norm=inf | max_grad_norm=inf is not allowed
+train optimizer.lr=1e308 | its absolute value is above 3\.4e\+38, the largest number of float32
+train regularizer.beta=1e308 | regularizer.beta=1e\+308 is not allowed: its absolute value is above
+train optimizer.weight_decay=1e308 | its absolute value is above
+train +schedule@regularizer.beta=linear regularizer.beta.stop=1e39 | regularizer.beta.stop=1e\+39 is not allowed: its abs
+train optimizer.eps=nan | it is not a finite number|must be a number
 train precision=half | it must be float32, tf32 or bfloat16
 train precision=tf32 device=cpu | type precision=float32
 train device=tpu | type device=auto, cpu

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -871,6 +872,31 @@ def test_a_source_that_makes_its_images_one_by_one(tmp_path: Path) -> None:
     assert splits.train.images.shape == (12, 3, 8, 8)
     assert splits.train.labels is not None
     assert splits.train.labels.shape == (12,)
+
+
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        ({"size": -5}, "should return >= 0"),
+        ({"size": "x"}, "cannot be interpreted as an integer"),
+        ({"size": 5, "transform": "os.system"}, "'str' object is not callable"),
+        ({"size": 5, "image_size": "x"}, ""),
+        ({"size": 5, "num_classes": 0}, ""),
+        ({"size": 5, "nonsense": 1}, "unexpected keyword"),
+        ({"size": 10**9}, "1,000,000,000 images, more than"),
+    ],
+)
+def test_arguments_that_torchvision_cannot_use(train: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"source": "FakeData", "test": {"size": 9}, "shape": [1, 8, 8], "validation": 1}
+    with pytest.raises(UserError, match=rf"torchvision's FakeData cannot be created with \{{.*{reason}"):
+        Torchvision(**settings, train=train, data_dir=str(tmp_path)).load()
+    assert not list(tmp_path.rglob("images.npy"))
+
+
+def test_images_that_do_not_fit_on_the_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(Failure, match=r"The 30 images need .* only 0\.0 GB of free space.*data_dir="):
+        image_folder(photos).load()
 
 
 @pytest.mark.skipif(not (REAL / "MNIST").is_dir(), reason=f"there is no {REAL / 'MNIST'}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import re
 import resource
 import shutil
@@ -17,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -294,6 +297,62 @@ def test_every_field_of_a_summary_with_every_kind_of_value(
                 assert "HYDRA_FULL" not in found.err
             tried += 1
     record_property("summaries with a wrong field", f"{tried} of {tried} survived")
+
+
+SETTINGS: list[Any] = [
+    *FIELDS, float("nan"), float("inf"), -float("inf"), 10**400, -(10**30), 1e-320, {1: 2}, {"_target_": "x"},
+    "x" * 20_000, "\udcff", "../..", "NaN", [1, "x"],
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("place")
+def test_settings_of_a_configuration_with_every_kind_of_value(
+    ask: Ask, is_long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    whole = yaml.safe_load((RUN / "config.yaml").read_text())
+    keys = [(None, key) for key in whole]
+    keys += [(axis, key) for axis, node in whole.items() if isinstance(node, dict) for key in node]
+    cases = [(axis, key, value) for axis, key in keys for value in SETTINGS]
+    random.Random(0).shuffle(cases)
+    cases = cases if is_long else cases[:100]
+    refused = 0
+    for axis, key, value in cases:
+        changed = deepcopy(whole)
+        (changed if axis is None else changed[axis])[key] = value
+        text = yaml.dump(changed, allow_unicode=True)
+        (RUN / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+        codes = []
+        for words in (["runs"], QUESTIONS[0], [*QUESTIONS[3], "--reference", "nowhere"]):
+            found = ask(*words)
+            codes.append(found.code)
+            assert found.code in (0, 1, 2), (axis, key, value, words, found)
+            assert "HYDRA_FULL" not in found.err, (axis, key, value, words, found)
+            assert "\x1b" not in found.out + found.err
+            assert max(map(len, found.err.splitlines()), default=0) < 2000, (axis, key, value, words)
+        assert codes[0] == 0, (axis, key, value)
+        refused += codes[1] > 0
+    record_property("configurations with a wrong setting", f"{len(cases)} survived, {refused} of them refused")
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("file", ["best.pt", "checkpoint.pt"])
+def test_fields_of_a_checkpoint_with_every_kind_of_value(
+    file: str, ask: Ask, is_long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    whole = torch.load(RUN / file, weights_only=True)
+    keys = [(part, key) for part, node in whole.items() if isinstance(node, dict) for key in node]
+    cases = [(part, key, value) for part, key in [*((None, key) for key in whole), *keys] for value in SETTINGS]
+    random.Random(0).shuffle(cases)
+    cases = cases if is_long else cases[:40]
+    for part, key, value in cases:
+        state = deepcopy(whole)
+        (state if part is None else state[part])[key] = value
+        (RUN / file).write_bytes(saved(state))
+        for words in (["runs"], [*QUESTIONS[0], "--weights", "best" if file == "best.pt" else "last"]):
+            found = ask(*words)
+            assert found.code in (0, 1, 2), (part, key, value, words, found)
+            assert "HYDRA_FULL" not in found.err, (part, key, value, words, found)
+    record_property(f"{file} with a wrong field", f"{len(cases)} of {len(cases)} survived")
 
 
 TEXTS = {

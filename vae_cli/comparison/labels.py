@@ -8,9 +8,10 @@ from typing import Any
 
 from vae_cli.comparison.members import all_keys
 from vae_cli.config import catalog
-from vae_cli.config.naming import AXES, show
+from vae_cli.config.naming import AXES, digest, show
 
 BETA = "regularizer.beta"
+LONGEST = 40  # characters of a value
 FIRST_WORDS = ("sigma", "prior", "regularizer", "network", "optimizer")  # labels start with these groups
 
 
@@ -25,7 +26,7 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
     if len(rows) == 1:
         return [str(settings[0].get("sigma", "all runs"))]
     if len(set(labels)) < len(labels):
-        labels = [", ".join(f"{k} {show(v)}" for k, v in row.items() if v is not None) or "the rest" for row in rows]
+        labels = [", ".join(f"{k} {_brief(v)}" for k, v in row.items() if v is not None) or "the rest" for row in rows]
     return labels
 
 
@@ -67,11 +68,17 @@ def _label(row: Mapping[str, Any], whole: Mapping[str, Any], keys: Sequence[str]
                 continue
             name = key.rpartition(".")[2]
             if key == axis and axis in AXES:
-                words.append(show(value))
+                words.append(_brief(value))
             elif name == "value":
-                words += [show(value)] if words else [show(whole.get(axis, axis)), show(value)]
+                words += [_brief(value)] if words else [_brief(whole.get(axis, axis)), _brief(value)]
             else:
-                words.append(f"{name} {show(value)}")
+                words.append(f"{name} {_brief(value)}")
         if words:
             parts.append(" ".join(words))
     return ", ".join(parts)
+
+
+def _brief(value: Any) -> str:
+    """Return a value as it is typed, shortened so that it fits into a table and stays distinguishable."""
+    text = show(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 10]}…{digest(text)}"

@@ -16,7 +16,7 @@ from vae_cli.config import catalog
 from vae_cli.config.aliases import MOVED_FOR_IMPORT
 from vae_cli.config.naming import AXES, typed
 from vae_cli.core.errors import UserError, nearest
-from vae_cli.core.values import Interval, describe, is_allowed
+from vae_cli.core.values import Interval, describe, flaw, is_allowed
 
 ALLOWED = (*(f"vae_cli.axes.{axis}" for axis in (*AXES, "schedule")), "vae_cli.metrics", "torch.optim")
 
@@ -67,9 +67,12 @@ def built_arguments(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_value(value: Any, kind: Any, path: str) -> None:
-    """Raise UserError if a value has the wrong type, or if a schedule takes values outside the bounds of the type."""
+    """Check the value of a setting against its type. Raises UserError if it does not match, if it is unusable whatever
+    its type (see `flaw`), or if a schedule takes values outside the bounds of the type."""
     if not is_allowed(value, kind):
         raise UserError(f"{path}={brief(value)} is not allowed: it must be {describe(kind)}.")
+    if (reason := flaw(value)) is not None:
+        raise UserError(f"{path}={brief(value)} is not allowed: {reason}.")
     if isinstance(value, Schedule):
         for bound in (metadata for option in get_args(kind) for metadata in get_args(option)[1:]):
             if isinstance(bound, Interval) and not all(bound.holds(number) for number in value.bounds()):

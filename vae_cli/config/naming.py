@@ -111,7 +111,10 @@ def typed(value: Any) -> str:
     ['null', 'true', '0.5', '[1, 2]']
     """
     words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return words[value]
+    is_huge = isinstance(value, int) and value.bit_length() > 10_000  # Python does not convert these to decimals
+    return hex(value) if is_huge else str(value)
 
 
 def show(value: Any) -> str:

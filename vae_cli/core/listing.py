@@ -59,11 +59,15 @@ def listing_once(sweep: Path | None = None) -> Iterator[None]:
         _listings.reset(token)
 
 
+def has_listings() -> bool:
+    """Return whether images have been listed in this context."""
+    return bool(_listings.get())
+
+
 def save_listings(sweep: Path) -> None:
-    """Save all lists of this context in the folder of a sweep, if there are any, for its jobs in other processes."""
-    if listings := _listings.get():
-        sweep.mkdir(parents=True, exist_ok=True)
-        write_json(sweep / NAME, listings)
+    """Save all lists of this context in the folder of a sweep, for its jobs in other processes."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    write_json(sweep / NAME, _listings.get() or {})
 
 
 def _read(sweep: Path) -> dict[str, Listing]:

@@ -25,6 +25,34 @@ def is_finite(value: object) -> bool:
         return False
 
 
+LARGEST = 3.4028234663852886e38  # of float32, in which models compute
+LONGEST = 4096  # characters of a text
+
+
+def flaw(value: object) -> str | None:
+    """Return why a setting cannot have this value, whatever its type, or None if it can.
+
+    Numbers must be finite in float32, keys must be text, and texts must not be too long; in lists and mappings, too.
+
+    >>> flaw(1e308), flaw([1, float("nan")]), flaw({"a": None})
+    ('its absolute value is above 3.4e+38, the largest number of float32', 'it is not a finite number', None)
+    """
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            return f"its key {next(key for key in value if not isinstance(key, str))!r} is not text"
+        return next((why for item in (*value, *value.values()) if (why := flaw(item)) is not None), None)
+    if isinstance(value, (list, tuple)):
+        return next((why for item in value if (why := flaw(item)) is not None), None)
+    if isinstance(value, str):
+        return f"it has {len(value):,} characters, more than {LONGEST:,}" if len(value) > LONGEST else None
+    if isinstance(value, (int, float)):
+        if not isinstance(value, int) and not isfinite(value):
+            return "it is not a finite number"
+        if abs(value) > LARGEST:
+            return f"its absolute value is above {LARGEST:.2g}, the largest number of float32"
+    return None
+
+
 @dataclass(frozen=True)
 class Interval:
     """The numbers from `low` to `high`, both included unless `open_low` excludes `low`.

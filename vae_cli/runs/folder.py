@@ -14,7 +14,7 @@ from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import AXES
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import is_locked, is_printable, open_regular, read_text, reporting_path, write_json, write_text
-from vae_cli.core.values import is_finite
+from vae_cli.core.values import flaw, is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
 RETRAIN = "Train the run again from the start: repeat its vae train command with overwrite=true."
@@ -98,6 +98,10 @@ class RunDir:
             raise UserError(f"{self.path} is not a run: {what}.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise Failure(f"{self.config_file} is damaged: {first_line(error)}. {RETRAIN}") from error
+        for key, value in config.items() if isinstance(config, dict) else ():
+            if (reason := flaw({key: value})) is not None:
+                named = f"a value of {key!s:.40} is not allowed: {reason}"
+                raise Failure(f"{self.config_file} is damaged: {named}. {RETRAIN}")
         if not _is_config(config):
             raise Failure(f"{self.config_file} is damaged: it does not contain the settings of a run. {RETRAIN}")
         return with_current_targets(config)

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.listing import save_listings
+from vae_cli.core.listing import has_listings, save_listings
 from vae_cli.machine.cores import cores
 from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, terminals
 from vae_cli.sweeps.slurm import watch_jobs
@@ -100,7 +100,8 @@ class Runner:
         """Run the jobs and return the outcome of each: its result, or the launcher's error if there is no result."""
         if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
             return self._one_by_one(jobs)
-        save_listings(Path(self.config.hydra.sweep.dir))
+        if has_listings():
+            save_listings(Path(self.config.hydra.sweep.dir))
         if self._find_monitor is not None:
             self._monitor = self._find_monitor()
         outcomes = self._side_by_side(jobs) if jobs else []

@@ -19,6 +19,7 @@ from vae_cli.axes.dataset.pack import (
     in_threads,
     open_pack,
     pack_folder,
+    refuse_oversize_pack,
     write_pack,
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
@@ -101,6 +102,7 @@ class ImageFolder(Dataset):
         if pack is None:
             self._test_count(len(files))  # raises UserError before the images are packed
             self._refuse_changed(files)
+            refuse_oversize_pack(folder, len(files), self._shape)
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
         rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))

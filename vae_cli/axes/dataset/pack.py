@@ -126,6 +126,17 @@ def only_reading() -> Iterator[None]:
         _only_reads.reset(token)
 
 
+def refuse_oversize_pack(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
+    """Raise Failure if a disk has no space for a pack of `count` images."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    needed, free = count * prod(shape), shutil.disk_usage(there).free
+    if needed > free:
+        raise Failure(
+            f"The {count:,} images need {needed / 1e9:,.1f} GB, but {there} has only {free / 1e9:,.1f} GB of free "
+            "space. Give a folder on a larger disk: data_dir=<folder>."
+        )
+
+
 def open_pack(folder: Path, fingerprint: str) -> Pack | None:
     """Return the pack with this fingerprint, or None if the pack is missing or damaged."""
     home = folder / fingerprint

@@ -27,13 +27,15 @@ from vae_cli.axes.dataset.pack import (
     in_threads,
     open_pack,
     pack_folder,
+    refuse_oversize_pack,
     write_pack,
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
-from vae_cli.core.errors import Failure, UserError, nearest
+from vae_cli.core.errors import Failure, UserError, first_line, nearest
 from vae_cli.core.images import center_box, to_pixels
 from vae_cli.core.values import Count, Natural
 
+MOST_IMAGES = 100_000_000  # more than any dataset has; FakeData makes up as many as a configuration asks for
 PACKED = "complete"  # the fingerprint of every pack: published datasets do not change
 RESIZED_TOGETHER = 4096  # images that are resized at once, to limit memory
 
@@ -117,10 +119,11 @@ class Torchvision(Dataset):
         classes = None if classes is None else tuple(str(name) for name in classes)
         images = _array(source)
         if images is None:
+            self._check_size(folder, source, arguments)
             try:
                 with exclusive(folder):
                     return open_pack(folder, PACKED) or write_pack(
-                        folder, PACKED, self._shape, self._chunks(source), classes
+                        folder, PACKED, self._shape, self._chunks(source, arguments), classes
                     )
             except OSError as error:
                 raise cannot_write(folder, error) from error
@@ -146,14 +149,14 @@ class Torchvision(Dataset):
             known = {key: value for key, value in more.items() if key in takes or any_key}
             try:
                 return make(**known, **arguments)
-            except TypeError as error:
-                raise UserError(f"torchvision's {self.source} cannot be created with {arguments}: {error}.") from error
             except ValueError as error:
                 if str(error).startswith("Unknown value"):  # torchvision's message for a split that does not exist
-                    raise UserError(
-                        f"torchvision's {self.source} cannot be created with {arguments}: {error}"
-                    ) from error
+                    raise self._refused(arguments, error) from error
                 raise
+            except _file_errors():
+                raise
+            except Exception as error:  # whatever its code raises for arguments that it does not expect
+                raise self._refused(arguments, error) from error
 
         try:
             return attempt(root=data, download=False)
@@ -164,6 +167,20 @@ class Torchvision(Dataset):
                 return attempt(root=data, download=True)
         except _file_errors() as error:
             raise self._unavailable(data, error) from error
+
+    def _refused(self, arguments: dict[str, Any], error: Exception) -> UserError:
+        given = str(arguments) if len(str(arguments)) <= 100 else f"{str(arguments)[:100]}..."
+        return UserError(f"torchvision's {self.source} cannot be created with {given}: {first_line(error)}.")
+
+    def _check_size(self, folder: Path, source: Any, arguments: dict[str, Any]) -> None:
+        """Raise UserError if the dataset has an impossible number of images, Failure if packed they do not fit."""
+        try:
+            count = len(source)
+        except Exception as error:  # FakeData, for example, has the size that it was given
+            raise self._refused(arguments, error) from error
+        if count > MOST_IMAGES:
+            raise self._refused(arguments, ValueError(f"it would have {count:,} images, more than {MOST_IMAGES:,}"))
+        refuse_oversize_pack(folder, count, self._shape)
 
     def _unavailable(self, data: Path, error: BaseException) -> Failure:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -201,7 +218,7 @@ class Torchvision(Dataset):
             images = torch.cat([_resize(part, height, width) for part in images.split(RESIZED_TOGETHER)])
         return images.contiguous()
 
-    def _chunks(self, source: Any) -> Generator[Chunk, None, None]:
+    def _chunks(self, source: Any, arguments: dict[str, Any]) -> Generator[Chunk, None, None]:
         def read(number: int) -> tuple[NDArray[np.uint8], int]:
             image, target = source[number][:2]
             pixels = to_pixels(image, self._shape, self.crop)
@@ -220,6 +237,10 @@ class Torchvision(Dataset):
         except (OSError, SyntaxError, EOFError) as error:
             # torchvision does not notice if the unpacking of an archive was interrupted.
             raise self._unavailable(data_folder(self.data_dir), error) from error
+        except UserError:
+            raise
+        except Exception as error:  # for example, from a transform that cannot be called
+            raise self._refused(arguments, error) from error
 
     def _no_labels(self) -> UserError:
         return UserError(f"The targets of {self.source} are not class labels: type dataset.labels=false.")
