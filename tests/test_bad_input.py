@@ -44,7 +44,7 @@ train max_grad_norm=inf | max_grad_norm=inf is not allowed
 train optimizer.lr=1e308 | its absolute value is above 3\.4e\+38, the largest number of float32
 train regularizer.beta=1e308 | regularizer.beta=1e\+308 is not allowed: its absolute value is above
 train optimizer.weight_decay=1e308 | its absolute value is above
-train +schedule@regularizer.beta=linear regularizer.beta.stop=1e39 | regularizer.beta.stop=1e\+39 is not allowed: its abs
+train +schedule@regularizer.beta=linear regularizer.beta.stop=1e39 | regularizer.beta.stop=1e\+39
 train optimizer.eps=nan | it is not a finite number|must be a number
 train precision=half | it must be float32, tf32 or bfloat16
 train precision=tf32 device=cpu | type precision=float32
