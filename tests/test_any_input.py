@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model, build_parts
-from vae_cli.config.naming import check_path, clean, run_name
+from vae_cli.config.naming import check_path, clean, run_folder, run_name
 from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import UserError
 
@@ -190,3 +191,44 @@ def test_the_name_of_a_run_needs_no_quotes(is_long: bool) -> None:
         assert len(name.encode()) <= 150
 
     attack()
+
+
+def test_different_values_give_different_names(is_long: bool) -> None:
+    values = TEXT | st.text(st.sampled_from("ab_- ,.é"), max_size=4) | st.floats(allow_nan=False) | st.integers()
+
+    @profile(2000 if is_long else 300)
+    @given(values, values)
+    def attack(one: object, other: object) -> None:
+        names = [run_name({"x": value}, {}, {"choices": {}}) for value in (one, other)]
+        assert names[0] != names[1] or str(one) == str(other)
+
+    attack()
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [
+        ("photos", "image-folder-photos"),
+        ("./my_photos/", "image-folder-my_photos"),
+        ("my-photos", "image-folder-my-photos"),
+        (".", "image-folder-here"),
+        ("..", r"image-folder-.*-\w{8}"),
+        ("/data/photos", r"image-folder-photos-\w{8}"),
+        ("x/photos", r"image-folder-photos-\w{8}"),
+        ("写真", r"image-folder-\w{8}"),
+        ("my photos", r"image-folder-my-photos-\w{8}"),
+        ("/", r"image-folder-\w{8}"),
+    ],
+)
+def test_runs_are_stored_under_the_name_of_the_image_folder(
+    path: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = {
+        "runs_dir": "runs", "run_name": None, "choices": {"dataset": "image_folder"}, "dataset": {"path": path},
+    }  # fmt: skip
+    found = run_folder(config, "default")
+    assert re.fullmatch(folder, found.parent.name), found
+    assert found.name == "default"
+    assert run_name({"dataset": {"path": path}}, {}, {"choices": {}}) == "default"

@@ -193,6 +193,8 @@ train latent==3 | one '=' too many
 train 'latent=[1' | a bracket is not closed
 train 'latent=(1' | a bracket is not closed
 train 'latent=`id`' | Quote it twice
+train run_name=é | contains a letter that is not ASCII\. Quote it twice: 'run_name="é"'
+train data_dir=~photos | means something different to Hydra\. Type the full path\.$
 train 'latent=$(id)' | cannot be read as an override
 train 'latent=${nowhere}' | the configuration has no 'nowhere'
 train 'latent=${latent}' | Recursive interpolation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ ORDER = [
     *("latent", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer"),
     *("dataset", "batch_size", "seed"),
 ]
+IMAGES = "dataset.path"  # the folder of the images; it names the folder of the runs
 LONGEST = 150  # characters
 AXES = ("dataset", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer")
 
@@ -32,16 +34,17 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
     `choices` maps each group (`sigma`, `schedule@regularizer.beta`) to the selected choice. `defaults` contains the
     default settings under these choices and, under the key `choices`, the default choice of each group.
     """
-    words: list[tuple[str, str]] = []
+    words: list[tuple[str, Any]] = []
     for group, choice in choices.items():
         if choice is not None and choice != defaults["choices"].get(group) and group != "dataset":
             words.append((group.rpartition("@")[2], choice))
     before = flatten({key: value for key, value in defaults.items() if key != "choices"})
     for key, value in flatten(config).items():
-        if key.partition(".")[0] not in NO_PART_OF_THE_NAME and (key not in before or before[key] != value):
-            words.append((key, show(value)))
+        is_part = key.partition(".")[0] not in NO_PART_OF_THE_NAME and key != IMAGES
+        if is_part and (key not in before or before[key] != value):
+            words.append((key, value))
     words.sort(key=lambda word: (_place(word[0].partition(".")[0]), word[0]))
-    name = "_".join(f"{clean(key)}-{clean(value)}" for key, value in words) or "default"
+    name = "_".join(f"{clean(key)}-{_word(value)}" for key, value in words) or "default"
     if len(name) > LONGEST:
         name = f"{name[: LONGEST - 9]}-{digest(name)}"
     return name
@@ -50,6 +53,8 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
 def run_folder(config: Mapping[str, Any], name: str) -> Path:
     """Return the folder of a run: runs_dir / dataset / name, or runs_dir / run_name if the user has named the run.
 
+    If the dataset has a path, as image_folder does, its last part follows the name of the dataset.
+
     Raises UserError for a runs_dir or run_name that cannot name a folder.
     """
     for key in ("runs_dir", "run_name"):
@@ -57,7 +62,9 @@ def run_folder(config: Mapping[str, Any], name: str) -> Path:
     runs_dir = expand_home(str(config["runs_dir"]), "runs_dir")
     if config["run_name"] is not None:
         return runs_dir / str(config["run_name"])
-    return runs_dir / clean(config["choices"]["dataset"]) / name
+    path = config["dataset"].get("path")
+    after = f"-{_last_part(path)}" if isinstance(path, str) and path else ""
+    return runs_dir / f"{clean(config['choices']['dataset'])}{after}" / name
 
 
 def check_path(key: str, value: Any) -> None:
@@ -137,9 +144,39 @@ def clean(word: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-.") or "x"
 
 
+def _word(value: Any) -> str:
+    """Return a value as a word of a run's name. A digest tells apart texts that would otherwise have the same word.
+
+    >>> _word([0.9, -1]), _word("batch_norm"), _word("a b")
+    ('0.9--1', 'batch-norm', 'a-b-7faae47c')
+    """
+    text = show(value)
+    parts = [part for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, str)]
+    if not parts:
+        return text
+    is_kept = all("-" not in part and clean(part) == part.replace("_", "-") for part in parts)
+    return clean(text) if is_kept else _with_digest(clean(text), text)
+
+
+def _last_part(path: str) -> str:
+    """Return the last part of a path as a word of a name, with a digest if it loses anything that was given.
+
+    >>> _last_part("photos"), _last_part("./my_photos/")
+    ('photos', 'my_photos')
+    """
+    given = os.path.normpath(os.path.expanduser(path))
+    last = os.path.basename(os.path.abspath(given))
+    cleaned = re.sub(r"[^A-Za-z0-9.+_-]+", "-", last).strip("-.")[:50]
+    return cleaned if cleaned == last and given in (last, ".") else _with_digest(cleaned, given)
+
+
+def _with_digest(word: str, whole: str) -> str:
+    return f"{word}-{digest(whole)}".lstrip("-")
+
+
 def digest(name: str) -> str:
     """Return eight hexadecimal digits that distinguish a shortened name from others."""
-    return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def _place(key: str) -> int:

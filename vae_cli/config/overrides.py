@@ -88,10 +88,12 @@ def syntax_message(override: str, groups: Groups) -> str:
     if "interval(" in value:
         return f"{start}: an interval goes from one number to a larger one, for example {key}=interval(1,5)."
     if value.startswith("~"):
-        return f"{start}: '~' means something different to Hydra. Type the full path, or {key}=$HOME{value[1:]}."
-    if re.search(r"[=~!&#|<>;?*`^\"' ]", value):
+        at_home = f", or {key}=$HOME{value[1:]}" if value in ("~", "~/") or value.startswith("~/") else ""
+        return f"{start}: '~' means something different to Hydra. Type the full path{at_home}."
+    if not value.isascii() or re.search(r"[=~!&#|<>;?*`^\"' ]", value):
         quoted = value.replace('"', "")
-        return f"{start}: its value contains a special character. Quote it twice: '{key}=\"{quoted}\"'."
+        what = "a special character" if value.isascii() else "a letter that is not ASCII"
+        return f"{start}: its value contains {what}. Quote it twice: '{key}=\"{quoted}\"'."
     return f"{start}. {FORM}"
 
 
