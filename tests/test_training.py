@@ -165,6 +165,82 @@ def test_overwrite_trains_from_the_start(here: Path) -> None:
     assert run.config()["seed"] == 1
 
 
+def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("run_name=a")
+    run = RunDir(here / "runs/a")
+    (run.path / "samples").mkdir()
+    before = contents(run.path)
+
+    def fails(*_: object) -> None:
+        assert (run.replaced / "checkpoint.pt").exists()
+        assert list(run.replaced.glob("events.*"))
+        assert not list(run.replaced.glob("*tfevents*"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vae_cli.training.loop.end_epoch", fails)
+        with pytest.raises(KeyboardInterrupt):
+            train("run_name=a", "seed=1", "overwrite=true")
+    assert "which was trained for 2 epochs; it is kept until" in capsys.readouterr().err
+    assert contents(run.path) == before
+    train("run_name=a", "seed=1", "overwrite=true")
+    assert not run.replaced.exists()
+    assert run.config()["seed"] == 1
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All files of a run, except its lock and Hydra's record of the last command."""
+    files = (path for path in folder.rglob("*") if path.name != ".lock" and ".hydra" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in files}
+
+
+@pytest.mark.parametrize("is_putting_back", [False, True])
+def test_an_overwritten_run_survives_a_kill_between_any_two_moves(
+    is_putting_back: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("run_name=a")
+    run = RunDir(here / "runs/a")
+    before = contents(run.path)
+
+    class Killed(BaseException):
+        pass
+
+    for moves in range(len(before) + 1):
+        if is_putting_back:
+            run.set_aside()
+            for name in ("config.yaml", "events.out.tfevents.1", "metrics.jsonl"):  # of the run that was to replace it
+                (run.path / name).write_text("new")
+        left = [moves]
+
+        def move(source: Path, target: Path, left: list[int] = left) -> None:
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            source.rename(target)
+
+        with monkeypatch.context() as patched, suppress(Killed):
+            patched.setattr("vae_cli.runs.folder.os.replace", move)
+            run.put_back() if is_putting_back else run.set_aside()
+        run.put_back()
+        assert contents(run.path).keys() - before.keys() <= {".replaced"}
+        assert {name: content for name, content in contents(run.path).items() if name in before} == before
+
+
+def test_a_continuation_that_is_refused_changes_nothing(here: Path) -> None:
+    for number in range(30):
+        (here / "photos").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 5 * number).save(here / "photos" / f"{number}.png")
+    words = ["dataset=image_folder", "dataset.path=photos", "dataset.side=8", "dataset.validation=5", "run_name=a"]
+    train(*words, f"data_dir={here}", "epochs=1")
+    before = contents(here / "runs/a")
+    Image.new("L", (8, 8), 255).save(here / "photos" / "new.png")
+    with pytest.raises(UserError, match="have changed since its checkpoint was saved"):
+        train(*words, f"data_dir={here}", "epochs=2")
+    assert contents(here / "runs/a") == before
+
+
 def test_a_run_with_other_settings_is_refused_and_they_are_named(here: Path) -> None:
     train("run_name=a")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import AXES
 from vae_cli.core.errors import Failure, UserError, first_line
-from vae_cli.core.files import is_locked, is_printable, open_regular, read_text, reporting_path, write_json, write_text
+from vae_cli.core.files import (
+    flush_folder,
+    is_locked,
+    is_printable,
+    open_regular,
+    read_text,
+    reporting_path,
+    write_json,
+    write_text,
+)
 from vae_cli.core.values import flaw, is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
@@ -22,6 +31,7 @@ RECOVER = (
     "Remove the file and repeat the run's vae train command: the run resumes from its checkpoint, or starts from the "
     "beginning with overwrite=true."
 )
+HIDDEN_EVENTS = "tf-events"  # in the names of event files that TensorBoard must not read
 CONFIG_DEPTH = 20  # levels of nesting allowed in config.yaml
 METRICS_BYTES = 256_000_000  # maximum size of metrics.jsonl; an epoch has about 1000 bytes
 CONFIG_BYTES = 1_000_000  # maximum size of config.yaml; a typical one has about 1000 bytes
@@ -141,17 +151,58 @@ class RunDir:
         """Replace summary.json."""
         write_json(self.summary_file, summary)
 
+    @property
+    def replaced(self) -> Path:
+        """The subfolder that holds the files of the run that this one replaces, until this one has a checkpoint."""
+        return self.path / ".replaced"
+
+    def _own_files(self) -> list[Path]:
+        """Return the files and subfolders that vae wrote for the run.
+
+        The configuration comes last: without it, the others would not be recognized as a run.
+        """
+        names = "samples interpolations evaluation projector .best.next checkpoint.pt best.pt metrics.jsonl"
+        names += " summary.json train.log projector_config.pbtxt config.yaml"
+        files = [*self.path.glob("events.*"), *(self.path / name for name in names.split())]
+        return [file for file in files if file.is_symlink() or file.exists()]
+
     def remove_files(self) -> None:
         """Remove the files and subfolders that vae wrote for the run, and nothing else in the folder."""
-        for event in self.path.glob("events.*"):
-            event.unlink()
-        self.next_best_file.unlink(missing_ok=True)
-        for name in ("samples", "interpolations", "evaluation", "projector"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        # Remove the configuration last: without it, the remaining files would not be recognized as a run.
-        own = "checkpoint.pt best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
-        for name in own.split():
-            (self.path / name).unlink(missing_ok=True)
+        for file in self._own_files():
+            _remove(file)
+
+    def set_aside(self) -> None:
+        """Move the files of the run into `replaced`, until `put_back` or `forget_replaced` is called.
+
+        The checkpoint moves first, so that `put_back` completes what a kill has interrupted.
+        """
+        self.forget_replaced()
+        self.replaced.mkdir()
+        for file in sorted(self._own_files(), key=lambda file: file != self.checkpoint_file):
+            # TensorBoard reads every file that has tfevents in its name, in hidden folders, too.
+            os.replace(file, self.replaced / file.name.replace("tfevents", HIDDEN_EVENTS))
+        flush_folder(self.replaced)
+        flush_folder(self.path)
+
+    def put_back(self) -> bool:
+        """If a run was set aside and the one that was to replace it has no checkpoint, put the former back.
+
+        Returns whether it was put back. The checkpoint moves last, so that a second call completes an interrupted one.
+        """
+        if self.checkpoint_file.exists() or not self.replaced.is_dir():
+            return False
+        names = {file.name.replace(HIDDEN_EVENTS, "tfevents"): file for file in self.replaced.iterdir()}
+        if self.config_file.name in names:  # otherwise, the files in the folder are those of the former run
+            self.remove_files()
+        for name in sorted(names, key=lambda name: (name == self.checkpoint_file.name, name != self.config_file.name)):
+            os.replace(names[name], self.path / name)
+        self.forget_replaced()
+        return bool(names)
+
+    def forget_replaced(self) -> None:
+        """Remove the run that was set aside."""
+        if self.replaced.exists():
+            shutil.rmtree(self.replaced, ignore_errors=True)
 
     def remove_partial_files(self) -> None:
         """Remove the partial files that a killed process left behind."""
@@ -221,8 +272,24 @@ class ReadOnlyRunDir(RunDir):
     def remove_files(self) -> None:
         pass
 
+    def set_aside(self) -> None:
+        pass
+
+    def put_back(self) -> bool:
+        return False
+
+    def forget_replaced(self) -> None:
+        pass
+
     def remove_partial_files(self) -> None:
         pass
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_shallow(text: str) -> bool:

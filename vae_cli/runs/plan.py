@@ -42,13 +42,14 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, not a folder; choose a different run_name=... or runs_dir=...")
-    for file in (folder.lock_file, folder.metrics_file, folder.log_file):  # appending follows links
-        if file.is_symlink():
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file, folder.replaced):
+        if file.is_symlink():  # appending follows links
             raise UserError(
                 f"{file} is a link, and vae does not write through links: remove the link, or choose a different "
                 "run_name=..."
             )
-        if file.exists() and not file.is_file():  # appending to a pipe would wait for a reader
+        is_odd = file.exists() and not file.is_file()  # appending to a pipe would wait for a reader
+        if is_odd and file != folder.replaced:
             raise UserError(f"{file} is not a regular file: remove it, or choose a different run_name=...")
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []

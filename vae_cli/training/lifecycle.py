@@ -7,7 +7,8 @@ import math
 import os
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
 from typing import Any
 
@@ -85,18 +86,24 @@ def hold_lock(folder: RunDir, until: ExitStack) -> None:
 
 def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool) -> dict[str, Any]:
     config, started = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
-    is_new = distributed.first(lambda: prepare_folder(folder, config))
+    is_new = distributed.first(lambda: prepare_folder(folder, config, console))
+    torch.manual_seed(derive_seed(config["seed"], "noise"))
+    with distributed.connected():
+        state = State() if is_new else restore(experiment, folder)  # before anything in the folder changes
     folder.write_config(config)
     about = {"started": started, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
     if (job := submission()) is not None:
         about["submission"] = job
     folder.write_summary({"status": "running", **about})
-    with logging_to_file(folder), recording_failure(folder, about), distributed.connected():
-        torch.manual_seed(derive_seed(config["seed"], "noise"))
-        state = State() if is_new else restore(experiment, folder)
+    with (
+        putting_back(folder, console),
+        logging_to_file(folder),
+        recording_failure(folder, about),
+        distributed.connected(),
+    ):
         if not is_new:
             folder.forget_metrics_after(state.step)
-            console.print(f"Resuming {folder.path} at step {state.step}", soft_wrap=True, highlight=False, markup=False)
+            _say(console, f"Resuming {folder.path} at step {state.step}")
         log.info("%s at step %d on %s", "starting" if is_new else "resuming", state.step, experiment.device)
         while True:
             try:
@@ -107,17 +114,22 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
                 state = restart_from_checkpoint(error, experiment, folder, console, state)
 
 
-def prepare_folder(folder: RunDir, config: Config) -> bool:
-    """Remove partially written files, or all files if the run starts over; return whether training starts at step 0.
+def prepare_folder(folder: RunDir, config: Config, console: Console) -> bool:
+    """Remove partially written files and, if the run starts over, set its files aside or remove them; return whether
+    training starts at step 0.
 
     Raises Finished if the run is finished, UserError if the folder cannot be used (see `plan`), and Failure if a
     checkpoint is missing or damaged.
     """
     folder.remove_partial_files()
+    folder.put_back()
     todo = plan(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))
     if todo == "new":
+        if folder.checkpoint_file.exists():
+            say_replaced(folder, console)
+            folder.set_aside()
         folder.remove_files()
     # Load the checkpoints now, so that a damaged one is reported before training rather than after it.
     elif best := load_checkpoint(folder.checkpoint_file).get("best"):
@@ -126,6 +138,32 @@ def prepare_folder(folder: RunDir, config: Config) -> bool:
             raise Failure(f"{folder.best_file} is missing; it holds the best weights. {RETRAIN}")
         load_checkpoint(folder.best_file)
     return todo == "new"
+
+
+def say_replaced(folder: RunDir, console: Console) -> None:
+    """Print which run a new one replaces."""
+    done = max((record["epoch"] for record in folder.metrics()), default=0)
+    _say(
+        console,
+        f"Replacing {folder.path}, which was trained for {done} epoch{'s' * (done != 1)}; it is kept until the new run "
+        "has its first checkpoint",
+    )
+
+
+@contextmanager
+def putting_back(folder: RunDir, console: Console) -> Iterator[None]:
+    """If the run ends before its first checkpoint, put back the run that it was to replace."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if folder.put_back():
+                _say(console, f"The earlier run was put back into {folder.path}")
+        raise
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _train_and_test(

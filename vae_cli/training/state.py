@@ -112,6 +112,8 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
     }
     distributed.first(lambda: save_checkpoint(run.checkpoint_file, whole))
     distributed.first(lambda: settle_best(run, state.best))
+    if state.step > 0:
+        distributed.first(run.forget_replaced)
     clock.saved()
 
 
