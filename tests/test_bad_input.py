@@ -305,7 +305,7 @@ evaluate a --seed x | --seed x
 evaluate a --seed -1 | --seed -1
 evaluate a --weights worst | not one of 'best', 'last'
 evaluate a --device tpu | type device=auto
-evaluate a --out x | There is no flag --out
+evaluate a --out file.txt/x | file\.txt is a file\. Write the evaluation elsewhere: vae evaluate .* --out FOLDER
 runs nowhere | There is no folder nowhere
 runs file.txt | There is no folder file.txt
 runs empty | There are no runs in empty\. Train one first
@@ -319,8 +319,8 @@ compare file.txt a | There is no run 'file.txt'
 compare --profile fast | not one of 'quick'
 compare --jobs 0 | --jobs 0
 compare --jobs 1 --reference nowhere | nowhere
-compare --jobs 1 --out file.txt | is a file; choose a folder
-compare --jobs 1 --out file.txt/x | is a file; choose a folder
+compare --jobs 1 --out file.txt | is a file\. Choose a different folder
+compare --jobs 1 --out file.txt/x | is a file\. Choose a different folder
 compare --runs-dir empty | There are no runs in empty
 compare --jobs 1 --device tpu | type device=auto
 """  # fmt: skip

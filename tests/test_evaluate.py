@@ -201,6 +201,22 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
     assert found(tmp_path, "fixed")["profile"] == "quick"
 
 
+def test_a_read_only_run_is_evaluated_into_another_folder(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "fixed"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setattr("vae_cli.core.files.os.access", lambda path, mode: Path(path).name != "evaluation")
+    words = ["evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite"]
+    assert vae(*words) == 1
+    assert "Write the evaluation elsewhere: vae evaluate runs/fixed --out FOLDER" in capsys.readouterr().err
+    assert vae(*words, "--out", "elsewhere/new") == 0
+    assert "elsewhere/new/metrics.json" in capsys.readouterr().out
+    assert json.loads((tmp_path / "elsewhere/new/metrics.json").read_text())["figures"]["rate"]
+    assert list((tmp_path / "elsewhere/new").glob("*.png"))
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

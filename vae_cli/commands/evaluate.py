@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vae_cli.commands.options import DataDir, Device, Run, RunsDir, Seed, Trust, Weights
+from vae_cli.commands.options import DataDir, Device, Run, RunsDir, Seed, Trust, Weights, expanded
 from vae_cli.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ vae evaluate latest --quick  use fewer images and draws: takes seconds
 vae evaluate latest --full  use all test images, and 5000 draws for the importance-weighted bound
 vae evaluate latest --metrics noise_probe,jacobian  compute only these metrics
 vae evaluate latest --metrics bound --samples 1000  compute iw_bound_k1000
+vae evaluate /shared/runs/a --quick --out a  evaluate a run in a folder that you cannot write to
 """
 
 Quick = Annotated[bool, typer.Option("--quick", help="Use fewer images and draws.")]
@@ -49,6 +50,16 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an evaluation that is damaged or more thorough than this one.")
 ]
 
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder to write to. vae compare reads only evaluations inside a run's folder.",
+        show_default="inside the run's folder",
+        callback=expanded,
+    ),
+]
+
 
 def evaluate(
     run: Run,
@@ -60,6 +71,7 @@ def evaluate(
     weights: Weights = "best",
     device: Device = "auto",
     overwrite: Overwrite = False,
+    out: Out = None,
     runs_dir: RunsDir = Path("runs"),
     data_dir: DataDir = None,
     trust: Trust = None,
@@ -71,7 +83,7 @@ def evaluate(
     from rich.console import Console
 
     from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
-    from vae_cli.metrics.record import stored_evaluation
+    from vae_cli.metrics.record import metrics_file, stored_evaluation
     from vae_cli.runs.find import find_run
     from vae_cli.runs.folder import RunDir
 
@@ -80,7 +92,7 @@ def evaluate(
     profile: Profile = "quick" if quick else "full" if full else "default"
     kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
-    stored = None if overwrite else stored_evaluation(folder)
+    stored = None if overwrite or out is not None else stored_evaluation(folder)
     if stored is not None:
         _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
@@ -92,9 +104,9 @@ def evaluate(
     with console.status("this takes seconds with --quick, otherwise minutes"):
         found = evaluate_run(
             folder, profile, kinds=kinds, before=stored, samples=samples, seed=seed, weights=weights, device=device,
-            data_dir=data_dir, say=say,
+            data_dir=data_dir, out=out, say=say,
         )  # fmt: skip
-    _print(folder, found)
+    _print(folder, found, metrics_file(folder) if out is None else out / metrics_file(folder).name)
 
 
 def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
@@ -116,7 +128,7 @@ def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: b
         )
 
 
-def _print(folder: RunDir, found: dict[str, Any]) -> None:
+def _print(folder: RunDir, found: dict[str, Any], written: Path) -> None:
     """Print the figures (measured numbers) by claim, plot them, and print the paths of the files written."""
     from dataclasses import replace
 
@@ -125,15 +137,14 @@ def _print(folder: RunDir, found: dict[str, Any]) -> None:
     from vae_cli.comparison.arms import Comparison
     from vae_cli.comparison.members import read_member
     from vae_cli.comparison.plots import draw_all, save_all
-    from vae_cli.metrics.record import metrics_file
     from vae_cli.metrics.table import print_evaluation
 
     figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
-    pictures = save_all(figures, metrics_file(folder).parent)
+    pictures = save_all(figures, written.parent)
     console = Console()
     if not console.is_terminal:
         console.width = 120
     print_evaluation(console, found)
-    for path in (metrics_file(folder), *pictures):
+    for path in (written, *pictures):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     console.print(f"{found['seconds']:.1f} s (profile {found['profile']}, seed {found['seed']})", highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ from vae_cli.comparison.collect import collect, run_folders
 from vae_cli.comparison.members import Member, common_folder, refuse_incomparable
 from vae_cli.comparison.missing import complete_evaluations
 from vae_cli.comparison.table import print_table
-from vae_cli.core.errors import UserError, visible
+from vae_cli.core.errors import visible
+from vae_cli.core.files import refuse_unwritable
 from vae_cli.metrics.record import rank
 
 
@@ -54,7 +54,7 @@ def compare(
 
         find_device(device)  # a wrong device is reported once, before anything is evaluated
     if out is not None:
-        _refuse_unwritable(out)
+        refuse_unwritable(out, "Choose a different folder: --out FOLDER")
     paths = run_folders(runs, runs_dir)
     are_named = bool(runs) and all((Path(name) / "config.yaml").exists() for name in runs)
     request = Request(profile, reference, tensorboard, device, data_dir, out, are_named)
@@ -116,14 +116,6 @@ def _mixed_profiles(members: Sequence[Member]) -> str | None:
         f"The runs were evaluated with different profiles ({', '.join(profiles)}), and therefore on different "
         f"numbers of images. To evaluate all of them in the same way, add --profile {max(profiles, key=rank)}."
     )
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Raise UserError if a folder is not writable, so that the command fails before it evaluates anything."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        kind = "read-only" if there.is_dir() else "a file"
-        raise UserError(f"--out {folder}: {there} is {kind}; choose a folder that you can write to.")
 
 
 def _say(console: Console, text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import IO, Any
 
-from vae_cli.core.errors import UserError
+from vae_cli.core.errors import Failure, UserError
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -145,6 +145,18 @@ def expand_home(path: str | Path, setting: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{setting}={path}: this home folder is unknown. Give the full path.") from None
+
+
+def refuse_unwritable(folder: Path, advice: str) -> None:
+    """Raise UserError if a folder is a file or lies in one, Failure if it is read-only; messages end with `advice`.
+
+    Called before a long computation, whose results would be lost.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder} cannot be written to: {there} is a file. {advice}")
+    if not os.access(there, os.W_OK):
+        raise Failure(f"{folder} cannot be written to: {there} is read-only. {advice}")
 
 
 @contextmanager

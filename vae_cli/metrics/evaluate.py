@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ import torch
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.instantiate import find_class
 from vae_cli.core.errors import UserError, nearest
-from vae_cli.core.files import write_json
+from vae_cli.core.files import refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
 from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, as_plain, compute_metrics, undefined
 from vae_cli.metrics.record import FORMAT, MODULES, Profile, digest, metrics_file, stamp
@@ -66,13 +67,16 @@ def evaluate_run(
     weights: Literal["best", "last"] = "best",
     device: str = "auto",
     data_dir: str | Path | None = None,
+    out: Path | None = None,
     say: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Any]:
     """Evaluate a run, write evaluation/metrics.json and TensorBoard scalars, and return the contents of metrics.json.
 
-    `before` is an earlier evaluation. If it used the same profile, seed, weights and images, its figures are kept,
+    If `out` is given, metrics.json is written there, and nothing is written into the run's folder. `before` is an
+    earlier evaluation. If it used the same profile, seed, weights and images, its figures are kept,
     except those that are computed again. `say` is called with the name of each metric before it is computed. Raises
-    UserError if the run is not finished, and UserError or Failure if it cannot be loaded.
+    UserError if the run is not finished, and UserError or Failure if it cannot be loaded or the folder cannot be
+    written to.
     """
     status = folder.status()
     if status != "finished":
@@ -81,6 +85,9 @@ def evaluate_run(
             "command."
         )
     refuse_link(folder.path, "evaluation")
+    target = metrics_file(folder) if out is None else out / metrics_file(folder).name
+    elsewhere = f"Write the evaluation elsewhere: vae evaluate {shlex.quote(str(folder.path))} --out FOLDER"
+    refuse_unwritable(target.parent, elsewhere)
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
@@ -99,8 +106,10 @@ def evaluate_run(
             entry = _entry(figure, kind)
             (left_out if entry["value"] is None else figures)[name] = entry
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
-    metrics_file(folder).parent.mkdir(exist_ok=True)
-    write_json(metrics_file(folder), found)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, found)
+    if out is not None:
+        return found
     scalars = {f"evaluation/{name}": entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
     add_scalars(folder.path, "evaluation", scalars, run.step)
     return found
