@@ -581,6 +581,14 @@ def test_too_few_images(photos: Path) -> None:
     assert len(image_folder(photos, test=1, validation=0).load().test) == 1
 
 
+@pytest.mark.parametrize(("images", "sizes"), [(3, (1, 1, 1)), (30, (24, 3, 3)), (28, (22, 3, 3))])
+def test_a_tenth_of_the_images_is_held_out_by_default(images: int, sizes: tuple[int, ...], photos: Path) -> None:
+    for number in range(images, 30):
+        next(photos.rglob(f"{number:02d}.png")).unlink()
+    splits = ImageFolder(path=str(photos), side=8, channels=1, data_dir=str(photos.parent / "data")).load()
+    assert tuple(len(split) for split in splits[:3]) == sizes
+
+
 def test_a_path_without_images_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.path=<folder>"):
         image_folder(photos, path=None)

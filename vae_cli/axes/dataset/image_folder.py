@@ -38,12 +38,12 @@ Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 class ImageFolder(Dataset):
     """All images in a folder and its subfolders, cropped and resized to squares of one size.
 
-    Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
-    to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel; auto finds it
-    from the values of all of them. Runs and comparisons in the folder are left out. If every image is in a subfolder,
-    the top-level subfolders are the classes. `test` is the size of the test set: a number of images or a fraction of
-    all images. The images are packed once into a memory-mapped array in the data folder, and again whenever the image
-    folder changes.
+    Images can have any size, color mode and format that Pillow can read. The largest centered square of each is
+    resized to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel;
+    auto finds it from the values of all of them. Runs and comparisons in the folder are left out. If every image is
+    in a subfolder, the top-level subfolders are the classes. `test` and `validation` are the sizes of the test set
+    and the validation set: numbers of images, or fractions of all images. The images are packed once into a memory-
+    mapped array in the data folder, and again whenever the image folder changes.
 
     Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones,
     and if the value of white is unknown.
@@ -60,7 +60,7 @@ class ImageFolder(Dataset):
         channels: Literal[1, 3] = 3,
         background: Literal["white", "black"] = "white",
         test: Count | Fraction = 0.1,
-        validation: Natural = 200,
+        validation: Natural | Fraction = 0.1,
         split_seed: Natural = 0,
         skip_corrupt: bool = False,
         range: Literal["auto", 1, 255, 4095, 65535] = "auto",
@@ -100,24 +100,27 @@ class ImageFolder(Dataset):
         fingerprint = sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         pack = open_pack(folder, fingerprint)
         if pack is None:
-            self._test_count(len(files))  # raises UserError before the images are packed
+            self._counts(len(files))  # raises UserError before the images are packed
             self._refuse_changed(files)
             refuse_oversize_pack(folder, len(files), self._shape)
             pack = self._pack(folder, fingerprint, files)
         count = len(pack.images)
-        rows = partition(count, self.validation, self.split_seed, test=self._test_count(count))
-        train, validation, test = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
-        return Splits(train, validation, test, pack.classes)
+        test, validation = self._counts(count)
+        rows = partition(count, validation, self.split_seed, test=test)
+        train, held_out, tested = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
+        return Splits(train, held_out, tested, pack.classes)
 
-    def _test_count(self, images: int) -> int:
-        count = self.test if isinstance(self.test, int) else max(1, round(self.test * images))
-        if images < count + self.validation + 1:
+    def _counts(self, images: int) -> tuple[int, int]:
+        """Return the numbers of test and validation images. Raises UserError if no training image is left."""
+        sizes = (self.test, self.validation)
+        test, validation = (size if isinstance(size, int) else max(1, round(size * images)) for size in sizes)
+        if images < test + validation + 1:
             raise UserError(
-                f"{self.path} has {images} images, too few for {count} test images, {self.validation} validation "
-                f"images and at least one training image. Reduce dataset.test={self.test} or "
+                f"{self.path} holds {images} image{'s' * (images != 1)}, too few for {test} test images, {validation} "
+                f"validation images and at least one training image. Reduce dataset.test={self.test} or "
                 f"dataset.validation={self.validation}."
             )
-        return int(count)
+        return test, validation
 
     def _files(self) -> list[File]:
         if not self.path.is_dir():
