@@ -528,6 +528,44 @@ def test_a_sweep_is_checked_before_its_first_job(here: Path) -> None:
     assert not list(here.rglob("config.yaml"))
 
 
+@pytest.mark.parametrize("flags", [["-m", "--dry-run"], ["-m", "--cfg", "job"]])
+def test_the_runs_of_a_sweep_are_listed_without_training(
+    flags: list[str], here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("sigma=fixed", "epochs=1")
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    words = [*QUICK[1:], "epochs=1", "sigma=learned,fixed", "latent=16,3"]
+    monkeypatch.setattr(sys, "argv", ["vae", "train", *flags, *words])
+    assert run_command() == 0
+    head, *jobs = capsys.readouterr().out.splitlines()
+    assert head == "4 jobs: 1 finished (skipped), 3 to run"
+    assert len(jobs) == 4
+    assert (
+        sum(job.startswith("finished (skipped)  runs/digits/") and "sigma=fixed latent=16" in job for job in jobs) == 1
+    )
+    assert sum(job.startswith("to run ") and "latent=3" in job for job in jobs) == 2
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_a_single_run_is_checked_without_training(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, code, said in [
+        (["latent=3"], 0, "to run  runs/digits/latent-3"),
+        (["latent=3,4"], 2, "type -m to sweep over them"),
+        (["latent=0"], 2, "between 1 and 100000"),
+        (["--cfg", "job"], 2, "--dry-run and --cfg cannot be given together"),
+        (["--repeat", "a"], 2, "leave out --dry-run"),
+        (["-m", "hydra/sweeper=optuna", "latent=choice(2,3)"], 0, "No run was started"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["vae", "train", "--dry-run", *words])
+        assert run_command() == code
+        output = capsys.readouterr()
+        assert said in output.out + output.err
+    assert not [path for path in here.rglob("*") if path.is_file()]
+
+
 def test_a_sweep_says_if_its_finished_runs_were_trained_for_longer(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ vae train sigma=fixed  fix sigma at 1 instead of learning it
 vae train sigma=fixed sigma.value=0.5 latent=8  change settings, too
 vae train -m sigma=learned,fixed,deterministic latent=2,8,32  sweep over nine runs
 vae train -m sigma=learned,fixed hydra/launcher=joblib  train the runs in parallel
+vae train -m sigma=learned,fixed latent=2,8 --dry-run  list the runs of a sweep without training
 vae train +schedule@regularizer.beta=linear  replace a number with a schedule
 vae train experiment=cv_vae  train a published model
 vae train sigma=fixed --cfg job  show the configuration without training
@@ -31,6 +32,9 @@ Overrides = Annotated[
 ]
 Multirun = Annotated[
     bool, typer.Option("--multirun", "-m", help="Sweep: train a run for each combination of comma-separated values.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the runs and list them, without training. Same as -m ... --cfg job.")
 ]
 Cfg = Annotated[
     Literal["job", "hydra", "all"] | None,
@@ -67,6 +71,7 @@ Repeat = Annotated[
 def train(
     overrides: Overrides = None,
     multirun: Multirun = False,
+    dry_run: DryRun = False,
     cfg: Cfg = None,
     package: Package = None,
     resolve: Resolve = False,
@@ -82,6 +87,8 @@ def train(
     Running the same command again resumes interrupted runs and skips finished ones.
     """
     overrides = overrides or []
+    if multirun and cfg == "job":
+        dry_run, cfg = True, None
     flags = {
         "multirun": multirun,
         "cfg": cfg,
@@ -93,8 +100,13 @@ def train(
         "hydra_help": hydra_help,
     }
     if repeat is not None:
-        _repeat(repeat, overrides, flags)
+        _repeat(repeat, overrides, {**flags, "dry_run": dry_run})
         return
+    _train(overrides, flags, dry_run)
+
+
+def _train(overrides: list[str], flags: dict[str, Any], lists_only: bool) -> None:
+    """Train the runs that the overrides specify, or only list them."""
     for word in overrides:
         if word.strip().lstrip("+~").startswith(("hydra.run.dir", "hydra.sweep.subdir")):
             raise UserError(
@@ -108,10 +120,17 @@ def train(
     from vae_cli.sweeps.reporter import ConsoleReporter
     from vae_cli.sweeps.search import Search
 
-    reporter, search = ConsoleReporter(), Search()
-    checks = check_sweeps(reporter.check, reporter, search.around)
+    reporter, search = ConsoleReporter(lists_only), Search(lists_only=lists_only)
+    if lists_only:
+        for flag in ("cfg", "info", "hydra_help"):
+            if flags[flag]:
+                raise UserError(f"--dry-run and --{flag.replace('_', '-')} cannot be given together.")
+        # A single run is checked as a sweep of one job: otherwise, its images would be loaded.
+        reporter.is_single = not flags["multirun"]
+        flags["multirun"] = True
+    checks = check_sweeps(reporter.check, reporter, search.around, lists_only)
     with listing_once(), search, all_processes(flags) as more, checks:
-        hydra.run(task, [*overrides, *more], **flags)  # type: ignore[arg-type]
+        hydra.run(task, [*overrides, *more], **flags)
 
 
 def _repeat(run: str, overrides: list[str], flags: Mapping[str, object]) -> None:

@@ -78,16 +78,8 @@ def evaluate_run(
     UserError if the run is not finished, and UserError or Failure if it cannot be loaded or the folder cannot be
     written to.
     """
-    status = folder.status()
-    if status != "finished":
-        raise UserError(
-            f"{folder.path} is {status}, and only a finished run can be evaluated. To finish it, repeat its vae train "
-            "command."
-        )
-    refuse_link(folder.path, "evaluation")
     target = metrics_file(folder) if out is None else out / metrics_file(folder).name
-    elsewhere = f"Write the evaluation elsewhere: vae evaluate {shlex.quote(str(folder.path))} --out FOLDER"
-    refuse_unwritable(target.parent, elsewhere)
+    _refuse_impossible(folder, target)
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
@@ -108,11 +100,23 @@ def evaluate_run(
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)
-    if out is not None:
-        return found
-    scalars = {f"evaluation/{name}": entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
-    add_scalars(folder.path, "evaluation", scalars, run.step)
+    if out is None:
+        numbers = {name: entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
+        add_scalars(folder.path, "evaluation", {f"evaluation/{name}": n for name, n in numbers.items()}, run.step)
     return found
+
+
+def _refuse_impossible(folder: RunDir, target: Path) -> None:
+    """Raise UserError unless the run is finished, and UserError or Failure if `target` cannot be written."""
+    status = folder.status()
+    if status != "finished":
+        raise UserError(
+            f"{folder.path} is {status}, and only a finished run can be evaluated. To finish it, repeat its vae train "
+            "command."
+        )
+    refuse_link(folder.path, "evaluation")
+    elsewhere = f"Write the evaluation elsewhere: vae evaluate {shlex.quote(str(folder.path))} --out FOLDER"
+    refuse_unwritable(target.parent, elsewhere)
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -32,13 +32,16 @@ Learn = Callable[[Launcher, HydraContext, DictConfig], Launcher]
 
 
 @contextmanager
-def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Learn | None = None) -> Iterator[None]:
+def check_sweeps(
+    check: Check, reporter: SweepReporter | None = None, learn: Learn | None = None, lists_only: bool = False
+) -> Iterator[None]:
     """Inside this context, check every job of a sweep before the first one starts, whichever launcher runs them.
 
     `check` is called with the complete configuration of each job, including Hydra's part. If it raises UserError, no
     job is started and the message names the job. If it returns False, for example for a finished run, the job is
     skipped. `reporter` prints the progress of the sweep. The jobs of a search are not known beforehand, because its
-    sweeper proposes them based on earlier results. For a search, `learn` wraps the launcher instead.
+    sweeper proposes them based on earlier results. For a search, `learn` wraps the launcher instead. If `lists_only`,
+    no job is started.
     """
     instantiate = Plugins.instantiate_launcher
     made: list[CheckedLauncher] = []
@@ -49,7 +52,7 @@ def check_sweeps(check: Check, reporter: SweepReporter | None = None, learn: Lea
         launcher = instantiate(self, hydra_context=hydra_context, task_function=task_function, config=config)
         if learn is not None and not is_plugin(config.hydra.sweeper, "BasicSweeper"):
             return learn(launcher, hydra_context, config)
-        made.append(CheckedLauncher(launcher, check, reporter, hydra_context, config))
+        made.append(CheckedLauncher(launcher, check, reporter, hydra_context, config, lists_only))
         return made[-1]
 
     Plugins.instantiate_launcher = instantiate_checked  # type: ignore[method-assign]
@@ -74,9 +77,11 @@ class CheckedLauncher(Launcher):
         reporter: SweepReporter | None,
         hydra_context: HydraContext,
         config: DictConfig,
+        lists_only: bool = False,
     ) -> None:
         self.launcher = launcher
         self.check = check
+        self.lists_only = lists_only
         self.reporter = reporter
         self.hydra_context = hydra_context
         self.config = config
@@ -101,13 +106,15 @@ class CheckedLauncher(Launcher):
             job_overrides = self._with_arms(job_overrides)
             jobs = [Job(index, words) for index, words in enumerate(job_overrides, start=initial_job_idx)]
             to_do = [job for job in jobs if self.is_to_run(job)]
-            if not to_do:
+            if not to_do or self.lists_only:
                 self.forget_record()
             if self.reporter is not None:
                 self.reporter.begin()
         except Exception:  # no job starts, so no record of the sweep may remain
             self.forget_record()
             raise
+        if self.lists_only:
+            return []
         reporter = self.reporter
         monitor = None if reporter is None else reporter.monitor
         outcomes = Runner(self.launcher, self.config, reporter.start if reporter else None, monitor).run(to_do)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from vae_cli.config.compose import named_folder, to_plain
-from vae_cli.core.errors import UserError
+from vae_cli.core.errors import UserError, visible
 from vae_cli.core.wording import relative, time_left
 from vae_cli.runs.find import finished_runs, write_sweep
 from vae_cli.sweeps.runner import spell
@@ -31,9 +31,16 @@ WORDS: dict[Plan, str] = {
 
 
 class ConsoleReporter:
-    """Checks the jobs of a sweep before the first one starts, and reports the sweep on the terminal."""
+    """Checks the jobs of a sweep before the first one starts, and reports the sweep on the terminal.
 
-    def __init__(self) -> None:
+    lists_only  no job is started: `begin` lists the jobs
+    is_single   several jobs are refused, since the command has no -m
+    """
+
+    def __init__(self, lists_only: bool = False) -> None:
+        self.lists_only = lists_only
+        self.is_single = False
+        self._words: dict[Path, list[str]] = {}  # the overrides of each job
         self._plans: dict[Path, Plan] = {}
         self._longer: dict[Path, int] = {}  # epochs of finished runs that were trained for longer than this sweep asks
         self._epochs = 0
@@ -55,6 +62,9 @@ class ConsoleReporter:
                 "at most in settings that do not define a run, such as epochs or device. "
                 "Remove one of the two jobs, or leave out run_name."
             )
+        if self.is_single and self._plans:
+            raise UserError("several values were given: type -m to sweep over them, or give one value.")
+        self._words[path] = list(config.hydra.overrides.task)
         try:
             self._plans[path] = plan(RunDir(path), plain)
         except InTraining:  # for example, a worker process that outlived an earlier sweep
@@ -83,8 +93,17 @@ class ConsoleReporter:
                 flush=True,
             )
         self._started_at = time.monotonic()
-        if self._folder is not None:
+        if self.lists_only:
+            self._print_jobs()
+        elif self._folder is not None:
             write_sweep(self._folder, self._plans)
+
+    def _print_jobs(self) -> None:
+        """Print what would happen to each run, its folder, and the overrides of its job."""
+        rows = [(WORDS[plan], str(relative(path)), spell(self._words[path])) for path, plan in self._plans.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print(visible("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
     def start(self, number: int, count: int, failed: int, words: Sequence[str]) -> None:
         """Print that job `number` of `count` starts, how many have failed so far, and an estimate of the time left.

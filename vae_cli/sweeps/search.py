@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from vae_cli.sweeps.progress import SweepProgress
 
 
+class NothingStarted(UserError):
+    """Raised in place of a search that is only checked. Exit code 0."""
+
+    exit_code = 0
+
+
 @dataclass
 class Search:
     """Checks a search before it starts, reports each trial, and prints a table of all trials at the end.
@@ -45,6 +51,7 @@ class Search:
     objective: str = ""
     axes: dict[str, list[str]] = field(default_factory=dict)
     began: float = 0.0
+    lists_only: bool = False  # no trial is started
 
     def around(self, launcher: Launcher, hydra_context: HydraContext, config: DictConfig) -> Launcher:
         """Check the search before it starts, and return a launcher that wraps `launcher`. Raises UserError."""
@@ -64,6 +71,8 @@ class Search:
         is_maximized = config.hydra.sweeper.get("direction") == "maximize"
         self.trials = Trials(self.objective, is_maximized, searched)
         self._announce()
+        if self.lists_only:
+            raise NothingStarted("No run was started. A search proposes its runs one after another.")
         self.began = time.perf_counter()
         return SearchLauncher(launcher, hydra_context, self)
 
