@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from vae_cli.core.errors import Failure, UserError
 from vae_cli.model.distributions import Delta
 from vae_cli.runs.codes import between
 from vae_cli.runs.find import find_run
+from vae_cli.runs.folder import RunDir
 from vae_cli.runs.mixture import fit_mixture
 
 MODES = list(catalog.groups()["sigma"].choices)
@@ -170,6 +172,44 @@ def test_vae_runs_lists_all_runs(vae: Vae, capsys: pytest.CaptureFixture[str]) -
     assert all(name in lines[0] for name in ("run", "status", "epochs", "distortion", "rate", "elbo", "seconds"))
     assert sorted(line.split()[0] for line in lines[1:] if line.strip()) == sorted(MODES)
     assert all("finished" in line for line in lines[1:] if line.strip())
+
+
+def test_runs_are_sorted_and_selected(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(*words: str) -> list[str]:
+        assert vae("runs", *words) == 0
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+
+    test = {name: RunDir(runs / "runs" / name).summary()["test"] for name in MODES}
+    elbo = sorted((name for name in MODES if "elbo" in test[name]), key=lambda name: -test[name]["elbo"])
+    without = sorted(set(MODES) - set(elbo))
+    assert listed("--sort", "elbo") == [*elbo, *without]
+    assert listed("--sort", "elbo", "--reverse") == [*elbo[::-1], *without[::-1]]
+    assert listed("--sort", "distortion") == sorted(MODES, key=lambda name: test[name]["distortion"])
+    assert listed("--where", "sigma=fixed") == ["fixed"]
+    assert listed("--where", "latent=5.0", "--where", "status=finished", "--where", "network.hidden=[32]") == MODES
+    for condition, said in {
+        "sigmma=fixed": "no run has a setting 'sigmma'. Did you mean 'sigma'?",
+        "sigma=fixd": "Did you mean 'fixed'? Values of sigma: deterministic, fixed",
+        "sigma": "for example --where sigma=fixed",
+    }.items():
+        assert vae("runs", "--where", condition) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_runs_are_listed_on_two_lines_if_the_terminal_is_narrow(
+    vae: Vae, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "network.hidden-32_sigma-fixed_optimizer.weight-decay-0.5"
+    shutil.copytree(runs / "runs" / "fixed", tmp_path / name)
+    for variable, value in {"FORCE_COLOR": "1", "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(variable, value)
+    assert vae("runs", str(tmp_path)) == 0
+    first, second = (re.sub(r"\x1b\[[\d;]*m", "", line) for line in capsys.readouterr().out.splitlines())
+    assert first == name
+    assert re.fullmatch(r"  finished  epochs 3  distortion \S+  rate \S+  elbo \S+  seconds \S+", second)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert vae("runs", str(tmp_path)) == 0
+    assert name in capsys.readouterr().out.splitlines()[1].split()[0]
 
 
 def test_damaged_and_unfinished_runs(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,53 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from vae_cli.core.errors import Failure, visible
+from vae_cli.config.naming import flatten, typed
+from vae_cli.core.errors import Failure, UserError, nearest, visible
+from vae_cli.runs.find import last_written
 from vae_cli.runs.folder import RunDir
 
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
+FIGURES = ("distortion", "rate", "elbo")  # of the test images
+COLUMNS = ("run", "status", "epochs", *FIGURES, "seconds")
+SORTS = (*COLUMNS, "newest")
 
 
-def print_runs(runs: Sequence[Path], above: Path = Path()) -> None:
+@dataclass(frozen=True)
+class Row:
+    """What the table shows of a run. If the run is damaged, it has no settings and no figures."""
+
+    name: str
+    status: str = "damaged"
+    epochs: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)  # FIGURES, epochs and seconds
+    settings: Mapping[str, str] = field(default_factory=dict)  # as they are typed
+    written: float = 0.0
+
+    def cells(self) -> list[str]:
+        """Return the text of each column."""
+        numbers = [f"{self.figures[key]:.2f}" if key in self.figures else "" for key in FIGURES]
+        seconds = f"{self.figures['seconds']:.1f}" if "seconds" in self.figures else ""
+        return [self.name, self.status, self.epochs, *numbers, seconds]
+
+
+def print_runs(
+    runs: Sequence[Path], above: Path = Path(), sort: str = "run", reverse: bool = False, where: Sequence[str] = ()
+) -> None:
     """Print a row for each run: its path relative to `above`, status, epochs, test distortion, rate and ELBO in nats
     per image, and training time in seconds.
 
-    This is not a rich.Table, which takes seconds to lay out a thousand runs. The terminal wraps long lines.
+    `sort` is one of SORTS: the best ELBO comes first, or the newest run, or the smallest of any other value. Runs
+    without the value come last. `where` selects runs by their settings, each KEY=VALUE, or by status=STATUS. Raises
+    UserError.
     """
-    rows = [["run", "status", "epochs", "distortion", "rate", "elbo", "seconds"]]
-    for path in runs:
-        shown = path.relative_to(above) if path.is_relative_to(above) else path
-        rows.append(_row(RunDir(path), _one_line(shown.as_posix())))
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    table = Text()
-    for name, status, *figures in rows:
-        table.append(set_cell_size(name, widths[0]) + "  ").append(status.ljust(widths[1]), COLORS.get(status, ""))
+    rows = [row_of(RunDir(path), path.relative_to(above) if path.is_relative_to(above) else path) for path in runs]
+    for condition in where:
+        rows = _matching(rows, condition)
+    rows.sort(key=lambda row: _rank(row, sort), reverse=reverse)
+    if sort in (*FIGURES, "epochs", "seconds"):
+        rows.sort(key=lambda row: sort not in row.figures)
+    console = Console()
+    table = [list(COLUMNS), *(row.cells() for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    is_wide = console.is_terminal and sum(widths) + 2 * (len(widths) - 1) > console.width
+    text = _stacked(table) if is_wide else _aligned(table, widths)
+    console.print(text, soft_wrap=True, end="")
+
+
+def _aligned(table: Sequence[Sequence[str]], widths: Sequence[int]) -> Text:
+    """Lay out one line for each run. This is not a rich.Table, which takes seconds to lay out a thousand runs."""
+    text = Text()
+    for name, status, *figures in table:
+        text.append(set_cell_size(name, widths[0]) + "  ").append(status.ljust(widths[1]), COLORS.get(status, ""))
         cells = (figure.rjust(width) for figure, width in zip(figures, widths[2:], strict=True))
-        table.append("".join(f"  {cell}" for cell in cells) + "\n")
-    table.stylize("bold", 0, table.plain.index("\n"))
-    Console().print(table, soft_wrap=True, end="")
+        text.append("".join(f"  {cell}" for cell in cells) + "\n")
+    text.stylize("bold", 0, text.plain.index("\n"))
+    return text
 
 
-def _row(run: RunDir, name: str) -> list[str]:
+def _stacked(table: Sequence[Sequence[str]]) -> Text:
+    """Lay out two lines for each run, its name above its figures, for a terminal that is too narrow for one."""
+    (_, _, *titles), *rows = table
+    text = Text()
+    for name, status, *figures in rows:
+        text.append(name, "bold").append("\n  ").append(status, COLORS.get(status, ""))
+        for title, figure in zip(titles, figures, strict=True):
+            if figure:
+                text.append(f"  {title} {figure}")
+        text.append("\n")
+    return text
+
+
+def row_of(run: RunDir, shown: Path) -> Row:
+    """Read the row of a run. An unreadable folder is a damaged run, so that it does not hide the others."""
+    name = _one_line(shown.as_posix())
     try:
         summary = run.summary()
         status = run.status(summary)
         records = run.metrics()
-    except (Failure, OSError):  # an unreadable folder must not hide the other runs
-        return [name, "damaged", *[""] * 5]
-    figures = summary.get("test", {})
+    except (Failure, OSError):
+        return Row(name)
+    test, config = summary.get("test", {}), summary.get("config", {})
     epoch = records[-1]["epoch"] if records else 0
-    numbers = [f"{figures[key]:.2f}" if key in figures else "" for key in ("distortion", "rate", "elbo")]
+    figures = {key: float(test[key]) for key in FIGURES if key in test} | {"epochs": float(epoch)}
     seconds = summary.get("seconds", records[-1]["seconds"] if records else None)
-    epochs = _one_line(str(summary.get("config", {}).get("epochs", "?")))
-    done = f"{epoch}" if status == "finished" else f"{epoch}/{epochs}"
-    return [name, status, done, *numbers, "" if seconds is None else f"{seconds:.1f}"]
+    if seconds is not None:
+        figures["seconds"] = seconds
+    settings = {key: typed(value) for key, value in flatten(config).items() if key.partition(".")[0] != "choices"}
+    settings |= {str(axis): str(choice) for axis, choice in dict(config.get("choices") or {}).items()}
+    epochs = f"{epoch}" if status == "finished" else f"{epoch}/{_one_line(settings.get('epochs', '?'))}"
+    return Row(name, status, epochs, figures, {**settings, "status": status}, last_written(run.path))
+
+
+def _matching(rows: Sequence[Row], condition: str) -> list[Row]:
+    """Return the rows with a setting. Raises UserError if there are none."""
+    key, equals, value = condition.partition("=")
+    known = sorted({name for row in rows for name in row.settings})
+    if not equals:
+        raise UserError(f"--where {condition}: give a setting and its value, for example --where sigma=fixed.")
+    if key not in known:
+        raise UserError(f"--where {condition}: no run has a setting '{key}'.{nearest(key, known)}")
+    found = [row for row in rows if _is_same(row.settings.get(key), value)]
+    if not found:
+        values = sorted({row.settings[key] for row in rows if key in row.settings})
+        near = nearest(value, values)
+        raise UserError(f"--where {condition}: no run has this value.{near} Values of {key}: {', '.join(values[:12])}.")
+    return found
+
+
+def _is_same(there: str | None, given: str) -> bool:
+    """Return whether two values are the same as they are typed, or the same number: 1, 1.0 and 1e0."""
+    if there is None or there == given or there.replace(" ", "") == given.replace(" ", ""):
+        return there is not None
+    try:
+        return float(there) == float(given)
+    except ValueError:
+        return False
+
+
+def _rank(row: Row, sort: str) -> tuple[Any, ...]:
+    if sort in ("run", "status"):
+        return (row.name,) if sort == "run" else (row.status, row.name)
+    if sort == "newest":
+        return (-row.written, row.name)
+    value = row.figures.get(sort, 0.0)
+    return (-value if sort == "elbo" else value, row.name)
 
 
 def _one_line(text: str) -> str:
