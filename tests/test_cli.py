@@ -149,6 +149,15 @@ def test_the_help_of_train_lists_every_choice_and_setting(tmp_path: Path) -> Non
     assert "vae train -m sigma=learned,fixed,deterministic latent=2,8,32" in text
 
 
+@pytest.mark.parametrize("flag", ["--config-dir own", "--config-dir=own"])
+def test_the_help_lists_the_choices_in_the_users_own_folder(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "own" / "sigma").mkdir(parents=True)
+    (tmp_path / "own" / "sigma" / "mine.yaml").write_text("# a sigma of my own\n_target_: mine.Mine\n")
+    for words in (["--help", *flag.split()], [*flag.split(), "--help"]):
+        assert "a sigma of my own" in vae("train", *words, cwd=tmp_path).stdout
+    assert "a sigma of my own" not in vae("train", "--help", cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize("name", ["train", "sample", "interpolate", "evaluate", "compare", "runs"])
 @pytest.mark.parametrize("markup", ["rich", None])
 def test_every_subcommand_has_examples_that_are_whole_lines(
@@ -215,7 +224,9 @@ def test_options_reach_the_parameters_of_their_command() -> None:
     given = parsed("interpolate", "r", *words)
     expected = {"run": "r", "pairs": ["0,1", "2,3"], "path": "norm-corrected", "corners": "1,2,3,4", "gif": True}
     assert given.items() >= expected.items()
-    assert parsed("runs", "elsewhere") == {"folder": Path("elsewhere")}
+    given = parsed("runs", "elsewhere", "--where", "sigma=fixed", "--where", "latent=2", "--sort", "elbo")
+    expected = {"folder": Path("elsewhere"), "sort": "elbo", "reverse": False}
+    assert given == {**expected, "where": ["sigma=fixed", "latent=2"]}
 
 
 # Errors: one message and an exit code ---------------------------------------------------------------------------------

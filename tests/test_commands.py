@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model.distributions import Delta
+from vae_cli.runs import pictures
 from vae_cli.runs.codes import between
 from vae_cli.runs.find import find_run
 from vae_cli.runs.folder import RunDir
@@ -172,6 +174,29 @@ def test_vae_runs_lists_all_runs(vae: Vae, capsys: pytest.CaptureFixture[str]) -
     assert all(name in lines[0] for name in ("run", "status", "epochs", "distortion", "rate", "elbo", "seconds"))
     assert sorted(line.split()[0] for line in lines[1:] if line.strip()) == sorted(MODES)
     assert all("finished" in line for line in lines[1:] if line.strip())
+
+
+def test_rows_are_labeled_in_pictures_and_animations(
+    vae: Vae, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[Any] = []
+
+    def grid(images: torch.Tensor, columns: int, **options: Any) -> Any:
+        labels.append(options.get("row_labels"))
+        return whole(images, columns, **options)
+
+    whole = pictures.grid
+    monkeypatch.setattr(pictures, "grid", grid)
+    for name in ("1", "2", "a" * 40):
+        Image.new("L", (8, 8), 99).save(tmp_path / f"{name}.png")
+    files = [str(tmp_path / f"{name}.png") for name in ("1", "2", "1", "a" * 40)]
+    flags = [word for file in files for word in ("--file", file)]
+    assert vae("interpolate", "fixed", *flags, "--out", str(tmp_path / "x")) == 0
+    assert labels == [["1 to 2", f"1 to {'a' * 23}…"]]
+    labels.clear()
+    assert vae("interpolate", "fixed", "--traverse", "--steps", "5", "--gif", "--out", str(tmp_path / "y")) == 0
+    assert len(labels) == 6  # five frames and the picture
+    assert all(one == labels[0] and len(one) == 5 and one[0].startswith("z") for one in labels)
 
 
 def test_runs_are_sorted_and_selected(vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

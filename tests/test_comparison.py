@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from vae_cli.comparison.answers import EXPECTED, answers, verdict_of
 from vae_cli.comparison.arms import Comparison
@@ -21,6 +23,7 @@ from vae_cli.comparison.plots import draw_all
 from vae_cli.comparison.report import Pictures, render
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS, SOURCES, TERMINAL
 from vae_cli.comparison.statistics import statistic
+from vae_cli.comparison.table import SummaryTable, print_table
 from vae_cli.config.claims import entry
 from vae_cli.core.errors import UserError
 from vae_cli.core.wording import number
@@ -335,6 +338,25 @@ def test_axes_leave_out_outliers_that_would_hide_the_rest() -> None:
     assert apart[0] > -280
     assert limits([]) is None
     assert limits([(1.0, 0.0)]) is not None
+    assert limits([(0.0, 0.0)] * 3) == (-0.05, 1.0)  # a share of 0 in all arms: no axis to -0.5
+
+
+def test_the_table_is_a_list_on_a_terminal_that_is_too_narrow() -> None:
+    columns = {"Rate": ["1.0", "2.0"], "Distortion": ["3.0", ""], "ELBO": ["5.0", "6.0"], "Noise tolerance": ["7", "8"]}
+    table = SummaryTable("title", ["learned, [400, 400]", "fixed 1.0"], ["2", "3"], columns, "below")
+    printed = {}
+    for width in (200, 40):
+        console = Console(width=width, force_terminal=True, no_color=True, file=StringIO(), highlight=False)
+        print_table(console, table)
+        assert isinstance(console.file, StringIO)
+        printed[width] = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in console.file.getvalue().splitlines()]
+        assert max(map(len, printed[width])) <= width
+        assert printed[width][-1] == "below"
+    assert any("tolerance" in line for line in printed[200])
+    assert printed[40] == [
+        "title", "learned, [400, 400]", "  runs: 2", "  Rate: 1.0", "  Distortion: 3.0", "  ELBO: 5.0", "fixed 1.0",
+        "  runs: 3", "  Rate: 2.0", "  ELBO: 6.0", "below",
+    ]  # fmt: skip
 
 
 class Parsed(HTMLParser):

@@ -36,7 +36,7 @@ from vae_cli.core.garbage import USUAL, collect_rarely
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_runs
 from vae_cli.runs.folder import RunDir
-from vae_cli.runs.plan import Finished
+from vae_cli.runs.plan import Finished, finished_message
 from vae_cli.training.divergence import likely_cause
 from vae_cli.training.lifecycle import run_experiment
 from vae_cli.training.meter import Meter, NotFinite
@@ -153,6 +153,11 @@ def test_more_epochs_train_a_finished_run_further(here: Path, extra: list[str]) 
     assert {k: once[k] for k in ("train", "validation", "test")} == {
         k: twice[k] for k in ("train", "validation", "test")
     }
+
+
+def test_a_hint_repeats_the_flags_that_the_run_needs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_TRUST", "mine")
+    assert finished_message(Path("runs/my run")).endswith("vae sample 'runs/my run' --trust mine")
 
 
 def test_overwrite_trains_from_the_start(here: Path) -> None:

@@ -92,8 +92,8 @@ def interpolate(
     chosen = _choose(pairs or [], classes, files or [], corners, traverse)
     _refuse_unused(next(iter(chosen), None), count, path, span)
     trained = TrainedRun(find_run(run, runs_dir), weights, device, data_dir)
-    if not files and len(trained.splits.test) < 2:
-        raise UserError(f"{trained.path} has fewer than two test images; type --file one.png --file two.png")
+    if not files:
+        _refuse_few_images(trained, traverse)
     name = named("traversals", span=span) if traverse else named(path or "linear", **chosen, count=count)
     name = named(
         name,
@@ -113,6 +113,12 @@ def interpolate(
         if count is not None and len(ends.names) < count:
             rendered.captions.append(f"There are only {len(ends.names)} such pairs of test images.")
     write(stem, rendered)
+
+
+def _refuse_few_images(run: TrainedRun, traverse: bool) -> None:
+    if len(run.splits.test) < 2:
+        instead = "train with a larger dataset.test" if traverse else "type --file one.png --file two.png"
+        raise UserError(f"{run.path} has fewer than two test images: {instead}.")
 
 
 def _choose(

@@ -97,7 +97,8 @@ def _contrast(comparison: Comparison, claim: ClaimName, arms: Sequence[Arm], wha
         counts = _counts(supporting, contradicting, len(tested) - supporting - contradicting)
         sentences = [f"Of {len(tested)} comparisons of {others} with {own}, {counts}."]
     else:
-        sentences = ["With one seed there are no intervals, so a difference cannot be distinguished from chance."]
+        why = pairs[0][0].why_unknown
+        sentences = [f"There is no interval ({why}), so a difference cannot be distinguished from chance."]
     names = list(dict.fromkeys(found.figure for found, _ in sorted(pairs, key=lambda pair: not pair[0].is_real)))
     for name in names[:SPELLED_OUT]:
         sentences.append(_several(comparison, [found for found, _ in pairs if found.figure == name]))
@@ -232,7 +233,7 @@ def _cost_in_short(gaps: Sequence[Difference]) -> str:
     if not known:
         low, high = min(-d.value for d in gaps), max(-d.value for d in gaps)
         ends = number(high) if low == high else f"{number(low)} to {number(high)}"
-        return f"A loss of {ends} nats of ELBO, with one seed"
+        return f"A loss of {ends} nats of ELBO, without an interval ({gaps[0].why_unknown})"
     if not losses:
         return f"No loss of ELBO found with {known[0].seeds} seeds"
     digits = digits_for(losses)

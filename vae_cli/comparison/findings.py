@@ -38,7 +38,7 @@ def gap(found: Difference, unit: str = "") -> str:
     digits = digits_for([found.value, *(found.interval or ())])
     tail = f" {unit}" if unit else ""
     if found.interval is None:
-        return f"{signed(found.value, digits)}{tail} (one seed, no interval)"
+        return f"{signed(found.value, digits)}{tail} ({found.why_unknown}, no interval)"
     low, high = (signed(end, digits) for end in found.interval)
     return f"{signed(found.value, digits)}{tail} [{low}, {high}]"
 
@@ -90,9 +90,11 @@ def against(comparison: Comparison, name: str) -> str | None:
         nothing = [d for d in found if d.is_real is False and d.seeds == seeds]
         arms = quoted([d.arm for d in nothing]) if len(nothing) <= NAMED else f"{len(nothing)} arms"
         parts.append(f"{none_found(nothing[0])} for {arms}")
-    if unknown := [d for d in found if d.is_real is None]:
-        named = ", ".join(f"{quoted([d.arm])} {signed(d.value, digits_for([d.value]))}" for d in unknown)
-        parts.append(f"with one seed, and therefore without an interval, {named}")
+    unknown = [d for d in found if d.is_real is None]
+    for why in dict.fromkeys(d.why_unknown for d in unknown):
+        alike = [d for d in unknown if d.why_unknown == why]
+        named = ", ".join(f"{quoted([d.arm])} {signed(d.value, digits_for([d.value]))}" for d in alike)
+        parts.append(f"without an interval ({why}), {named}")
     return f"Compared with {quoted([comparison.reference.label])}: {'; '.join(parts)}"
 
 

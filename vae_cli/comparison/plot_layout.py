@@ -51,7 +51,9 @@ def limits(values: Sequence[tuple[float, float]]) -> Limits | None:
             break
         inside = max(parts, key=len)
     low, high = min(mean - sd for mean, sd in inside), max(mean + sd for mean, sd in inside)
-    margin = 0.08 * (high - low) or 0.05 * abs(low) or 0.5
+    if low == high == 0:  # a share or a distance, which cannot be negative
+        return -0.05, 1.0
+    margin = 0.08 * (high - low) or 0.05 * abs(low)
     return low - margin, high + margin
 
 
@@ -79,7 +81,7 @@ def fit_to_curves(axes: Any, curves: Sequence[Sequence[float]]) -> None:
     """Set the y-limits of axes so that the curves fill them."""
     if curves:
         low, high = min(min(curve) for curve in curves), max(max(curve) for curve in curves)
-        margin = 0.06 * (high - low) or 0.5
+        margin = 0.06 * (high - low) or 0.05 * abs(low) or 0.05
         axes.set_ylim(low - margin, high + margin)
 
 

@@ -21,8 +21,11 @@ class Statistic(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean by Student's t, mean +- t s / sqrt(n); None for one seed."""
-        if self.sd is None:
+        """The 95 % interval of the mean by Student's t, mean +- t s / sqrt(n).
+
+        None for one seed, and if all values are equal: they say nothing about how much further ones would differ.
+        """
+        if not self.sd:
             return None
         half = quantile(self.n - 1) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
@@ -50,8 +53,8 @@ class Difference:
     """How much higher a figure is in one arm than in another, with a 95 % interval.
 
     If the arms have at least two seeds in common, it is a paired comparison: Student's t interval over the differences
-    between runs with the same seed, which train on the images in the same order. Otherwise it is Welch's interval, or
-    None if either arm has only one seed.
+    between runs with the same seed, which train on the images in the same order. Otherwise it is Welch's interval. It
+    is None if either arm has only one seed, or if the differences of all seeds are equal.
     """
 
     figure: str
@@ -64,8 +67,15 @@ class Difference:
 
     @property
     def is_real(self) -> bool | None:
-        """Whether the interval excludes 0; None if there is no interval."""
-        return None if self.interval is None else self.interval[0] > 0 or self.interval[1] < 0
+        """Whether the interval excludes 0; None if there is no interval, unless all seeds have the same value."""
+        if self.interval is None:
+            return False if self.value == 0 and self.seeds > 1 else None
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    @property
+    def why_unknown(self) -> str:
+        """Why there is no interval, if there is none."""
+        return "one seed" if self.seeds == 1 else f"the same in all {self.seeds} seeds"
 
 
 def difference(
@@ -83,10 +93,10 @@ def difference(
     if one.sd is None or other.sd is None:
         return Difference(figure, arm, reference, value, None, seeds, False)
     a, b = one.sd**2 / one.n, other.sd**2 / other.n
-    half = 0.0
-    if a + b > 0:
-        degrees = (a + b) ** 2 / (a**2 / (one.n - 1) + b**2 / (other.n - 1))
-        half = quantile(degrees) * math.sqrt(a + b)
+    if a + b == 0:
+        return Difference(figure, arm, reference, value, None, seeds, False)
+    degrees = (a + b) ** 2 / (a**2 / (one.n - 1) + b**2 / (other.n - 1))
+    half = quantile(degrees) * math.sqrt(a + b)
     return Difference(figure, arm, reference, value, (value - half, value + half), seeds, False)
 
 

@@ -6,6 +6,7 @@ It can be printed from the cache, so this module must be fast to import.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -36,6 +37,9 @@ def print_table(console: Console, table: SummaryTable) -> None:
         room = console.width - max(map(len, table.arms)) - 12
         while len(heads) > LEAST and sum(cells[title] for title in heads) > room:
             heads.popitem()
+        if sum(cells[title] for title in heads) > room:
+            _print_lists(console, table, list(heads))
+            return
     else:
         console.width = 10_000  # a pipe has no width, so lines are never broken
     printed = Table(box=Table().box if console.is_terminal else None, title=escape(table.title), title_justify="left")
@@ -46,5 +50,20 @@ def print_table(console: Console, table: SummaryTable) -> None:
     for row, (arm, count) in enumerate(zip(table.arms, table.counts, strict=True)):
         printed.add_row(escape(arm), count, *(escape(table.columns[title][row]) for title in heads))
     console.print(printed)
+    _print_below(console, table)
+
+
+def _print_lists(console: Console, table: SummaryTable, titles: Sequence[str]) -> None:
+    """Print each arm and its figures below each other, for a terminal that is too narrow for a table."""
+    console.print(table.title, style="italic", highlight=False, markup=False)
+    for row, (arm, count) in enumerate(zip(table.arms, table.counts, strict=True)):
+        console.print(arm, style="bold", highlight=False, markup=False)
+        for title, value in [("runs", count), *((title, table.columns[title][row]) for title in titles)]:
+            if value:
+                console.print(f"  {title}: {value}", highlight=False, markup=False)
+    _print_below(console, table)
+
+
+def _print_below(console: Console, table: SummaryTable) -> None:
     if table.below:
         console.print(table.below, soft_wrap=True, highlight=False, markup=False)

@@ -14,4 +14,5 @@ __all__ = [
     "objective",
     "overrides",
     "settings",
+    "trust",
 ]

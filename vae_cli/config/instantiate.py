@@ -6,15 +6,14 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
 from vae_cli.config import catalog
 from vae_cli.config.aliases import MOVED_FOR_IMPORT
 from vae_cli.config.naming import AXES, typed
+from vae_cli.config.trust import trusted
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.values import Interval, describe, flaw, is_allowed
 
@@ -129,27 +128,6 @@ def _import_message(given: str, module: str, error: ImportError) -> str:
         return f"{given} does not exist: there is no module '{missing}'."
     hint = f" {missing} is now {MOVED_FOR_IMPORT[missing]}." if missing in MOVED_FOR_IMPORT else ""
     return f"{given} cannot be used, because importing {module} fails: {error}.{hint}"
-
-
-def trusted() -> tuple[str, ...]:
-    """Return the modules that the user trusts, given to `trusting` or listed in the environment variable VAE_TRUST.
-
-    The flag --trust sets VAE_TRUST, and worker processes inherit it.
-    """
-    return (*_trusted_here.get(), *os.environ.get("VAE_TRUST", "").replace(",", " ").split())
-
-
-_trusted_here: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
-
-
-@contextmanager
-def trusting(modules: Iterable[str]) -> Iterator[None]:
-    """Also trust these modules inside the context, without changing the environment."""
-    token = _trusted_here.set((*_trusted_here.get(), *modules))
-    try:
-        yield
-    finally:
-        _trusted_here.reset(token)
 
 
 def _is_within(module: str, prefixes: Iterable[str]) -> bool:

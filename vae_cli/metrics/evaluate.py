@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ import torch
 
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.instantiate import find_class
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.files import refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
@@ -115,7 +115,7 @@ def _refuse_impossible(folder: RunDir, target: Path) -> None:
             "command."
         )
     refuse_link(folder.path, "evaluation")
-    elsewhere = f"Write the evaluation elsewhere: vae evaluate {shlex.quote(str(folder.path))} --out FOLDER"
+    elsewhere = f"Write the evaluation elsewhere: vae evaluate {in_shell(folder.path)} --out FOLDER"
     refuse_unwritable(target.parent, elsewhere)
 
 

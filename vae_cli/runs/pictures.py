@@ -90,7 +90,11 @@ def ends_in_files(run: Run, files: Sequence[Path]) -> Ends:
     known = run.config["dataset"].get("range")
     white = known if isinstance(known, int) else None
     images = torch.stack([load_image(file, run.shape, white) for file in files]).unflatten(0, (-1, 2))
-    return Ends(images, [f"{a.stem} {b.stem}" for a, b in zip(files[::2], files[1::2], strict=True)])
+    return Ends(images, [f"{_short(a.stem)} to {_short(b.stem)}" for a, b in zip(files[::2], files[1::2], strict=True)])
+
+
+def _short(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def ends_in_test_set(run: Run, pairs: Sequence[Sequence[int]]) -> Ends:
@@ -197,7 +201,7 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]
     arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
-    frames = _animate([grid(images[:, step], 8) for step in range(steps)]) if gif else None
+    frames = _animate([grid(images[:, step], 1, row_labels=labels) for step in range(steps)]) if gif else None
     return Rendered(grid(images.flatten(0, 1), steps, row_labels=labels), arrays, captions, frames)
 
 

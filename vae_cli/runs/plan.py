@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Literal
 
 from vae_cli.config.naming import show, what_matters
 from vae_cli.config.settings import Config
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import is_locked
 from vae_cli.runs.folder import RunDir
@@ -28,7 +28,7 @@ def finished_message(path: Path) -> str:
     """Return a message saying that a finished run is skipped, with suggestions for the next command."""
     return (
         f"{path} is finished; skipped. To train it further, type a larger epochs=...; to train it again from the "
-        f"start, overwrite=true; to see samples: vae sample {shlex.quote(str(path))}"
+        f"start, overwrite=true; to see samples: vae sample {in_shell(path)}"
     )
 
 

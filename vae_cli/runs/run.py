@@ -17,9 +17,10 @@ from vae_cli.axes.dataset.pack import only_reading
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model
-from vae_cli.config.instantiate import build, check_value, trusting
+from vae_cli.config.instantiate import build, check_value
 from vae_cli.config.naming import show
 from vae_cli.config.settings import SETTINGS, Config, check_latent
+from vae_cli.config.trust import trusting
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.device import make_deterministic, take_device

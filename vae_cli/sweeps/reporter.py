@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from vae_cli.config.compose import named_folder, to_plain
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import UserError, visible
 from vae_cli.core.wording import relative, time_left
 from vae_cli.runs.find import finished_runs, write_sweep
@@ -130,6 +130,6 @@ class ConsoleReporter:
         paths = [relative(path) for path in self._plans]
         print_runs(paths)
         if len(finished_runs(paths)) > 1:
-            print(f"next:\n  vae compare {shlex.quote(os.path.commonpath([path.parent for path in paths]))}")
+            print(f"next:\n  vae compare {in_shell(os.path.commonpath([path.parent for path in paths]))}")
             if self._folder is not None:
-                print(f"  vae compare {shlex.quote(str(relative(self._folder)))}  # only the runs of this sweep")
+                print(f"  vae compare {in_shell(relative(self._folder))}  # only the runs of this sweep")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.messages import translate
 from vae_cli.config.objective import check_objective, figure
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.wording import relative
 from vae_cli.runs.folder import RunDir
@@ -206,7 +206,7 @@ class Search:
         """Print which files were written, and the commands to type next for the best run."""
         best = self.trials.best()
         if best is not None and best.path is not None:
-            run, folder = shlex.quote(str(relative(best.path))), Path(self.config.hydra.sweep.dir)
+            run, folder = in_shell(relative(best.path)), Path(self.config.hydra.sweep.dir)
             written = [name for name in ("trials.csv", "optimization_results.yaml") if (folder / name).exists()]
             print(f"written: {relative(folder)}/ with {', '.join(written)}")
             print(f"next:\n  vae sample {run}\n  vae evaluate {run} --quick")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer import Exit, echo
@@ -76,7 +78,7 @@ class TrainCommand(Command):
 
         yield from super().sections()
         defaults = catalog.defaults()
-        for group in [*catalog.groups().values(), catalog.launchers()]:
+        for group in [*catalog.groups(*_own_folders()).values(), catalog.launchers()]:
             default = defaults.get(group.name)
             yield (
                 _group_title(group, default.comment if default else ""),
@@ -89,6 +91,16 @@ class TrainCommand(Command):
             "Settings (vae train KEY=VALUE)",
             [(f"{setting.key}={setting.default}", setting.comment) for setting in catalog.settings().values()],
         )
+
+
+def _own_folders() -> list[Path]:
+    """Return the folder of the user's own choices, if it is typed: the help is printed before options are parsed."""
+    flag = "--config-dir"
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        folder = following if word == flag else word.removeprefix(f"{flag}=")
+        if folder != word and Path(folder).is_dir():
+            return [Path(folder)]
+    return []
 
 
 def _group_title(group: Group, comment: str) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vae_cli.config.build import build_experiment
 from vae_cli.config.naming import flatten
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.machine.launch import refuse_several
 from vae_cli.runs.checkpoint import load_checkpoint
@@ -103,7 +104,7 @@ def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], h
             if changed_setup
             else "versions, device and threads are the same, but the processor or the data may differ"
         )
-        print(f"next:\n  vae compare {shlex.quote(str(first.path))} {shlex.quote(str(second.path))}")
+        print(f"next:\n  vae compare {shlex.quote(str(first.path))} {in_shell(second.path)}")
 
 
 def largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vae_cli.config.claims import entry
-from vae_cli.config.instantiate import trusted
+from vae_cli.config.trust import in_shell
 from vae_cli.core.files import expand_home
 from vae_cli.runs.folder import RunDir
 
@@ -56,7 +56,7 @@ def print_summary(console: Console, folder: RunDir, summary: dict[str, Any]) -> 
     )
     runs = expand_home(summary["config"]["runs_dir"], "runs_dir")
     above = runs if folder.path.absolute().is_relative_to(runs.absolute()) else folder.path
-    run = " ".join([shlex.quote(str(folder.path)), *(f"--trust {shlex.quote(module)}" for module in trusted())])
+    run = in_shell(folder.path)
     commands = [f"vae sample {run}", f"vae interpolate {run}", f"vae evaluate {run} --quick"]
     commands.append(f"tensorboard --logdir {shlex.quote(str(above))}")
     console.print(
