@@ -25,6 +25,8 @@ ORDER = [
 ]
 IMAGES = "dataset.path"  # the folder of the images; it names the folder of the runs
 LONGEST = 150  # characters
+# Names that Windows reserves, or that contain characters which it does not allow.
+WINDOWS_RESERVED = re.compile(r"(?!\.\.$)(?:(?i:(con|prn|aux|nul|com\d|lpt\d)(\..*)?)|.*[<>:\"|?*].*|.+[ .])")
 AXES = ("dataset", "network", "sigma", "likelihood", "prior", "regularizer", "optimizer")
 
 
@@ -74,6 +76,9 @@ def check_path(key: str, value: Any) -> None:
         raise UserError(f"{key}='{words}' is not a valid name: choose a different one, or leave {key} out.")
     if not words.isprintable():
         raise UserError(f"{key}={words!r} contains invisible characters, such as a line break: leave them out.")
+    parts = re.split(r"[/\\\\]", os.path.splitdrive(words)[1])
+    if os.name == "nt" and any(WINDOWS_RESERVED.fullmatch(part) for part in parts):
+        raise UserError(f"{key}={words}: Windows does not allow this name. Choose a different one.")
     if any(len(part.encode(errors="replace")) > 255 for part in words.split("/")):
         raise UserError(f"{key}={words[:40]}... is too long: file systems allow at most 255 bytes per name.")
 

@@ -14,6 +14,9 @@ from typing import IO, Any
 
 from vae_cli.core.errors import Failure, UserError
 
+# The errors of file systems without locks.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO)
+
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name in its folder, flush it to the disk, then rename it.
@@ -164,34 +167,41 @@ def locked(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, created if missing, and yield True.
 
     With wait=False, yield False at once if another process holds the lock. The system releases the lock of a process
-    that dies. On systems (Windows) and file systems without such locks, True is always yielded.
+    that dies. On file systems without locks, True is always yielded.
     """
-    # Opened for reading and writing without waiting: opening a pipe for writing alone would wait for a reader.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
-    with os.fdopen(os.open(file, flags, 0o666), "rb") as lock:
-        yield _lock(lock, wait)
+    from filelock import FileLock, Timeout
+
+    lock, is_ours = FileLock(file, thread_local=False), True
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        is_ours = False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    try:
+        yield is_ours
+    finally:
+        lock.release()
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether a process holds the lock of a file. No file is created or changed."""
+    """Return whether a process holds the lock of a file. No file is created or, except on Windows, opened to write."""
     if not file.is_file():  # missing, or something else: opening a pipe would block
         return False
-    with open(file, "rb") as lock:
-        return not _lock(lock, wait=False)
-
-
-def _lock(file: IO[bytes], wait: bool) -> bool:
     try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
+        from fcntl import LOCK_EX, LOCK_NB, flock  # the lock that filelock holds; asking needs no permission to write
     except ImportError:
-        return True
-    try:
-        flock(file, LOCK_EX if wait else LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+        with locked(file, wait=False) as is_free:
+            return not is_free
+    with open(file, "rb") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 def _umask() -> int:
