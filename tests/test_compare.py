@@ -164,7 +164,7 @@ def test_an_unwritable_folder_is_refused_before_anything_is_evaluated(
 ) -> None:
     (trained / "notes.txt").write_text("")
     assert vae("compare", "--jobs", "1", "--profile", "full", "--out", out) == 2
-    assert "notes.txt is a file; choose a folder" in capsys.readouterr().err
+    assert "notes.txt is a file. Choose a different folder" in capsys.readouterr().err
     assert evaluated == []
 
 
