@@ -194,7 +194,8 @@ def test_the_name_of_a_run_needs_no_quotes(is_long: bool) -> None:
 
 
 def test_different_values_give_different_names(is_long: bool) -> None:
-    values = TEXT | st.text(st.sampled_from("ab_- ,.é"), max_size=4) | st.floats(allow_nan=False, allow_subnormal=False) | st.integers()
+    numbers = st.floats(allow_nan=False, allow_subnormal=False) | st.integers()
+    values = TEXT | st.text(st.sampled_from("ab_- ,.é"), max_size=4) | numbers
 
     @profile(2000 if is_long else 300)
     @given(values, values)
