@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,6 +34,29 @@ def printing(outputs: Sequence[int]) -> Iterator[None]:
         yield
     except OSError:
         leave_terminals(outputs)
+
+
+_watches = False  # whether this process stops when its parent ends
+
+
+def stop_with_parent(grace: float) -> None:
+    """Make this process save and stop, as on SIGTERM, when its parent ends, and end it after `grace` seconds more.
+
+    For processes that multiprocessing has not started, on systems where a process that loses its parent gets another.
+    """
+    global _watches
+    if _watches or os.name != "posix":
+        return
+    _watches, parent = True, os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:

@@ -15,7 +15,7 @@ import torch
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.instantiate import find_class
 from vae_cli.config.trust import in_shell
-from vae_cli.core.errors import UserError, nearest
+from vae_cli.core.errors import Failure, UserError, nearest
 from vae_cli.core.files import refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
 from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, as_plain, compute_metrics, undefined
@@ -97,6 +97,8 @@ def evaluate_run(
                 entries.pop(name, None)
             entry = _entry(figure, kind)
             (left_out if entry["value"] is None else figures)[name] = entry
+    if stamp(run.weights_file) != about["weights_stamp"]:
+        raise Failure(f"{folder.path} was trained further or replaced during its evaluation. Evaluate it again.")
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)

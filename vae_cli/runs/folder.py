@@ -185,11 +185,11 @@ class RunDir:
         flush_folder(self.path)
 
     def put_back(self) -> bool:
-        """If a run was set aside and the one that was to replace it has no checkpoint, put the former back.
+        """Put the run that was set aside back, in place of the one that was to replace it; return whether there is one.
 
-        Returns whether it was put back. The checkpoint moves last, so that a second call completes an interrupted one.
+        The checkpoint moves last, so that a second call completes an interrupted one.
         """
-        if self.checkpoint_file.exists() or not self.replaced.is_dir():
+        if not self.replaced.is_dir():
             return False
         names = {file.name.replace(HIDDEN_EVENTS, "tfevents"): file for file in self.replaced.iterdir()}
         if self.config_file.name in names:  # otherwise, the files in the folder are those of the former run
@@ -207,7 +207,8 @@ class RunDir:
     def remove_partial_files(self) -> None:
         """Remove the partial files that a killed process left behind."""
         for part in (*self.path.glob(".*.part"), *self.path.glob("projector/.*.part")):
-            part.unlink()
+            if part.is_symlink() or not part.is_dir():
+                part.unlink()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the records of all epochs, up to the first malformed line, which a crash may have cut short.

@@ -42,15 +42,24 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"{place} is a file, not a folder; choose a different run_name=... or runs_dir=...")
-    for file in (folder.lock_file, folder.metrics_file, folder.log_file, folder.replaced):
+    for file in (folder.lock_file, folder.metrics_file, folder.log_file, folder.next_best_file, folder.replaced):
         if file.is_symlink():  # appending follows links
             raise UserError(
                 f"{file} is a link, and vae does not write through links: remove the link, or choose a different "
                 "run_name=..."
             )
-        is_odd = file.exists() and not file.is_file()  # appending to a pipe would wait for a reader
-        if is_odd and file != folder.replaced:
-            raise UserError(f"{file} is not a regular file: remove it, or choose a different run_name=...")
+        kind = "folder" if file == folder.replaced else "regular file"
+        if file.exists() and not (file.is_dir() if kind == "folder" else file.is_file()):
+            # For example, a pipe: appending to it would wait for a reader.
+            raise UserError(f"{file} is not a {kind}: remove it, or choose a different run_name=...")
+    aside = RunDir(folder.replaced)
+    if not is_ours and aside.config_file.exists() and not folder.checkpoint_file.exists():
+        # A run that was to replace another one was killed before its first checkpoint: the other one will be put back.
+        if is_locked(folder.lock_file):
+            raise InTraining(in_training_message(folder))
+        if not config["overwrite"]:
+            refuse_other(aside, config, path)
+        return "new" if config["overwrite"] else "resume"
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
@@ -95,14 +104,17 @@ def in_training_message(folder: RunDir) -> str:
         summary = folder.summary()
     except Failure:
         summary = {}
-    return (
-        f"{folder.path} is being trained by process {summary.get('pid')} on {summary.get('host')}, since "
-        f"{summary.get('started')}; wait until it ends, or choose a different run_name=..."
-    )
+    by = "by another process"
+    if "pid" in summary:
+        by = f"by process {summary['pid']} on {summary.get('host')}, since {summary.get('started')}"
+    return f"{folder.path} is being trained {by}; wait until it ends, or choose a different run_name=..."
 
 
-def refuse_other(folder: RunDir, config: Config) -> None:
-    """Raise UserError if the run in a folder differs from config in settings that affect results, and name them."""
+def refuse_other(folder: RunDir, config: Config, path: Path | None = None) -> None:
+    """Raise UserError if the run in a folder differs from config in settings that affect results, and name them.
+
+    The message names `path`, if it is given, in place of the folder.
+    """
     there, here = (what_matters(c) for c in (folder.config(), config))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
@@ -110,6 +122,6 @@ def refuse_other(folder: RunDir, config: Config) -> None:
             f"{k}={show(there.get(k, 'nothing'))} there, {show(here.get(k, 'nothing'))} here" for k in differing
         )
         raise UserError(
-            f"{folder.path} already holds a run with different settings: {named}. Choose a different run_name=..., or "
-            "type overwrite=true to replace the run."
+            f"{path or folder.path} already holds a run with different settings: {named}. Choose a different "
+            "run_name=..., or type overwrite=true to replace the run."
         )

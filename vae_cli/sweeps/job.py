@@ -27,8 +27,8 @@ from vae_cli.core.listing import listing_once
 from vae_cli.core.wording import relative
 from vae_cli.machine.cores import gpus, gpus_for_each, jobs_at_once
 from vae_cli.machine.launch import is_first, launched, refuse_several
-from vae_cli.machine.signals import STOPS
-from vae_cli.sweeps.runner import is_plugin, stop_file
+from vae_cli.machine.signals import STOPS, stop_with_parent
+from vae_cli.sweeps.runner import GRACE, is_plugin, runs_here, stop_file
 
 # Modules that import torch are imported inside functions: `--cfg` and misspelled overrides do not need them.
 
@@ -73,13 +73,15 @@ def task(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     is_one_of_many = hydra_config.mode == RunMode.MULTIRUN
     # Jobs that run in parallel print nothing: the process that started them reads their folders and prints the results.
-    is_alone = not is_one_of_many or is_plugin(hydra_config.launcher, "BasicLauncher")
+    is_alone = not is_one_of_many or runs_here(hydra_config.launcher)
     console = Console(stderr=True, quiet=not is_alone, force_terminal=None if is_alone else False)
     folder = RunDir(relative(Path(hydra_config.runtime.output_dir)))
     plain = to_plain(config, hydra_config.runtime.choices)
     if not is_alone:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one handles Ctrl-C
+        if is_plugin(hydra_config.launcher, "JoblibLauncher"):
+            stop_with_parent(GRACE)
         if stop_file(hydra_config).exists():
             raise Failure("the sweep was stopped before this run started")
     try:

@@ -77,6 +77,14 @@ def is_plugin(node: Any, name: str) -> bool:
     return str(node.get("_target_", "")).rpartition(".")[2] == name
 
 
+def runs_here(launcher: Any) -> bool:
+    """Return whether a launcher runs the jobs one after another, in the process that launches them."""
+    if is_plugin(launcher, "JoblibLauncher"):
+        at_once = launcher.get("n_jobs")
+        return at_once == 1 or (isinstance(at_once, int) and at_once < 0 and cores() + 1 + at_once <= 1)
+    return is_plugin(launcher, "BasicLauncher")
+
+
 class Runner:
     """Runs jobs with a launcher: one after another, or in parallel in other processes, which share the CPU cores.
 
@@ -98,7 +106,7 @@ class Runner:
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run the jobs and return the outcome of each: its result, or the launcher's error if there is no result."""
-        if is_plugin(self.config.hydra.launcher, "BasicLauncher"):
+        if runs_here(self.config.hydra.launcher):
             return self._one_by_one(jobs)
         if has_listings():
             save_listings(Path(self.config.hydra.sweep.dir))

@@ -27,10 +27,11 @@ class Interruption:
     first one on, nothing is printed to the terminal. A signal that the process already ignored stays ignored. SIGUSR1
     and SIGUSR2 are also recorded if they have a handler, which `stop_if_asked` calls later. If several processes train
     the run, each records its own signals, and all of them must call `arrived` and `stop_if_asked`, in which they agree
-    on a signal.
+    on a signal. `overwrites`: the command that resumes the run differs from the one that started it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, overwrites: bool = False) -> None:
+        self._but = ", without overwrite=true," if overwrites else ""
         self.signal: int | None = None
         self._recorded_at = 0.0
         self._previous: dict[int, Any] = {}
@@ -92,7 +93,7 @@ class Interruption:
             return
         if distributed.is_first():
             with printing(self._terminals):
-                print(f"{message}; type the same command again to resume", file=sys.stderr, flush=True)
+                print(f"{message}; type the same command again{self._but} to resume", file=sys.stderr, flush=True)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signal)

@@ -85,6 +85,13 @@ def hold_lock(folder: RunDir, until: ExitStack) -> None:
 
 
 def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool) -> dict[str, Any]:
+    with putting_back(folder, console):
+        return _prepare_and_train(experiment, folder, console, is_one_of_many)
+
+
+def _prepare_and_train(
+    experiment: Experiment, folder: RunDir, console: Console, is_one_of_many: bool
+) -> dict[str, Any]:
     config, started = experiment.config, time.strftime("%Y-%m-%d %H:%M:%S")
     is_new = distributed.first(lambda: prepare_folder(folder, config, console))
     torch.manual_seed(derive_seed(config["seed"], "noise"))
@@ -95,12 +102,7 @@ def _run_locked(experiment: Experiment, folder: RunDir, console: Console, is_one
     if (job := submission()) is not None:
         about["submission"] = job
     folder.write_summary({"status": "running", **about})
-    with (
-        putting_back(folder, console),
-        logging_to_file(folder),
-        recording_failure(folder, about),
-        distributed.connected(),
-    ):
+    with logging_to_file(folder), recording_failure(folder, about), distributed.connected():
         if not is_new:
             folder.forget_metrics_after(state.step)
             _say(console, f"Resuming {folder.path} at step {state.step}")
@@ -122,7 +124,7 @@ def prepare_folder(folder: RunDir, config: Config, console: Console) -> bool:
     checkpoint is missing or damaged.
     """
     folder.remove_partial_files()
-    folder.put_back()
+    settle_replaced(folder)
     todo = plan(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))
@@ -157,9 +159,24 @@ def putting_back(folder: RunDir, console: Console) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):
-            if folder.put_back():
+            if settle_replaced(folder):
                 _say(console, f"The earlier run was put back into {folder.path}")
         raise
+
+
+def settle_replaced(folder: RunDir) -> bool:
+    """If a run was set aside, put it back unless the one that was to replace it has been trained; return whether it was
+    put back."""
+    if not folder.replaced.is_dir():
+        return False
+    try:
+        is_trained = load_checkpoint(folder.checkpoint_file)["step"] > 0
+    except UserError:  # missing or damaged
+        is_trained = False
+    if is_trained:
+        folder.forget_replaced()
+        return False
+    return folder.put_back()
 
 
 def _say(console: Console, text: str) -> None:

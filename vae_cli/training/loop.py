@@ -41,7 +41,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     if state.step == 0 and config["on_divergence"] == "restart":
         save(experiment, run, events, state, clock)
 
-    with Interruption() as interruption:
+    with Interruption(config["overwrite"]) as interruption:
         for epoch in range(state.step // steps, config["epochs"]):
             clock.start()
             for positions in images.shuffled(epoch_order(seed, epoch), batch_size, skip=state.step % steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -145,6 +146,7 @@ def restore(experiment: Experiment, run: RunDir) -> State:
             "now contain images from its earlier test set. Choose a different run_name=..., or type overwrite=true to "
             "start from the beginning."
         )
+    _refuse_fewer_epochs(experiment, run, saved.get("step"))
     distributed.first(lambda: settle_best(run, saved.get("best", {})))
     state = State()
     try:
@@ -157,11 +159,33 @@ def restore(experiment: Experiment, run: RunDir) -> State:
             setattr(state, name, saved[name])
         state.restarts = saved.get("restarts", 0)  # missing from the oldest checkpoints of format 1
         experiment.optimizer.slow_down(SLOWER**state.restarts)
-        if not all(map(is_finite, (state.seconds, state.training_seconds))) or not isinstance(state.warnings, list):
+        if not _is_well_formed(state):
             raise ValueError("its fields have the wrong types")
     except Exception as error:  # a damaged field can raise anything
         raise Failure(f"{run.checkpoint_file} does not match {run.config_file}: {first_line(error)}") from error
     return state
+
+
+def _refuse_fewer_epochs(experiment: Experiment, run: RunDir, step: object) -> None:
+    """Raise UserError if a checkpoint lies after the last epoch, as whose weights its own would be reported."""
+    config = experiment.config
+    steps = math.ceil(len(experiment.splits.train) / config["batch_size"])
+    if isinstance(step, int) and step > config["epochs"] * steps:
+        epoch = math.ceil(step / steps)
+        raise UserError(
+            f"{run.path} has already been trained to step {step}, in epoch {epoch}; set epochs={epoch} or higher."
+        )
+
+
+def _is_well_formed(state: State) -> bool:
+    """Return whether the restored fields, which come from a file, have the types with which training continues."""
+    best, numbers = state.best, (state.step, state.seconds, state.training_seconds, state.restarts)
+    if not all(map(is_finite, numbers)) or not isinstance(state.warnings, list) or not isinstance(state.record, dict):
+        return False
+    if not isinstance(best, dict) or not best:
+        return best == {}
+    epochs = [best["record"][key] for key in ("epoch", "step")]
+    return isinstance(best["numbers"], dict) and all(map(is_finite, [best["loss"], *epochs]))
 
 
 class Clock:
