@@ -219,6 +219,8 @@ def test_runs_are_sorted_and_selected(vae: Vae, runs: Path, capsys: pytest.Captu
     }.items():
         assert vae("runs", "--where", condition) == 2
         assert said in capsys.readouterr().err
+    assert vae("runs", "--where", "sigma=learned", "--where", "sigma.value=1.0") == 2
+    assert "No run has all of these settings: sigma=learned, sigma.value=1.0" in capsys.readouterr().err
 
 
 def test_runs_are_listed_on_two_lines_if_the_terminal_is_narrow(

@@ -551,6 +551,25 @@ def test_corrupt_images_are_skipped_with_skip_corrupt(photos: Path, monkeypatch:
     assert splits.train.labels.tolist() == [int(number >= 15) for number in found]
 
 
+def test_files_that_are_no_pictures_are_named_and_not_waited_for(photos: Path) -> None:
+    os.mkfifo(photos / "cats" / "pipe.png")
+    (photos / "cats" / "dead.png").symlink_to("nowhere")
+    (photos / "dogs" / "two\nlines.png").write_text("no")
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(photos / "dogs" / "nan.tiff")
+    with pytest.raises(UserError) as caught:
+        image_folder(photos).load()
+    for said in (
+        "cats/pipe.png (it is not a regular file)",
+        "cats/dead.png (No such file or directory)",
+        "dogs/nan.tiff (none of its values is finite)",
+        "dogs/two lines.png (not an image)",
+    ):
+        assert said in str(caught.value)
+    assert len(image_folder(photos, skip_corrupt=True).load().train) == 20
+    with pytest.raises(UserError, match="it is not a regular file"):
+        load_image(photos / "cats" / "pipe.png", (1, 8, 8))
+
+
 def test_many_corrupt_images_end_the_packing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in sorted((photos / "cats").iterdir()):
         file.write_bytes(b"")

@@ -217,6 +217,40 @@ def test_a_read_only_run_is_evaluated_into_another_folder(
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+def test_an_evaluation_elsewhere_is_not_lost_by_mistake(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def names(folder: str) -> set[str]:
+        return {
+            entry["metric"]
+            for entry in json.loads((tmp_path / folder / "metrics.json").read_text())["figures"].values()
+        }
+
+    words = ["--quick", "--out", "new", "--metrics"]
+    assert vae("evaluate", "fixed", *words, "rate") == 0
+    assert vae("evaluate", "fixed", *words, "noise_probe") == 0
+    assert names("new") == {"Rate", "NoiseProbe"}
+    assert vae("evaluate", "learned", *words, "rate") == 2
+    assert "is the evaluation of another run" in capsys.readouterr().err
+    (tmp_path / "new" / "metrics.json").write_text("precious")
+    assert vae("evaluate", "fixed", *words, "rate") == 1
+    assert "--overwrite --out new" in capsys.readouterr().err
+    assert (tmp_path / "new" / "metrics.json").read_text() == "precious"
+    assert vae("evaluate", "learned", *words, "rate", "--overwrite") == 0
+    assert names("new") == {"Rate"}
+
+
+def test_a_run_that_changes_during_its_evaluation_is_not_evaluated(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "runs" / "fixed" / "best.pt"
+    before = found(tmp_path, "fixed")
+    monkeypatch.setattr("vae_cli.metrics.evaluate.compute_metrics", lambda *_: os.utime(file) or {"Rate": {}})
+    assert vae("evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite") == 1
+    assert "was trained further or replaced during its evaluation" in capsys.readouterr().err
+    assert found(tmp_path, "fixed") == before
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -155,6 +155,65 @@ def test_more_epochs_train_a_finished_run_further(here: Path, extra: list[str]) 
     }
 
 
+def test_an_overwritten_run_comes_back_if_the_new_one_was_never_trained(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("run_name=a")
+    run, before = RunDir(here / "runs/a"), contents(here / "runs/a")
+    diverging = ["optimizer=sgd", "optimizer.lr=1e30", "on_divergence=restart", "restarts=1"]
+    for _ in range(2):
+        with pytest.raises(Failure, match="diverged"):
+            train("run_name=a", "overwrite=true", *diverging)
+        assert "The earlier run was put back" in capsys.readouterr().err
+        assert contents(run.path) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDir, "write_summary", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            train("run_name=a", "overwrite=true", "seed=1")
+    assert contents(run.path) == before
+
+
+def test_a_run_that_was_set_aside_by_a_killed_one_is_still_the_run(here: Path) -> None:
+    train("run_name=a")
+    run, before = RunDir(here / "runs/a"), contents(here / "runs/a")
+    (run.path / "notes.txt").touch()
+    run.set_aside()  # by a process that was then killed
+    with pytest.raises(UserError, match=r"runs/a already holds a run with different settings: seed=0 there, 1 here"):
+        train("run_name=a", "seed=1")
+    with pytest.raises(Finished):
+        train("run_name=a")
+    assert contents(run.path) == {**before, "notes.txt": b""}
+    run.set_aside()
+    train("run_name=a", "seed=1", "overwrite=true")
+    assert run.config()["seed"] == 1
+    assert not run.replaced.exists()
+
+
+def test_fewer_epochs_than_were_begun_are_refused(here: Path) -> None:
+    words = ["run_name=a", "dataset.validation=0"]
+    train(*words, "epochs=3")
+    run = RunDir(here / "runs/a")
+    last = run.metrics()[-1]["step"]
+    run.forget_metrics_after(last - 1)  # as if training had stopped in the middle of the third epoch
+    run.write_summary({**run.summary(), "status": "interrupted"})
+    before = contents(run.path)
+    with pytest.raises(UserError, match=rf"already been trained to step {last}, in epoch 3; set epochs=3 or higher"):
+        train(*words, "epochs=2")
+    assert contents(run.path) == before
+
+
+@pytest.mark.parametrize(("name", "kind"), [(".replaced", "folder"), (".best.next", "regular file")])
+def test_odd_files_in_place_of_a_runs_own_are_named(name: str, kind: str, here: Path) -> None:
+    train("run_name=a", "epochs=1")
+    (here / "runs/a/.x.part").mkdir()
+    odd = here / "runs/a" / name
+    os.mkfifo(odd) if kind == "folder" else odd.mkdir()
+    with pytest.raises(UserError, match=f"{name} is not a {kind}: remove it"):
+        train("run_name=a", "overwrite=true")
+    odd.unlink() if kind == "folder" else odd.rmdir()
+    train("run_name=a", "epochs=2")
+
+
 def test_a_hint_repeats_the_flags_that_the_run_needs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAE_TRUST", "mine")
     assert finished_message(Path("runs/my run")).endswith("vae sample 'runs/my run' --trust mine")

@@ -65,6 +65,8 @@ def main() -> None:
     Exit codes: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 broken pipe.
     """
     collect_rarely()
+    if not os.environ.get("COLUMNS", "1").strip("0"):  # rich would print nothing on a terminal of no width
+        del os.environ["COLUMNS"]
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell has closed it: vae runs >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (used until the process ends)

@@ -92,7 +92,13 @@ def evaluate(
     profile: Profile = "quick" if quick else "full" if full else "default"
     kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
-    stored = None if overwrite or out is not None else stored_evaluation(folder)
+    written = metrics_file(folder) if out is None else out / metrics_file(folder).name
+    stored = None if overwrite else stored_evaluation(folder, None if out is None else written)
+    if stored is None and out is not None and written.exists() and not overwrite:
+        raise UserError(
+            f"{written} is the evaluation of another run, or of other weights. Choose a different --out, or add "
+            "--overwrite to replace it."
+        )
     if stored is not None:
         _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
@@ -106,7 +112,7 @@ def evaluate(
             folder, profile, kinds=kinds, before=stored, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, out=out, say=say,
         )  # fmt: skip
-    _print(folder, found, metrics_file(folder) if out is None else out / metrics_file(folder).name)
+    _print(folder, found, written)
 
 
 def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:

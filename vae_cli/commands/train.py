@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import typer
@@ -88,6 +90,8 @@ def train(
     """
     overrides = overrides or []
     if multirun and cfg == "job":
+        if package or resolve:
+            raise UserError("--package and --resolve show the configuration of a single run: leave out -m.")
         dry_run, cfg = True, None
     flags = {
         "multirun": multirun,
@@ -129,7 +133,12 @@ def _train(overrides: list[str], flags: dict[str, Any], lists_only: bool) -> Non
         reporter.is_single = not flags["multirun"]
         flags["multirun"] = True
     checks = check_sweeps(reporter.check, reporter, search.around, lists_only)
-    with listing_once(), search, all_processes(flags) as more, checks:
+    with TemporaryDirectory() if lists_only else nullcontext() as unused, ExitStack() as stack:
+        if unused is not None:  # Hydra writes into the folder of a sweep before it checks the jobs
+            overrides = [*overrides, f"hydra.sweep.dir='{unused}/sweeps/now'"]
+        for context in (listing_once(), search, checks):
+            stack.enter_context(context)
+        more = stack.enter_context(all_processes(flags))
         hydra.run(task, [*overrides, *more], **flags)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -91,9 +92,10 @@ def syntax_message(override: str, groups: Groups) -> str:
         at_home = f", or {key}=$HOME{value[1:]}" if value in ("~", "~/") or value.startswith("~/") else ""
         return f"{start}: '~' means something different to Hydra. Type the full path{at_home}."
     if not value.isascii() or re.search(r"[=~!&#|<>;?*`^\"' ]", value):
-        quoted = value.replace('"', "")
+        quoted = value.replace('"', r"\"") if "'" in value or value.count('"') % 2 else value.replace('"', "")
         what = "a special character" if value.isascii() else "a letter that is not ASCII"
-        return f"{start}: its value contains {what}. Quote it twice: '{key}=\"{quoted}\"'."
+        typed = shlex.quote(f'{key}="{quoted}"')
+        return f"{start}: its value contains {what}. Quote it twice: {typed}."
     return f"{start}. {FORM}"
 
 

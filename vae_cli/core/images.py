@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vae_cli.core.errors import UserError
-from vae_cli.core.files import replace_file
+from vae_cli.core.files import open_regular, replace_file
 from vae_cli.core.white import find_whites, is_deep, values_of
 
 if TYPE_CHECKING:  # numpy, Pillow and torch are imported by the functions that need them: commands start faster
@@ -158,8 +158,8 @@ def load_image(path: Path, shape: tuple[int, int, int], white: float | None = No
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
-            pixels = to_pixels(file, shape, white=white)
+        with open_regular(path) as file, Image.open(file) as image:
+            pixels = to_pixels(image, shape, white=white)
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None
     except UnidentifiedImageError:
@@ -218,7 +218,10 @@ def to_pixels(
     if is_deep(image):  # convert would clip it at 255
         if white is None:
             (white,) = find_whites({name: values_of(image)}, SAVE_AS_8_BIT).values()
-        gray = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).any():
+            raise ValueError("none of its values is finite")
+        gray = np.nan_to_num(values, nan=0.0)
         image = Pillow.fromarray(((gray / white).clip(0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         paper = Pillow.new("RGBA", image.size, background)

@@ -46,11 +46,16 @@ def metrics_file(folder: RunDir) -> Path:
     return folder.path / "evaluation" / "metrics.json"
 
 
-def stored_evaluation(folder: RunDir) -> dict[str, Any] | None:
-    """Return the stored evaluation of a run; None if there is none, or if the weights have changed since. Raises
-    Failure if the file is damaged or was written by a newer version."""
-    file = metrics_file(folder)
+def stored_evaluation(folder: RunDir, file: Path | None = None) -> dict[str, Any] | None:
+    """Return the stored evaluation of a run; None if there is none, or if the weights have changed since.
+
+    It is read from `file`, by default the one in the run's folder. Raises Failure if the file is damaged or was written
+    by a newer version.
+    """
     again = f"To evaluate the run again type vae evaluate {folder.path} --overwrite"
+    if file is not None:
+        again += f" --out {file.parent}"
+    file = file or metrics_file(folder)
     try:
         found = json.loads(read_text(file))
     except FileNotFoundError:

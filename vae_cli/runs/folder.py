@@ -221,9 +221,7 @@ class RunDir:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 break
-            if not isinstance(record, dict) or not all(
-                is_finite(value) for value in (*record.values(), *map(record.get, ("epoch", "step", "seconds")))
-            ):
+            if not isinstance(record, dict) or not _is_record(record):
                 break
             records.append(record)
         return records
@@ -291,6 +289,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Return whether a line of metrics.jsonl is well formed: figures are finite, epochs and steps are counted."""
+    counts = [record.get(key) for key in ("epoch", "step")]
+    return all(map(is_finite, (*record.values(), record.get("seconds")))) and all(
+        isinstance(count, int) and 0 <= count < 2**53 for count in counts
+    )
 
 
 def _is_shallow(text: str) -> bool:

@@ -35,9 +35,9 @@ class Row:
 
     def cells(self) -> list[str]:
         """Return the text of each column."""
-        numbers = [f"{self.figures[key]:.2f}" if key in self.figures else "" for key in FIGURES]
-        seconds = f"{self.figures['seconds']:.1f}" if "seconds" in self.figures else ""
-        return [self.name, self.status, self.epochs, *numbers, seconds]
+        digits = {**dict.fromkeys(FIGURES, 2), "seconds": 1}
+        numbers = [_cell(self.figures[key], digits[key]) if key in self.figures else "" for key in digits]
+        return [self.name, self.status, self.epochs, *numbers]
 
 
 def print_runs(
@@ -51,8 +51,11 @@ def print_runs(
     UserError.
     """
     rows = [row_of(RunDir(path), path.relative_to(above) if path.is_relative_to(above) else path) for path in runs]
+    whole = rows
     for condition in where:
-        rows = _matching(rows, condition)
+        rows = [row for row in _matching(whole, condition) if row in rows]
+    if not rows:
+        raise UserError(f"No run has all of these settings: {', '.join(where)}.")
     rows.sort(key=lambda row: _rank(row, sort), reverse=reverse)
     if sort in (*FIGURES, "epochs", "seconds"):
         rows.sort(key=lambda row: sort not in row.figures)
@@ -62,6 +65,10 @@ def print_runs(
     is_wide = console.is_terminal and sum(widths) + 2 * (len(widths) - 1) > console.width
     text = _stacked(table) if is_wide else _aligned(table, widths)
     console.print(text, soft_wrap=True, end="")
+
+
+def _cell(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}" if abs(number) < 1e9 else f"{number:.3g}"
 
 
 def _aligned(table: Sequence[Sequence[str]], widths: Sequence[int]) -> Text:
@@ -104,7 +111,8 @@ def row_of(run: RunDir, shown: Path) -> Row:
     if seconds is not None:
         figures["seconds"] = seconds
     settings = {key: typed(value) for key, value in flatten(config).items() if key.partition(".")[0] != "choices"}
-    settings |= {str(axis): str(choice) for axis, choice in dict(config.get("choices") or {}).items()}
+    if isinstance(choices := config.get("choices"), dict):
+        settings |= {str(axis): str(choice) for axis, choice in choices.items()}
     epochs = f"{epoch}" if status == "finished" else f"{epoch}/{_one_line(settings.get('epochs', '?'))}"
     return Row(name, status, epochs, figures, {**settings, "status": status}, last_written(run.path))
 

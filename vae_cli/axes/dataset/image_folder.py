@@ -24,7 +24,7 @@ from vae_cli.axes.dataset.pack import (
 )
 from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
 from vae_cli.core.errors import UserError, visible
-from vae_cli.core.files import expand_home
+from vae_cli.core.files import expand_home, open_regular
 from vae_cli.core.images import UNREADABLE, to_pixels
 from vae_cli.core.listing import File, changed_images, list_images
 from vae_cli.core.values import Count, Interval, Natural
@@ -117,8 +117,8 @@ class ImageFolder(Dataset):
         if images < test + validation + 1:
             raise UserError(
                 f"{self.path} holds {images} image{'s' * (images != 1)}, too few for {test} test images, {validation} "
-                f"validation images and at least one training image. Reduce dataset.test={self.test} or "
-                f"dataset.validation={self.validation}."
+                "validation images and at least one training image. "
+                + ("Type dataset.test=1 dataset.validation=0." if images > 1 else "At least two images are needed.")
             )
         return test, validation
 
@@ -167,14 +167,14 @@ class ImageFolder(Dataset):
             """Return the pixels or, if the image cannot be read, the file's name and the reason."""
             name = files[number].name
             try:
-                with Image.open(self.path / name) as image:
+                with open_regular(self.path / name) as file, Image.open(file) as image:
                     white = whites.get(image.mode == "F")
                     return to_pixels(image, self._shape, background=self.background, white=white)
             except Image.DecompressionBombError:
                 return f"{name} (too many pixels to open safely: make it smaller)"
             except UNREADABLE as error:
                 reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-                return f"{name} ({reason})"
+                return f"{name} ({getattr(error, 'strerror', None) or reason})"
 
         done, good, corrupt = 0, 0, list[str]()
         for results in in_threads(read, len(files), self._shape, f"Packing {self.path.name}"):
@@ -192,7 +192,8 @@ class ImageFolder(Dataset):
             if pixels:
                 yield Chunk(np.stack(pixels), None if labels is None else [labels[row] for row in rows])
         if corrupt and not (self.skip_corrupt and good):
-            named = ", ".join(corrupt[:NAMED]) + (" and others" if len(corrupt) > NAMED else "")
+            named = ", ".join(" ".join(visible(one).split()) for one in corrupt[:NAMED])
+            named += " and others" if len(corrupt) > NAMED else ""
             advice = "Repair or remove them, or skip them with dataset.skip_corrupt=true."
             if not good and done == len(files):
                 advice = "No image in the folder can be read."
@@ -207,7 +208,7 @@ class ImageFolder(Dataset):
 
         def read(number: int) -> Values | None:
             try:
-                with Image.open(self.path / files[number].name) as image:
+                with open_regular(self.path / files[number].name) as file, Image.open(file) as image:
                     return values_of(image) if is_deep(image) else None
             except (Image.DecompressionBombError, *UNREADABLE):
                 return None  # reported when the pixels are read
