@@ -223,6 +223,20 @@ def test_runs_are_sorted_and_selected(vae: Vae, runs: Path, capsys: pytest.Captu
     assert "No run has all of these settings: sigma=learned, sigma.value=1.0" in capsys.readouterr().err
 
 
+def test_folders_that_cannot_be_read_are_named(
+    vae: Vae, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(folder: Path, onerror: Any) -> Any:
+        onerror(PermissionError(13, "Permission denied", f"{folder}/secret\x1b[31m"))
+        yield from [(str(folder / "fixed"), [], ["config.yaml"])]
+
+    monkeypatch.setattr("vae_cli.runs.find.os.walk", walk)
+    assert vae("runs") == 0
+    output = capsys.readouterr()
+    assert "fixed" in output.out
+    assert output.err == "warning: runs/secret\\x1b[31m cannot be read: Permission denied\n"
+
+
 def test_runs_are_listed_on_two_lines_if_the_terminal_is_narrow(
     vae: Vae, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

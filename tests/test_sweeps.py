@@ -23,6 +23,7 @@ from vae_cli.core.files import locked
 from vae_cli.core.wording import time_left
 from vae_cli.machine import cores
 from vae_cli.runs.find import find_runs
+from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps import launcher, runner
 from vae_cli.sweeps.progress import SweepProgress
 from vae_cli.sweeps.slurm import states_of
@@ -147,6 +148,36 @@ def test_ctrl_c_stops_every_run_after_a_checkpoint_and_starts_no_more(commands: 
     for run in runs:
         assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
         assert (run / "checkpoint.pt").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX gives a process that loses its parent another one")
+def test_runs_are_saved_and_stopped_if_the_process_of_their_sweep_is_killed(commands: Commands, tmp_path: Path) -> None:
+    words = ["seed=0,1,2,3", "epochs=4000", "checkpoint_minutes=1000", *needs("joblib")]
+    sweep = start(commands, *words, cwd=tmp_path, group=True)
+    try:
+        wait_for(lambda: len(under_way(tmp_path)) == 2)
+        sweep.send(signal.SIGKILL)  # to this process alone
+        runs = under_way(tmp_path)
+        wait_for(lambda: all(RunDir(run).summary()["status"] == "interrupted" for run in runs))
+    finally:
+        sweep.send(signal.SIGKILL, to_all=True)
+    assert all(RunDir(run).checkpoint_file.exists() for run in runs)
+
+
+def test_ctrl_c_saves_the_only_run_at_a_time(commands: Commands, tmp_path: Path) -> None:
+    """With n_jobs=1, joblib trains in the process of the sweep itself."""
+    words = ["seed=0,1", "epochs=4000", "checkpoint_minutes=1000", *needs("joblib")[:-1], "hydra.launcher.n_jobs=1"]
+    sweep = start(commands, *words, cwd=tmp_path, group=True)
+    try:
+        wait_for(lambda: len(under_way(tmp_path)) == 1)
+        sweep.send(signal.SIGINT)
+        sweep.wait(100)
+    finally:
+        sweep.send(signal.SIGKILL, to_all=True)
+    assert sweep.returncode == 130
+    (run,) = under_way(tmp_path)
+    assert RunDir(run).summary()["status"] == "interrupted"
+    assert RunDir(run).checkpoint_file.exists()
 
 
 LONGER = ["seed=0,1,2", "epochs=30"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vae_cli.commands.options import expanded
-from vae_cli.core.errors import UserError
+from vae_cli.core.errors import UserError, visible
 
 EXAMPLES = """
 vae runs  list all runs in runs/
@@ -39,7 +40,10 @@ def runs(folder: Folder = Path("runs"), sort: Sort = "run", reverse: Reverse = F
 
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Train a run first: vae train sigma=fixed")
-    found = find_runs(folder)
+    unreadable: list[OSError] = []
+    found = find_runs(folder, unreadable.append)
+    for error in unreadable:
+        print(visible(f"warning: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
     if not found:
         raise UserError(f"There are no runs in {folder}. Train one first: vae train sigma=fixed")
     print_runs(found, folder, sort, reverse, where or ())

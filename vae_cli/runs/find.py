@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +15,16 @@ from vae_cli.runs.folder import RunDir
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, which lists its runs; the runs themselves are stored elsewhere
 
 
-def find_runs(folder: Path) -> list[Path]:
+def find_runs(folder: Path, unreadable: Callable[[OSError], object] | None = None) -> list[Path]:
     """Return the paths of all runs in a folder and its subfolders, sorted. Hidden folders are skipped.
 
-    If the folder contains a sweep.json, return the runs of that sweep instead.
+    If the folder contains a sweep.json, return the runs of that sweep instead. `unreadable` is called with the error of
+    each subfolder that cannot be read.
     """
     if (folder / SWEEP_FILE).is_file():
         return _runs_of_sweep(folder)
     found = []
-    for path, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "config.yaml" in files:
             found.append(Path(path))
