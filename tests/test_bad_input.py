@@ -371,6 +371,10 @@ def test_the_program_itself_refuses_the_same(place: Path, words: list[str], code
 
 
 def test_names_with_invisible_or_too_many_characters(refused: Refused, place: Path) -> None:
+    path = os.fsdecode(b"photos\xff")
+    Path(path).mkdir()
+    said = refused("train", "dataset=image_folder", f'dataset.path="{path}"')
+    assert "is not allowed: it is not UTF-8 text; rename the file or folder" in said
     assert "invisible characters" in refused("train", "run_name='a\nb'")
     assert "invisible characters" in refused("train", "run_name='a\x1b[31mb'")
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")

@@ -32,7 +32,8 @@ LONGEST = 4096  # characters of a text
 def flaw(value: object) -> str | None:
     """Return why a setting cannot have this value, whatever its type, or None if it can.
 
-    Numbers must be finite in float32, keys must be text, and texts must not be too long; in lists and mappings, too.
+    Numbers must be finite in float32, keys must be text, and texts must be UTF-8 and not too long; in lists and
+    mappings, too.
 
     >>> flaw(1e308), flaw([1, float("nan")]), flaw({"a": None})
     ('its absolute value is above 3.4e+38, the largest number of float32', 'it is not a finite number', None)
@@ -44,6 +45,8 @@ def flaw(value: object) -> str | None:
     if isinstance(value, (list, tuple)):
         return next((why for item in value if (why := flaw(item)) is not None), None)
     if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):  # how Python stores bytes that are not UTF-8
+            return "it is not UTF-8 text; rename the file or folder"
         return f"it has {len(value):,} characters, more than {LONGEST:,}" if len(value) > LONGEST else None
     if isinstance(value, (int, float)):
         if not isinstance(value, int) and not isfinite(value):
