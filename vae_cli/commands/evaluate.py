@@ -83,7 +83,7 @@ def evaluate(
     from rich.console import Console
 
     from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
-    from vae_cli.metrics.record import metrics_file, stored_evaluation
+    from vae_cli.metrics.record import metrics_file
     from vae_cli.runs.find import find_run
     from vae_cli.runs.folder import RunDir
 
@@ -93,12 +93,7 @@ def evaluate(
     kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
     written = metrics_file(folder) if out is None else out / metrics_file(folder).name
-    stored = None if overwrite else stored_evaluation(folder, None if out is None else written)
-    if stored is None and out is not None and written.exists() and not overwrite:
-        raise UserError(
-            f"{written} is the evaluation of another run, or of other weights. Choose a different --out, or add "
-            "--overwrite to replace it."
-        )
+    stored = None if overwrite else _stored_evaluation(folder, written, out is not None)
     if stored is not None:
         _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
@@ -113,6 +108,22 @@ def evaluate(
             data_dir=data_dir, out=out, say=say,
         )  # fmt: skip
     _print(folder, found, written)
+
+
+def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[str, Any] | None:
+    """Return the evaluation in a file, or None if there is none. Raises UserError if it is elsewhere, and that of
+    another run, Failure if it is damaged."""
+    from vae_cli.metrics.record import stored_evaluation
+
+    if not is_elsewhere:
+        return stored_evaluation(folder)
+    stored = stored_evaluation(folder, file)
+    if stored is None and file.exists():
+        raise UserError(
+            f"{file} is the evaluation of another run, or of other weights. Choose a different --out, or add "
+            "--overwrite to replace it."
+        )
+    return stored
 
 
 def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
