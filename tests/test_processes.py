@@ -239,6 +239,16 @@ def test_two_signals_at_once_count_as_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert stopped.value.code == 143
 
 
+def test_a_second_signal_ends_with_its_own_exit_code() -> None:
+    with Interruption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.code == 143
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
     """Every method that writes is overridden in the class for the other processes."""
     for silent, writer in ((ReadOnlyRunDir, RunDir), (NoEvents, EventWriter)):

@@ -15,6 +15,7 @@ from vae_cli.commands.train import train
 from vae_cli.core.errors import UserError
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
+from vae_cli.training.repeat import repeat_run
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_differences_are_reported(trained: Path, capsys: pytest.CaptureFixture[s
     assert "vae compare runs/once runs/once_repeat" in said
     train(repeat="once")  # it is not trained a third time
     assert "not identical" in capsys.readouterr().out
+
+
+def test_a_repetition_whose_replacement_was_killed_is_put_back_and_compared(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repeat_run(str(trained), [])
+    second = RunDir(trained.with_name(f"{trained.name}_repeat"))
+    second.set_aside()  # by `--repeat ... overwrite=true`, which was then killed
+    capsys.readouterr()
+    repeat_run(str(trained), [])
+    assert "bit-identical" in capsys.readouterr().out
+    assert not second.replaced.exists()
 
 
 def test_the_summary_has_everything_needed_to_repeat_a_run(trained: Path) -> None:

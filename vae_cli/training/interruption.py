@@ -63,6 +63,8 @@ class Interruption:
         if self.signal is not None and number not in TIME_WARNINGS:
             if several and time.monotonic() - self._recorded_at < AT_ONCE:
                 return
+            if number != signal.SIGINT:
+                raise SystemExit(128 + number)
             raise KeyboardInterrupt
         self.signal, self._recorded_at = number, time.monotonic()
         # Only a plain write is safe here: the signal may have interrupted a print.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vae_cli.machine.launch import refuse_several
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_run
 from vae_cli.runs.folder import RunDir
-from vae_cli.runs.plan import plan
+from vae_cli.runs.plan import Finished, plan
 from vae_cli.runs.run import redirect_data
 from vae_cli.training.lifecycle import run_experiment
 
@@ -48,7 +49,8 @@ def repeat_run(name: str, overrides: Sequence[str]) -> None:
     if plan(second, config) != "finished":
         with load():
             experiment = build_experiment(config)
-        run_experiment(experiment, second, Console(stderr=True))
+        with suppress(Finished):  # a finished repetition was put back, whose replacement had been killed
+            run_experiment(experiment, second, Console(stderr=True))
     print(f"{first.path} was trained again as {second.path}")
     print_differences(first, second, there, second.summary())
 
