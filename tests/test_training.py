@@ -491,6 +491,16 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
     assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
 
 
+def test_a_restart_does_not_depend_on_when_checkpoints_were_saved(here: Path) -> None:
+    words = ["optimizer=sgd", "optimizer.lr=3", "on_divergence=restart", "batch_size=100", "epochs=4"]
+    train(*words, "run_name=once")
+    train(*words, "run_name=often", "checkpoint_minutes=1e-6")
+    once, often = (RunDir(here / "runs" / name) for name in ("once", "often"))
+    assert once.summary()["restarts"] == often.summary()["restarts"] > 0
+    assert same(weights(once.path), weights(often.path))
+    assert same(weights(once.path, "best.pt"), weights(often.path, "best.pt"))
+
+
 def test_the_number_of_restarts_is_limited(here: Path) -> None:
     with pytest.raises(
         Failure, match=r"diverged after 2 restarts: .* at step \d+, probably .*last good checkpoint, from step 0"

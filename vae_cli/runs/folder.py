@@ -65,6 +65,11 @@ class RunDir:
         """The weights that replace best.pt once a checkpoint refers to them."""
         return self.path / ".best.next"
 
+    @property
+    def restart_file(self) -> Path:
+        """With on_divergence=restart, the training state at the end of the last epoch, or at the start."""
+        return self.path / ".restart.pt"
+
     def weights_file(self, weights: str) -> Path:
         """Return the file of the `best` or the `last` weights. Without a best.pt, `best` means `last`."""
         return self.best_file if weights == "best" and self.best_file.exists() else self.checkpoint_file
@@ -161,7 +166,7 @@ class RunDir:
 
         The configuration comes last: without it, the others would not be recognized as a run.
         """
-        names = "samples interpolations evaluation projector .best.next checkpoint.pt best.pt metrics.jsonl"
+        names = "samples interpolations evaluation projector .best.next .restart.pt checkpoint.pt best.pt metrics.jsonl"
         names += " summary.json train.log projector_config.pbtxt config.yaml"
         files = [*self.path.glob("events.*"), *(self.path / name for name in names.split())]
         return [file for file in files if file.is_symlink() or file.exists()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,7 +12,7 @@ from vae_cli.config.build import Experiment
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
 from vae_cli.training.meter import NotFinite
-from vae_cli.training.state import SLOWER, State, restore
+from vae_cli.training.state import SLOWER, State, restore, steps_per_epoch
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 def restart_from_checkpoint(
     error: NotFinite, experiment: Experiment, folder: RunDir, console: Console, state: State
 ) -> State:
-    """Go back to the last checkpoint and continue with a smaller learning rate. Raises UserError or Failure if the
-    checkpoint cannot be used."""
-    restored = restore(experiment, folder)
+    """Go back to the end of the last epoch, or to the newest checkpoint if that state was not saved, and continue with
+    a smaller learning rate. Raises UserError or Failure if the checkpoint cannot be used."""
+    restored = restore(experiment, folder, _last_epoch(experiment, folder))
     restored.restarts = state.restarts + 1
     experiment.optimizer.slow_down(SLOWER**restored.restarts)
     folder.forget_metrics_after(restored.step)
@@ -34,6 +35,14 @@ def restart_from_checkpoint(
     console.print(message, soft_wrap=True, highlight=False, markup=False)
     restored.warnings = [*restored.warnings, message]
     return restored
+
+
+def _last_epoch(experiment: Experiment, folder: RunDir) -> Path | None:
+    """Return the file with the state at the end of the last epoch; None if there is none, or if it is older."""
+    if not folder.restart_file.is_file() or not folder.checkpoint_file.exists():
+        return None
+    newest, saved = (load_checkpoint(file)["step"] for file in (folder.checkpoint_file, folder.restart_file))
+    return folder.restart_file if saved == newest - newest % steps_per_epoch(experiment) else None
 
 
 def likely_cause(terms: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,6 +112,10 @@ def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State,
         "images": fingerprint(experiment.splits),
         "random": random,
     }
+    if experiment.config["on_divergence"] == "restart" and state.step % steps_per_epoch(experiment) == 0:
+        # Restarting from here, and not from a checkpoint within an epoch, which a signal or the clock may add, makes an
+        # interrupted run end like an uninterrupted one.
+        distributed.first(lambda: save_checkpoint(run.restart_file, whole))
     distributed.first(lambda: save_checkpoint(run.checkpoint_file, whole))
     distributed.first(lambda: settle_best(run, state.best))
     if state.step > 0:
@@ -137,9 +142,10 @@ def settle_best(run: RunDir, best: Mapping[str, Any]) -> None:
             run.next_best_file.unlink()
 
 
-def restore(experiment: Experiment, run: RunDir) -> State:
-    """Restore the newest checkpoint. Raises UserError or Failure if it cannot be used."""
-    saved = distributed.first(lambda: load_checkpoint(run.checkpoint_file))
+def restore(experiment: Experiment, run: RunDir, file: Path | None = None) -> State:
+    """Restore the checkpoint in `file`, by default the newest. Raises UserError or Failure if it cannot be used."""
+    file = file or run.checkpoint_file
+    saved = distributed.first(lambda: load_checkpoint(file))
     if saved.get("images") != fingerprint(experiment.splits):
         raise UserError(
             f"The images of {run.path} have changed since its checkpoint was saved, so its training set may "
@@ -162,15 +168,19 @@ def restore(experiment: Experiment, run: RunDir) -> State:
         if not _is_well_formed(state):
             raise ValueError("its fields have the wrong types")
     except Exception as error:  # a damaged field can raise anything
-        raise Failure(f"{run.checkpoint_file} does not match {run.config_file}: {first_line(error)}") from error
+        raise Failure(f"{file} does not match {run.config_file}: {first_line(error)}") from error
     return state
+
+
+def steps_per_epoch(experiment: Experiment) -> int:
+    """Return the number of training steps in an epoch; the last one may have fewer images."""
+    return math.ceil(len(experiment.splits.train) / experiment.config["batch_size"])
 
 
 def _refuse_fewer_epochs(experiment: Experiment, run: RunDir, step: object) -> None:
     """Raise UserError if a checkpoint lies after the last epoch, as whose weights its own would be reported."""
-    config = experiment.config
-    steps = math.ceil(len(experiment.splits.train) / config["batch_size"])
-    if isinstance(step, int) and step > config["epochs"] * steps:
+    steps = steps_per_epoch(experiment)
+    if isinstance(step, int) and step > experiment.config["epochs"] * steps:
         epoch = math.ceil(step / steps)
         raise UserError(
             f"{run.path} has already been trained to step {step}, in epoch {epoch}; set epochs={epoch} or higher."
