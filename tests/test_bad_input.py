@@ -282,7 +282,7 @@ interpolate a --classes 3,eleven | there is no class 'eleven'
 interpolate a --file one.png | each pair needs two images, but the number given is odd \(1\)
 interpolate a --file one.png --file nowhere.png | There is no file 'nowhere.png'
 interpolate a --file one.png --file text.png | 'text.png' cannot be read as an image
-interpolate a --file one.png --file empty | 'empty' cannot be read as an image: Is a directory\.$
+interpolate a --file one.png --file empty | 'empty' cannot be read as an image: it is a folder, not a file\.$
 interpolate a --grid 0,1 | --grid 0,1: give exactly 4 test image numbers
 interpolate a --steps 1 | --steps 1
 interpolate a --steps 100000 | --steps 100000
@@ -374,7 +374,7 @@ def test_names_with_invisible_or_too_many_characters(refused: Refused, place: Pa
     path = os.fsdecode(b"photos\xff")
     Path(path).mkdir()
     said = refused("train", "dataset=image_folder", f'dataset.path="{path}"')
-    assert "is not allowed: it is not UTF-8 text; rename the file or folder" in said
+    assert "is not allowed: it is not UTF-8 text" in said
     assert "invisible characters" in refused("train", "run_name='a\nb'")
     assert "invisible characters" in refused("train", "run_name='a\x1b[31mb'")
     assert "at most 255 bytes" in refused("train", f"run_name={'a' * 300}")

@@ -590,10 +590,11 @@ def test_a_decompression_bomb_is_named(photos: Path, monkeypatch: pytest.MonkeyP
 
 def test_too_few_images(photos: Path) -> None:
     with pytest.raises(
-        UserError, match="30 images, too few for 5 test images, 25 validation images and at least one training image"
+        UserError,
+        match="30 images, too few for a test set of 5, a validation set of 25 and at least one",
     ):
         image_folder(photos, validation=25).load()
-    with pytest.raises(UserError, match=r"30 images, too few for 30 .*dataset.test=1\.0"):
+    with pytest.raises(UserError, match=r"30 images, too few for a test set of 30.*test=1 dataset.validation=0"):
         image_folder(photos, test=1.0, validation=0).load()
     assert len(image_folder(photos, validation=24).load().train) == 1
     assert len(image_folder(photos, test=0.001).load().test) == 1

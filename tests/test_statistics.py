@@ -51,7 +51,7 @@ def test_one_seed_has_no_interval_and_equal_values_no_difference() -> None:
     always = difference("scale", "a", {0: 1.0, 1: 1.0}, "b", {0: 0.5, 1: 0.5})
     assert always is not None
     assert (always.interval, always.is_real) == (None, None)  # an interval of width 0 would claim certainty
-    assert gap(always) == "+0.500 (the same in all 2 seeds, no interval)"
+    assert gap(always) == "+0.500 (the same difference in all 2 seeds, no interval)"
     unpaired = difference("scale", "a", {0: 1.0, 1: 1.0}, "b", {2: 0.5, 3: 0.5})
     assert unpaired is not None
     assert (unpaired.interval, unpaired.is_real) == (None, None)

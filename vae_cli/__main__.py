@@ -1,4 +1,4 @@
-"""The command `vae`, which `python -m vae_cli` runs too. Only modules that load at once are imported here."""
+"""The command `vae`, which `python -m vae_cli` runs too. Only modules that load quickly are imported here."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,8 @@ def evaluate(
     written = metrics_file(folder) if out is None else out / metrics_file(folder).name
     stored = None if overwrite else _stored_evaluation(folder, written, out is not None)
     if stored is not None:
-        _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
+        place = "" if out is None else f" --out {shlex.quote(str(out))}"
+        _refuse_to_replace(folder, stored, metrics is None, place, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
 
     def say(name: str) -> None:
@@ -111,8 +113,10 @@ def evaluate(
 
 
 def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[str, Any] | None:
-    """Return the evaluation in a file, or None if there is none. Raises UserError if it is elsewhere, and that of
-    another run, Failure if it is damaged."""
+    """Return the evaluation in a file, or None if there is none.
+
+    Raises Failure if it is damaged, and UserError if the file is outside the run's folder and belongs to another run.
+    """
     from vae_cli.metrics.record import stored_evaluation
 
     if not is_elsewhere:
@@ -126,22 +130,23 @@ def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[s
     return stored
 
 
-def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
+def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, place: str, **asked: Any) -> None:
     """Raise UserError if this would replace a more thorough evaluation, or, with --metrics, one with other settings."""
+    from vae_cli.config.trust import in_shell
     from vae_cli.metrics.record import rank
 
     profile = asked["profile"]
     if rank(stored["profile"]) > rank(profile):
         flag = "" if profile == "default" else f" --{profile}"
         raise UserError(
-            f"{folder.path} has a more thorough evaluation ({stored['profile']}), which this one would replace. To "
-            f"replace it, type vae evaluate {folder.path}{flag} --overwrite"
+            f"There is a more thorough evaluation ({stored['profile']}) of {folder.path}, which this one would "
+            f"replace. To replace it, type vae evaluate {in_shell(folder.path)}{flag}{place} --overwrite"
         )
     if not is_complete and any(stored[key] != value for key, value in asked.items()):
         there = ", ".join(f"{key} {stored[key]}" for key in asked)
         raise UserError(
-            f"{folder.path} has an evaluation with {there}, which would be replaced by one with only the metrics you "
-            "chose. Use the same settings, leave out --metrics, or add --overwrite."
+            f"There is an evaluation of {folder.path} with {there}, which would be replaced by one with only the "
+            "metrics you chose. Use the same settings, leave out --metrics, or add --overwrite."
         )
 
 

@@ -24,7 +24,7 @@ Folder = Annotated[
 ]
 Sort = Annotated[
     Literal["run", "status", "epochs", "distortion", "rate", "elbo", "seconds", "newest"],
-    typer.Option(help="Column to sort by: the best ELBO first, the newest run, the smallest of the others."),
+    typer.Option(help="Sort by this: highest first for elbo, latest first for newest, ascending for all others."),
 ]
 Reverse = Annotated[bool, typer.Option("--reverse", help="Reverse the order.")]
 Where = Annotated[

@@ -36,11 +36,11 @@ Multirun = Annotated[
     bool, typer.Option("--multirun", "-m", help="Sweep: train a run for each combination of comma-separated values.")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check the runs and list them, without training. Same as -m ... --cfg job.")
+    bool, typer.Option("--dry-run", help="Check and list the runs without training. With -m, --cfg job does the same.")
 ]
 Cfg = Annotated[
     Literal["job", "hydra", "all"] | None,
-    typer.Option("--cfg", "-c", help="Show the composed configuration instead of training."),
+    typer.Option("--cfg", "-c", help="Show the composed configuration instead of training; with -m, list the runs."),
 ]
 Package = Annotated[
     str | None, typer.Option("--package", "-p", metavar="PART", help="With --cfg: show only this part, e.g. sigma.")

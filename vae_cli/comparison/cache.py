@@ -99,7 +99,7 @@ def _digest(words: Iterable[str], files: Iterable[Path]) -> str:
     for file in files:
         stat = None
         with suppress(OSError):
-            found = file.stat()  # the time of change cannot be set: it reveals files edited with their times restored
+            found = file.stat()  # ctime cannot be set, so it reveals an edit even if the mtime was restored
             stat = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         whole.update(f"{file}\0{stat}\0".encode(errors="surrogateescape"))
     return whole.hexdigest()

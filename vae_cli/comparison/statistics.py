@@ -67,7 +67,7 @@ class Difference:
 
     @property
     def is_real(self) -> bool | None:
-        """Whether the interval excludes 0; None if there is no interval, unless all seeds have the same value."""
+        """Whether the interval excludes 0. Without an interval: False if several seeds all differ by 0, else None."""
         if self.interval is None:
             return False if self.value == 0 and self.seeds > 1 else None
         return self.interval[0] > 0 or self.interval[1] < 0
@@ -75,7 +75,7 @@ class Difference:
     @property
     def why_unknown(self) -> str:
         """Why there is no interval, if there is none."""
-        return "one seed" if self.seeds == 1 else f"the same in all {self.seeds} seeds"
+        return "one seed" if self.seeds == 1 else f"the same difference in all {self.seeds} seeds"
 
 
 def difference(

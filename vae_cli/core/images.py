@@ -159,6 +159,7 @@ def load_image(path: Path, shape: tuple[int, int, int], white: float | None = No
 
     try:
         with open_regular(path) as file, Image.open(file) as image:
+            image.filename = str(path)  # for messages
             pixels = to_pixels(image, shape, white=white)
     except FileNotFoundError:
         raise UserError(f"There is no file '{path}'.") from None

@@ -49,8 +49,8 @@ _listings: ContextVar[dict[str, Listing] | None] = ContextVar("listings", defaul
 def listing_once(sweep: Path | None = None) -> Iterator[None]:
     """Inside this context, list the images of a folder only once, however often they are asked for.
 
-    The lists that were saved in the folder of a sweep, if it is given, are used from the start. Raises ValueError or
-    OSError if they cannot be read.
+    If the folder of a sweep is given, start with the lists that were saved there. Raises ValueError or OSError if they
+    cannot be read.
     """
     token = _listings.set({} if sweep is None else _read(sweep))
     try:

@@ -46,7 +46,7 @@ def flaw(value: object) -> str | None:
         return next((why for item in value if (why := flaw(item)) is not None), None)
     if isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):  # how Python stores bytes that are not UTF-8
-            return "it is not UTF-8 text; rename the file or folder"
+            return "it is not UTF-8 text"
         return f"it has {len(value):,} characters, more than {LONGEST:,}" if len(value) > LONGEST else None
     if isinstance(value, (int, float)):
         if not isinstance(value, int) and not isfinite(value):

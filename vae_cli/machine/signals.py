@@ -42,7 +42,7 @@ _watches = False  # whether this process stops when its parent ends
 def stop_with_parent(grace: float) -> None:
     """Make this process save and stop, as on SIGTERM, when its parent ends, and end it after `grace` seconds more.
 
-    For processes that multiprocessing has not started, on systems where a process that loses its parent gets another.
+    For processes that multiprocessing did not start. Works only on POSIX systems, which give an orphan a new parent.
     """
     global _watches
     if _watches or os.name != "posix":

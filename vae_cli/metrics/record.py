@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, first_line
 from vae_cli.core.files import is_printable, read_text
 from vae_cli.core.values import is_finite
@@ -52,13 +54,13 @@ def stored_evaluation(folder: RunDir, file: Path | None = None) -> dict[str, Any
     It is read from `file`, by default the one in the run's folder. Raises Failure if the file is damaged or was written
     by a newer version.
     """
-    again = f"To evaluate the run again type vae evaluate {folder.path} --overwrite"
+    again = f"To evaluate the run again type vae evaluate {in_shell(folder.path)} --overwrite"
     if file is not None:
-        again += f" --out {file.parent}"
+        again += f" --out {shlex.quote(str(file.parent))}"
     file = file or metrics_file(folder)
     try:
         found = json.loads(read_text(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
@@ -103,9 +105,9 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def stamp(file: Path) -> list[int]:
-    """Return the size of a file, and its times of modification and of change.
+    """Return the size, mtime and ctime of a file.
 
-    If they are unchanged, so are the contents: the time of change cannot be set.
+    If they are unchanged, so are the contents: programs cannot set the ctime (on Windows, it is the time of creation).
     """
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

@@ -179,7 +179,7 @@ class RunDir:
     def set_aside(self) -> None:
         """Move the files of the run into `replaced`, until `put_back` or `forget_replaced` is called.
 
-        The checkpoint moves first, so that `put_back` completes what a kill has interrupted.
+        The checkpoint moves first: if a kill interrupts this, the folder has no checkpoint, and `put_back` undoes it.
         """
         self.forget_replaced()
         self.replaced.mkdir()
@@ -190,9 +190,9 @@ class RunDir:
         flush_folder(self.path)
 
     def put_back(self) -> bool:
-        """Put the run that was set aside back, in place of the one that was to replace it; return whether there is one.
+        """Restore the run that was set aside, in place of the one that was to replace it; return whether there was one.
 
-        The checkpoint moves last, so that a second call completes an interrupted one.
+        The checkpoint moves last: until then the folder has none, so a second call can complete an interrupted one.
         """
         if not self.replaced.is_dir():
             return False

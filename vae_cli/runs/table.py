@@ -30,7 +30,7 @@ class Row:
     status: str = "damaged"
     epochs: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)  # FIGURES, epochs and seconds
-    settings: Mapping[str, str] = field(default_factory=dict)  # as they are typed
+    settings: Mapping[str, str] = field(default_factory=lambda: {"status": "damaged"})  # as they are typed
     written: float = 0.0
 
     def cells(self) -> list[str]:
@@ -46,9 +46,9 @@ def print_runs(
     """Print a row for each run: its path relative to `above`, status, epochs, test distortion, rate and ELBO in nats
     per image, and training time in seconds.
 
-    `sort` is one of SORTS: the best ELBO comes first, or the newest run, or the smallest of any other value. Runs
-    without the value come last. `where` selects runs by their settings, each KEY=VALUE, or by status=STATUS. Raises
-    UserError.
+    `sort` is one of SORTS: elbo puts the highest first and newest the latest; all others are ascending. Runs without
+    the value come last. `where` selects runs by their settings, each KEY=VALUE, or by status=STATUS. Raises UserError
+    if a condition is malformed or no run meets all of them.
     """
     rows = [row_of(RunDir(path), path.relative_to(above) if path.is_relative_to(above) else path) for path in runs]
     whole = rows

@@ -80,7 +80,7 @@ class ConsoleReporter:
         return True
 
     def begin(self) -> None:
-        """Print how many jobs will run, resume or be skipped, and write a list of the runs to the sweep's folder."""
+        """Print how many jobs will run, resume or be skipped; list them, or write the list to the sweep's folder."""
         count = Counter(self._plans.values())
         parts = [f"{count[plan]} {words}" for plan, words in WORDS.items() if count[plan]]
         print(f"{len(self._plans)} job{'s' * (len(self._plans) > 1)}: {', '.join(parts)}", flush=True)

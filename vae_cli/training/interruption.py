@@ -27,7 +27,7 @@ class Interruption:
     first one on, nothing is printed to the terminal. A signal that the process already ignored stays ignored. SIGUSR1
     and SIGUSR2 are also recorded if they have a handler, which `stop_if_asked` calls later. If several processes train
     the run, each records its own signals, and all of them must call `arrived` and `stop_if_asked`, in which they agree
-    on a signal. `overwrites`: the command that resumes the run differs from the one that started it.
+    on a signal. `overwrites`: the run was started with overwrite=true, which must be left out to resume it.
     """
 
     def __init__(self, overwrites: bool = False) -> None:
@@ -107,6 +107,6 @@ class Interruption:
         try:
             handler(number, None)
         except Exception as error:
-            raise Stopped(f"{message}: {error} Type the same command again to resume.") from error
+            raise Stopped(f"{message}: {error} Type the same command again{self._but} to resume.") from error
         self.signal = None
         self.__enter__()

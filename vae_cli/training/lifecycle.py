@@ -96,7 +96,8 @@ def _prepare_and_train(
     is_new = distributed.first(lambda: prepare_folder(folder, config, console))
     torch.manual_seed(derive_seed(config["seed"], "noise"))
     with distributed.connected():
-        state = State() if is_new else restore(experiment, folder)  # before anything in the folder changes
+        # Before the configuration and the summary are replaced: a run that is refused keeps them.
+        state = State() if is_new else restore(experiment, folder)
     folder.write_config(config)
     about = {"started": started, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
     if (job := submission()) is not None:

@@ -178,7 +178,7 @@ def steps_per_epoch(experiment: Experiment) -> int:
 
 
 def _refuse_fewer_epochs(experiment: Experiment, run: RunDir, step: object) -> None:
-    """Raise UserError if a checkpoint lies after the last epoch, as whose weights its own would be reported."""
+    """Raise UserError if a checkpoint is from after the last epoch: its weights would be reported as that epoch's."""
     steps = steps_per_epoch(experiment)
     if isinstance(step, int) and step > experiment.config["epochs"] * steps:
         epoch = math.ceil(step / steps)
@@ -188,7 +188,7 @@ def _refuse_fewer_epochs(experiment: Experiment, run: RunDir, step: object) -> N
 
 
 def _is_well_formed(state: State) -> bool:
-    """Return whether the restored fields, which come from a file, have the types with which training continues."""
+    """Return whether the restored fields, which come from a file, have the types that training needs."""
     best, numbers = state.best, (state.step, state.seconds, state.training_seconds, state.restarts)
     if not all(map(is_finite, numbers)) or not isinstance(state.warnings, list) or not isinstance(state.record, dict):
         return False

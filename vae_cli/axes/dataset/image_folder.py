@@ -116,8 +116,8 @@ class ImageFolder(Dataset):
         test, validation = (size if isinstance(size, int) else max(1, round(size * images)) for size in sizes)
         if images < test + validation + 1:
             raise UserError(
-                f"{self.path} holds {images} image{'s' * (images != 1)}, too few for {test} test images, {validation} "
-                "validation images and at least one training image. "
+                f"{self.path} holds {images} image{'s' * (images != 1)}, too few for a test set of {test}, a "
+                f"validation set of {validation} and at least one training image. "
                 + ("Type dataset.test=1 dataset.validation=0." if images > 1 else "At least two images are needed.")
             )
         return test, validation

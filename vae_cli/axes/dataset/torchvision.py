@@ -173,10 +173,10 @@ class Torchvision(Dataset):
         return UserError(f"torchvision's {self.source} cannot be created with {given}: {first_line(error)}.")
 
     def _check_size(self, folder: Path, source: Any, arguments: dict[str, Any]) -> None:
-        """Raise UserError if the dataset has an impossible number of images, Failure if packed they do not fit."""
+        """Raise UserError if the number of images is impossible, Failure if their pack does not fit on the disk."""
         try:
             count = len(source)
-        except Exception as error:  # FakeData, for example, has the size that it was given
+        except Exception as error:  # for example, FakeData returns whatever size it was given, even a text
             raise self._refused(arguments, error) from error
         if count > MOST_IMAGES:
             raise self._refused(arguments, ValueError(f"it would have {count:,} images, more than {MOST_IMAGES:,}"))
