@@ -35,7 +35,7 @@ from vae_cli.training.outcome import logging_to_file, recording_failure
 from vae_cli.training.pictures import write_embedding
 from vae_cli.training.progress import Progress
 from vae_cli.training.provenance import describe
-from vae_cli.training.state import State, restore, settle_best
+from vae_cli.training.state import State, restore, settle_best, steps_per_epoch
 from vae_cli.training.tensorboard import EventWriter, NoEvents
 from vae_cli.training.validation import validate
 
@@ -193,7 +193,7 @@ def _train_and_test(
     is_one_of_many: bool,
 ) -> dict[str, Any]:
     config, images = experiment.config, len(experiment.splits.train)
-    first, steps = state.step, math.ceil(images / config["batch_size"])
+    first, steps = state.step, steps_per_epoch(experiment)
     progress = Progress(console, config["epochs"], steps, images, state.warnings, prints_epochs=not is_one_of_many)
     with EventWriter(folder.path, purge_step=first + 1) if distributed.is_first() else NoEvents() as events:
         events.hparams(hparams(config))

@@ -18,7 +18,7 @@ from vae_cli.training.interruption import Interruption
 from vae_cli.training.meter import NotFinite
 from vae_cli.training.pictures import write_pictures
 from vae_cli.training.progress import Progress, is_milestone
-from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save
+from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save, steps_per_epoch
 from vae_cli.training.step import Step
 from vae_cli.training.tensorboard import EventWriter
 from vae_cli.training.validation import some_training_images, validate
@@ -32,7 +32,7 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     """
     config, images = experiment.config, experiment.splits.train
     batch_size, seed = config["batch_size"], config["seed"]
-    steps = math.ceil(len(images) / batch_size)
+    steps = steps_per_epoch(experiment)
     schedules, shown = moving_schedules(experiment), numbers(experiment)
     step = Step(experiment)
     clock = Clock(state, config["checkpoint_minutes"])
