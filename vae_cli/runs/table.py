@@ -19,7 +19,6 @@ from vae_cli.runs.folder import RunDir
 COLORS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "failed": "red", "damaged": "red"}
 FIGURES = ("distortion", "rate", "elbo")  # of the test images
 COLUMNS = ("run", "status", "epochs", *FIGURES, "seconds")
-SORTS = (*COLUMNS, "newest")
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,13 @@ def print_runs(
     """Print a row for each run: its path relative to `above`, status, epochs, test distortion, rate and ELBO in nats
     per image, and training time in seconds.
 
-    `sort` is one of SORTS: elbo puts the highest first and newest the latest; all others are ascending. Runs without
-    the value come last. `where` selects runs by their settings, each KEY=VALUE, or by status=STATUS. Raises UserError
-    if a condition is malformed or no run meets all of them.
+    `sort` is a column or newest: elbo puts the highest first and newest the latest; all others are ascending. Runs
+    without the value come last. `where` selects runs by their settings, each KEY=VALUE, or by status=STATUS. Raises
+    UserError if a condition is malformed or no run meets all of them.
     """
     rows = [row_of(RunDir(path), path.relative_to(above) if path.is_relative_to(above) else path) for path in runs]
-    whole = rows
-    for condition in where:
-        rows = [row for row in _matching(whole, condition) if row in rows]
-    if not rows:
-        raise UserError(f"No run has all of these settings: {', '.join(where)}.")
+    if where:
+        rows = _matching(rows, where)
     rows.sort(key=lambda row: _rank(row, sort), reverse=reverse)
     if sort in (*FIGURES, "epochs", "seconds"):
         rows.sort(key=lambda row: sort not in row.figures)
@@ -117,19 +113,25 @@ def row_of(run: RunDir, shown: Path) -> Row:
     return Row(name, status, epochs, figures, {**settings, "status": status}, last_written(run.path))
 
 
-def _matching(rows: Sequence[Row], condition: str) -> list[Row]:
-    """Return the rows with a setting. Raises UserError if there are none."""
-    key, equals, value = condition.partition("=")
-    known = sorted({name for row in rows for name in row.settings})
-    if not equals:
-        raise UserError(f"--where {condition}: give a setting and its value, for example --where sigma=fixed.")
-    if key not in known:
-        raise UserError(f"--where {condition}: no run has a setting '{key}'.{nearest(key, known)}")
-    found = [row for row in rows if _is_same(row.settings.get(key), value)]
-    if not found:
+def _matching(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
+    """Return the rows that meet all conditions. Raises UserError if a condition is malformed or no row is left."""
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where {condition}: give a setting and its value, for example --where sigma=fixed.")
         values = sorted({row.settings[key] for row in rows if key in row.settings})
-        near = nearest(value, values)
-        raise UserError(f"--where {condition}: no run has this value.{near} Values of {key}: {', '.join(values[:12])}.")
+        if not values:
+            known = sorted({name for row in rows for name in row.settings})
+            raise UserError(f"--where {condition}: no run has a setting '{key}'.{nearest(key, known)}")
+        if not any(_is_same(there, value) for there in values):
+            near = nearest(value, values)
+            raise UserError(
+                f"--where {condition}: no run has this value.{near} Values of {key}: {', '.join(values[:12])}."
+            )
+    asked = [condition.partition("=")[::2] for condition in conditions]
+    found = [row for row in rows if all(_is_same(row.settings.get(key), value) for key, value in asked)]
+    if not found:
+        raise UserError(f"No run has all of these settings: {', '.join(conditions)}.")
     return found
 
 

@@ -38,12 +38,12 @@ Fraction = Annotated[float, Interval(0, 1, open_low=True)]
 class ImageFolder(Dataset):
     """All images in a folder and its subfolders, cropped and resized to squares of one size.
 
-    Images can have any size, color mode and format that Pillow can read. The largest centered square of each is
-    resized to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel;
-    auto finds it from the values of all of them. Runs and comparisons in the folder are left out. If every image is
-    in a subfolder, the top-level subfolders are the classes. `test` and `validation` are the sizes of the test set
-    and the validation set: numbers of images, or fractions of all images. The images are packed once into a memory-
-    mapped array in the data folder, and again whenever the image folder changes.
+    Images can have any size, color mode and format that Pillow can read. The largest centered square of each is resized
+    to `side` x `side` pixels. `range` is the value of white in images with more than 8 bits per channel; auto finds it
+    from the values of all of them. Runs and comparisons in the folder are left out. If every image is in a subfolder,
+    the top-level subfolders are the classes. `test` and `validation` are the sizes of the test set and the validation
+    set: numbers of images, or fractions of all images. The images are packed once into a memory-mapped array in the
+    data folder, and again whenever the image folder changes.
 
     Raises UserError if the folder is missing, has too few images or, unless skip_corrupt is true, has unreadable ones,
     and if the value of white is unknown.
