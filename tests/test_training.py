@@ -249,6 +249,13 @@ def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
             train("run_name=a", "seed=1", "overwrite=true")
     assert "which was trained for 2 epochs; it is kept until" in capsys.readouterr().err
     assert contents(run.path) == before
+    assert not (run.path / ".hydra").exists()  # it described the other run
+    run.set_aside()  # and then killed
+    train("run_name=a,b", multirun=True, dry_run=True)
+    assert "2 jobs: 1 finished (to put back" in capsys.readouterr().out
+    with pytest.raises(Finished):
+        train("run_name=a")
+    assert contents(run.path) == before
     train("run_name=a", "seed=1", "overwrite=true")
     assert not run.replaced.exists()
     assert run.config()["seed"] == 1
@@ -292,17 +299,39 @@ def test_an_overwritten_run_survives_a_kill_between_any_two_moves(
         assert {name: content for name, content in contents(run.path).items() if name in before} == before
 
 
-def test_a_continuation_that_is_refused_changes_nothing(here: Path) -> None:
+PHOTOS = ["dataset=image_folder", "dataset.path=photos", "dataset.side=8", "data_dir=data", "epochs=1"]
+
+
+def photos(here: Path) -> None:
+    (here / "photos").mkdir()
     for number in range(30):
-        (here / "photos").mkdir(exist_ok=True)
         Image.new("L", (8, 8), 5 * number).save(here / "photos" / f"{number}.png")
-    words = ["dataset=image_folder", "dataset.path=photos", "dataset.side=8", "dataset.validation=5", "run_name=a"]
-    train(*words, f"data_dir={here}", "epochs=1")
+
+
+def test_a_continuation_that_is_refused_changes_nothing(here: Path) -> None:
+    photos(here)
+    train(*PHOTOS, "run_name=a")
     before = contents(here / "runs/a")
     Image.new("L", (8, 8), 255).save(here / "photos" / "new.png")
     with pytest.raises(UserError, match="have changed since its checkpoint was saved"):
-        train(*words, f"data_dir={here}", "epochs=2")
+        train(*PHOTOS, "run_name=a", "epochs=2")
     assert contents(here / "runs/a") == before
+
+
+def test_finished_runs_on_images_that_have_changed_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos(here)
+    train(*PHOTOS, "sigma=learned,fixed", multirun=True)
+    capsys.readouterr()
+    train(*PHOTOS, "sigma=learned,fixed", multirun=True)
+    assert "warning" not in capsys.readouterr().out
+    Image.new("L", (8, 8), 255).save(here / "photos" / "new.png")
+    train(*PHOTOS, "sigma=learned,fixed,shared", multirun=True)
+    assert "2 of the finished runs were trained before the images changed" in capsys.readouterr().out
+    with pytest.raises(Finished, match="The images have changed since it was trained"):
+        train(*PHOTOS, "sigma=fixed")
+    shutil.rmtree(here / "photos")
+    with pytest.raises(Finished, match="a larger epochs"):
+        train(*PHOTOS, "sigma=fixed")
 
 
 def test_a_run_with_other_settings_is_refused_and_they_are_named(here: Path) -> None:

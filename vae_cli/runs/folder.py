@@ -332,7 +332,7 @@ def _is_config(config: object) -> bool:
 
 SUMMARY: dict[str, type | tuple[type, ...]] = {
     "status": str, "epoch": int, "step": int, "config": dict, "versions": dict, "warnings": list, "error": str,
-    "started": str, "host": str, "pid": int, "device": str, "git_commit": (str, type(None)),
+    "started": str, "host": str, "pid": int, "device": str, "image_files": str, "git_commit": (str, type(None)),
 }  # fmt: skip
 
 

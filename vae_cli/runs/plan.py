@@ -24,16 +24,22 @@ class InTraining(UserError):
     """Raised if another process is training the run."""
 
 
-def finished_message(path: Path) -> str:
+def finished_message(path: Path, are_images_new: bool = False) -> str:
     """Return a message saying that a finished run is skipped, with suggestions for the next command."""
-    return (
-        f"{path} is finished; skipped. To train it further, type a larger epochs=...; to train it again from the "
-        f"start, overwrite=true; to see samples: vae sample {in_shell(path)}"
-    )
+    further = "To train it further, type a larger epochs=...; to train it again from the start"
+    if are_images_new:
+        further = "The images have changed since it was trained. To train it again, on the images as they are now"
+    return f"{path} is finished; skipped. {further}, overwrite=true; to see samples: vae sample {in_shell(path)}"
 
 
-def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new", "resume", "finished"]:
+Plan = Literal["new", "resume", "put_back", "finished"]
+
+
+def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Plan:
     """Decide what to do with a run, without changing its folder. `is_ours`: this process already holds the run's lock.
+
+    `put_back` means that the run is finished, but was set aside for another one, which was killed before its first
+    checkpoint.
 
     Raises UserError if the folder cannot be used, for example because it contains a run with different settings, a run
     that another process is training, or files that do not belong to a run.
@@ -57,9 +63,10 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
         # A run that was to replace another one was killed before its first checkpoint: the other one will be put back.
         if is_locked(folder.lock_file):
             raise InTraining(in_training_message(folder))
-        if not config["overwrite"]:
-            refuse_other(aside, config, path)
-        return "new" if config["overwrite"] else "resume"
+        if config["overwrite"]:
+            return "new"
+        refuse_other(aside, config, path)
+        return "put_back" if _resume_or_finished(aside, config, path) == "finished" else "resume"
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:
@@ -72,8 +79,10 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
     if config["overwrite"] and not _is_started_by(submission(), folder):
         return "new"
     refuse_other(folder, config)
-    if not folder.checkpoint_file.exists():
-        return "new"
+    return _resume_or_finished(folder, config, path) if folder.checkpoint_file.exists() else "new"
+
+
+def _resume_or_finished(folder: RunDir, config: Config, path: Path) -> Literal["resume", "finished"]:
     summary = folder.summary()
     if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
         return "finished"
@@ -81,6 +90,18 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Literal["new"
     if done > config["epochs"]:
         raise UserError(f"{path} has already been trained for {done} epochs; set epochs={done} or higher.")
     return "resume"
+
+
+def has_other_images(folder: RunDir, config: Config) -> bool:
+    """Return whether the user's own images have changed since a run was trained on them; False if they are gone."""
+    from vae_cli.axes.dataset import Dataset
+    from vae_cli.config.instantiate import build
+
+    there = folder.summary().get("image_files")
+    try:
+        return there is not None and there != build(config["dataset"], "dataset", Dataset).fingerprint_of_files()
+    except UserError:
+        return False
 
 
 def submission() -> str | None:

@@ -122,7 +122,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
     """
     from vae_cli.machine.distributed import first
     from vae_cli.runs.folder import RunDir
-    from vae_cli.runs.plan import Finished, finished_message, plan
+    from vae_cli.runs.plan import Finished, finished_message, has_other_images, plan
     from vae_cli.training.lifecycle import build_together
 
     path = named_folder(_root_)
@@ -132,7 +132,7 @@ def checked_run_dir(*, _root_: DictConfig) -> str:
         raise UserError("arms= defines a study of several runs: add -m.")
     plain = to_plain(_root_)
     if first(lambda: plan(RunDir(path), plain)) == "finished":
-        raise Finished(finished_message(relative(path)))
+        raise Finished(finished_message(relative(path), has_other_images(RunDir(path), plain)))
     experiment = build_together(plain)
     if not is_first():
         path = Path.cwd()  # a folder that exists; only rank 0 creates the run's folder

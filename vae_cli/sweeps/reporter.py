@@ -19,12 +19,13 @@ from vae_cli.runs.find import finished_runs, write_sweep
 from vae_cli.sweeps.runner import spell
 
 if TYPE_CHECKING:
+    from vae_cli.runs.plan import Plan
     from vae_cli.sweeps.progress import SweepProgress
 
-Plan = Literal["new", "resume", "finished", "elsewhere"]
-WORDS: dict[Plan, str] = {
+WORDS: dict[Plan | Literal["elsewhere"], str] = {
     "finished": "finished (skipped)",
     "elsewhere": "running in another process (skipped)",
+    "put_back": "finished (to put back, since the run that was to replace it was killed)",
     "resume": "to resume",
     "new": "to run",
 }
@@ -41,9 +42,10 @@ class ConsoleReporter:
         self.lists_only = lists_only
         self.is_single = False
         self._words: dict[Path, list[str]] = {}  # the overrides of each job
-        self._plans: dict[Path, Plan] = {}
+        self._plans: dict[Path, Plan | Literal["elsewhere"]] = {}
         self._longer: dict[Path, int] = {}  # epochs of finished runs that were trained for longer than this sweep asks
         self._epochs = 0
+        self._on_other_images: list[Path] = []  # finished runs whose images have changed since
         self._to_do: dict[int, tuple[Path, int]] = {}  # run folder and number of epochs of each job, by job number
         self._folder: Path | None = None  # folder of the sweep itself
         self._started_at = 0.0
@@ -52,7 +54,7 @@ class ConsoleReporter:
         """Check one job without loading its data, and return whether its run needs training. Raises UserError."""
         from vae_cli.config.build import check_config
         from vae_cli.runs.folder import RunDir
-        from vae_cli.runs.plan import InTraining, plan
+        from vae_cli.runs.plan import InTraining, has_other_images, plan
 
         path, plain = named_folder(config), to_plain(config)
         check_config(plain)
@@ -70,6 +72,8 @@ class ConsoleReporter:
         except InTraining:  # for example, a worker process that outlived an earlier sweep
             self._plans[path] = "elsewhere"
         if self._plans[path] == "finished":
+            if has_other_images(RunDir(path), plain):
+                self._on_other_images.append(path)
             epochs = int(RunDir(path).summary().get("epoch", 0))
             if epochs > plain["epochs"]:
                 self._longer[path], self._epochs = epochs, plain["epochs"]
@@ -90,6 +94,13 @@ class ConsoleReporter:
                 f"warning: {len(self._longer)} of the finished runs were trained for {trained} epochs, not "
                 f"{self._epochs}. For runs of equal length, type epochs={max(self._longer.values())}, "
                 "runs_dir=FOLDER (a new folder), or overwrite=true.",
+                flush=True,
+            )
+        if self._on_other_images:
+            print(
+                f"warning: {len(self._on_other_images)} of the finished runs were trained before the images changed, "
+                "and cannot be compared with new runs. To train them again, on the images as they are now, type "
+                "overwrite=true; to keep them, type runs_dir=FOLDER (a new folder).",
                 flush=True,
             )
         self._started_at = time.monotonic()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.messages import translate
 from vae_cli.config.objective import check_objective, figure
+from vae_cli.config.settings import Config
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.wording import relative
@@ -261,7 +262,7 @@ class SearchLauncher(Launcher):
                 if self._repeat_earlier(trial):
                     return
                 if plan(RunDir(path), plain) == "finished":
-                    self._skip(trial, plain["epochs"])
+                    self._skip(trial, plain)
         except Exception as error:  # an invalid proposal is a failed trial; our own bugs are re-raised
             if translate(error, trial.words) is None:
                 raise
@@ -275,13 +276,18 @@ class SearchLauncher(Launcher):
                 return True
         return False
 
-    def _skip(self, trial: Trial, epochs: int | None = None) -> None:
-        """Mark a trial as skipped, and read its value from the summary of the finished run."""
+    def _skip(self, trial: Trial, asked: Config | None = None) -> None:
+        """Mark a trial as skipped, and read its value from the summary of the finished run, which may differ from the
+        configuration that was `asked` for in the number of epochs and in the images."""
+        from vae_cli.runs.plan import has_other_images
+
         assert trial.path is not None
         summary = RunDir(trial.path).summary()
         trial.state, trial.value = "skipped", figure(summary, self.search.objective)
-        if epochs is not None and summary["epoch"] != epochs:
+        if asked is not None and summary["epoch"] != asked["epochs"]:
             trial.note = f", {summary['epoch']} epochs"
+        if asked is not None and has_other_images(RunDir(trial.path), asked):
+            trial.note += ", trained before the images changed"
         self._check_value(trial)
 
     def _progress(self, jobs: Sequence[Job], trials: Sequence[Trial]) -> SweepProgress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -161,6 +162,7 @@ def putting_back(folder: RunDir, console: Console) -> Iterator[None]:
     except BaseException:
         with suppress(OSError):
             if settle_replaced(folder):
+                shutil.rmtree(folder.path / ".hydra", ignore_errors=True)  # Hydra's record of the run that has ended
                 _say(console, f"The earlier run was put back into {folder.path}")
         raise
 

@@ -19,8 +19,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     cuda = experiment.device.type == "cuda"
+    files = experiment.splits.files
     return {
         "config": experiment.config,
+        **({} if files is None else {"image_files": files}),
         "versions": versions,
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name(experiment.device) if cuda else str(experiment.device),

@@ -85,6 +85,10 @@ class ImageFolder(Dataset):
     def check(self) -> None:
         self._files()
 
+    def fingerprint_of_files(self) -> str:
+        listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in self._files())
+        return sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
     def load(self) -> Splits:
         files = self._files()
         data = data_folder(self.data_dir)
@@ -96,8 +100,7 @@ class ImageFolder(Dataset):
             "range": self.range,
         }
         folder = pack_folder(data, self.path.name, settings)
-        listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in files)
-        fingerprint = sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        fingerprint = self.fingerprint_of_files()
         pack = open_pack(folder, fingerprint)
         if pack is None:
             self._counts(len(files))  # raises UserError before the images are packed
@@ -108,7 +111,7 @@ class ImageFolder(Dataset):
         test, validation = self._counts(count)
         rows = partition(count, validation, self.split_seed, test=test)
         train, held_out, tested = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
-        return Splits(train, held_out, tested, pack.classes)
+        return Splits(train, held_out, tested, pack.classes, fingerprint)
 
     def _counts(self, images: int) -> tuple[int, int]:
         """Return the numbers of test and validation images. Raises UserError if no training image is left."""

@@ -120,12 +120,17 @@ class Split:
 
 
 class Splits(NamedTuple):
-    """The training, validation (may be empty) and test images, and the class names (None if there are no classes)."""
+    """The training, validation (may be empty) and test images.
+
+    classes  the class names, or None if there are no classes
+    files    the fingerprint of the files that the images were read from (see Dataset.fingerprint_of_files)
+    """
 
     train: Split
     validation: Split
     test: Split
     classes: tuple[str, ...] | None
+    files: str | None = None
 
     def to(self, device: torch.device | str) -> Splits:
         """Return splits that deliver batches on `device`. An array shared by several splits is moved only once."""
@@ -136,7 +141,7 @@ class Splits(NamedTuple):
             else split.to(device)
             for split in (self.validation, self.test)
         )
-        return Splits(train, validation, test, self.classes)
+        return Splits(train, validation, test, self.classes, self.files)
 
 
 class Dataset(ABC):
@@ -155,6 +160,13 @@ class Dataset(ABC):
 
     def check(self) -> None:  # noqa: B027 (most choices have nothing to check)
         """Raise UserError for mistakes that can be found without loading an image, such as a missing folder."""
+
+    def fingerprint_of_files(self) -> str | None:
+        """Return a fingerprint of the files of the user's own images, found without opening them.
+
+        None for images that do not change, such as published ones.
+        """
+        return None
 
     @abstractmethod
     def load(self) -> Splits:
