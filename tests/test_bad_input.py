@@ -156,7 +156,7 @@ train dataset=image_folder dataset.path=nowhere | does not exist\. Give the fold
 train dataset=image_folder dataset.path=file.txt | is a file, not a folder
 train dataset=image_folder dataset.path=empty | has no images: it is empty
 train dataset=image_folder dataset.path=null | add dataset\.path=<folder>
-train dataset=image_folder dataset.path=photos | too few .*Reduce dataset\.test=
+train dataset=image_folder dataset.path=photos dataset.test=200 | too few .*dataset\.test=1 dataset\.validation=0
 train dataset=image_folder dataset.path=photos dataset.side=0 | between 1 and 4096
 train dataset=image_folder dataset.path=photos dataset.channels=2 | it must be 1 or 3
 train dataset=image_folder dataset.path=photos dataset.background=pink | white or black
@@ -194,6 +194,7 @@ train 'latent=[1' | a bracket is not closed
 train 'latent=(1' | a bracket is not closed
 train 'latent=`id`' | Quote it twice
 train run_name=é | contains a letter that is not ASCII\. Quote it twice: 'run_name="é"'
+train run_name={x} | For a text, quote it twice: 'run_name="{x}"'
 train data_dir=~photos | means something different to Hydra\. Type the full path\.$
 train 'latent=$(id)' | cannot be read as an override
 train 'latent=${nowhere}' | the configuration has no 'nowhere'
@@ -223,7 +224,6 @@ train -m epochs=1,2 | two jobs of this sweep would train the same run
 train -m sigma=learned,deterministic prior=scaled_normal | no job was started: prior=scaled_normal cannot be combined
 train -m 'latent=range(3,3)' | has no jobs: .*is empty
 train --cfg jib | not one of 'job'
-train --cfg job -m | cannot be given together
 train --cfg job -p nowhere | has no such part
 train --resolve | together with --cfg job
 train --info nowhere | not one of 'all'

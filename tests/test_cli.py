@@ -128,6 +128,7 @@ def test_the_word_help_shows_the_help(tmp_path: Path) -> None:
     assert vae("help", cwd=tmp_path).stdout == vae("--help", cwd=tmp_path).stdout
     assert vae("help", "train", cwd=tmp_path).stdout == vae("train", "--help", cwd=tmp_path).stdout
     assert vae("help", "help", cwd=tmp_path).returncode == 2
+    assert "of one subcommand: type vae help train" in vae("help", "train", "sample", cwd=tmp_path).stderr
 
 
 def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:

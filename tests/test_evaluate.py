@@ -195,7 +195,7 @@ def test_a_thorough_evaluation_is_not_lost_by_mistake(
     evaluation = found(tmp_path, "fixed") | {"profile": "full"}
     file.write_text(json.dumps(evaluation))
     assert vae("evaluate", "fixed", "--quick") == 2
-    assert "type vae evaluate runs/fixed --quick --overwrite" in capsys.readouterr().err
+    assert "To replace it, add --overwrite." in capsys.readouterr().err
     assert found(tmp_path, "fixed") == evaluation
     assert vae("evaluate", "fixed", "--quick", "--metrics", "rate", "--overwrite") == 0
     assert found(tmp_path, "fixed")["profile"] == "quick"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,8 +95,7 @@ def evaluate(
     written = metrics_file(folder) if out is None else out / metrics_file(folder).name
     stored = None if overwrite else _stored_evaluation(folder, written, out is not None)
     if stored is not None:
-        place = "" if out is None else f" --out {shlex.quote(str(out))}"
-        _refuse_to_replace(folder, stored, metrics is None, place, profile=profile, seed=seed, weights=weights)
+        _refuse_to_replace(folder, stored, metrics is None, profile=profile, seed=seed, weights=weights)
     console = Console(stderr=True)
 
     def say(name: str) -> None:
@@ -130,17 +128,14 @@ def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[s
     return stored
 
 
-def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, place: str, **asked: Any) -> None:
+def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: bool, **asked: Any) -> None:
     """Raise UserError if this would replace a more thorough evaluation, or, with --metrics, one with other settings."""
-    from vae_cli.config.trust import in_shell
     from vae_cli.metrics.record import rank
 
-    profile = asked["profile"]
-    if rank(stored["profile"]) > rank(profile):
-        flag = "" if profile == "default" else f" --{profile}"
+    if rank(stored["profile"]) > rank(asked["profile"]):
         raise UserError(
             f"There is a more thorough evaluation ({stored['profile']}) of {folder.path}, which this one would "
-            f"replace. To replace it, type vae evaluate {in_shell(folder.path)}{flag}{place} --overwrite"
+            "replace. To replace it, add --overwrite."
         )
     if not is_complete and any(stored[key] != value for key, value in asked.items()):
         there = ", ".join(f"{key} {stored[key]}" for key in asked)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vae_cli.commands.options import expanded
-from vae_cli.core.errors import UserError, visible
+from vae_cli.core.errors import UserError
 
 EXAMPLES = """
 vae runs  list all runs in runs/
@@ -40,10 +39,7 @@ def runs(folder: Folder = Path("runs"), sort: Sort = "run", reverse: Reverse = F
 
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Train a run first: vae train sigma=fixed")
-    unreadable: list[OSError] = []
-    found = find_runs(folder, unreadable.append)
-    for error in unreadable:
-        print(visible(f"warning: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
+    found = find_runs(folder)
     if not found:
         raise UserError(f"There are no runs in {folder}. Train one first: vae train sigma=fixed")
     print_runs(found, folder, sort, reverse, where or ())

@@ -91,11 +91,16 @@ def syntax_message(override: str, groups: Groups) -> str:
     if value.startswith("~"):
         at_home = f", or {key}=$HOME{value[1:]}" if value in ("~", "~/") or value.startswith("~/") else ""
         return f"{start}: '~' means something different to Hydra. Type the full path{at_home}."
+    if re.search(r"[\n\r]", value):
+        return f"{start}: its value contains a line break."
     if not value.isascii() or re.search(r"[=~!&#|<>;?*`^\"' ]", value):
         quoted = value.replace('"', r"\"") if "'" in value or value.count('"') % 2 else value.replace('"', "")
         what = "a special character" if value.isascii() else "a letter that is not ASCII"
         typed = shlex.quote(f'{key}="{quoted}"')
         return f"{start}: its value contains {what}. Quote it twice: {typed}."
+    if re.search(r"[{}\[\](),:]", value):
+        typed = shlex.quote(f'{key}="{value}"')
+        return f"{start}: brackets, commas and colons have a meaning of their own. For a text, quote it twice: {typed}."
     return f"{start}. {FORM}"
 
 

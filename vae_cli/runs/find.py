@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from vae_cli.core.errors import Failure, UserError, nearest
+from vae_cli.core.errors import Failure, UserError, nearest, visible
 from vae_cli.core.files import expand_home, is_printable, read_text, write_json
 from vae_cli.runs.folder import RunDir
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, which lists its runs; the runs themselves are stored elsewhere
 
 
-def find_runs(folder: Path, unreadable: Callable[[OSError], object] | None = None) -> list[Path]:
+def say_unreadable(error: OSError) -> None:
+    """Print which folder cannot be read, and why. Nothing is printed about a folder that does not exist."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return
+    print(visible(f"warning: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
+
+
+def find_runs(folder: Path, unreadable: Callable[[OSError], object] | None = say_unreadable) -> list[Path]:
     """Return the paths of all runs in a folder and its subfolders, sorted. Hidden folders are skipped.
 
     If the folder contains a sweep.json, return the runs of that sweep instead. `unreadable` is called with the error of
-    each subfolder that cannot be read.
+    each subfolder that cannot be read, which is otherwise left out.
     """
     if (folder / SWEEP_FILE).is_file():
         return _runs_of_sweep(folder)

@@ -30,6 +30,8 @@ class Subcommands(TyperGroup):
             if len(args) == 1:
                 echo(ctx.get_help())
                 raise Exit
+            if len(args) > 2:
+                raise UserError(f"'vae help' shows the help of one subcommand: type vae help {args[1]}")
             args = [args[1], "--help"]
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
