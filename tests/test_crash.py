@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from vae_cli.commands.runs import runs as list_runs
+from vae_cli.config.catalog import groups
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RunDir
 
@@ -85,7 +86,9 @@ def check_finished(run: Path, whole: Path) -> None:
     ours, theirs = RunDir(run).summary(), RunDir(whole).summary()
     assert ours["status"] == "finished"
     assert all(ours[part] == theirs[part] for part in ("train", "validation", "test", "posterior", "weights_of_epoch"))
-    assert {path.name for path in run.iterdir() if path.name.startswith(".")} == {".hydra", ".lock"}
+    hidden = {path.name for path in run.iterdir() if path.name.startswith(".")}
+    assert hidden - {".restart.pt"} == {".hydra", ".lock"}
+    assert (".restart.pt" in hidden) == (theirs["config"]["on_divergence"] == "restart")
     assert [path for path in run.rglob("*") if ".part" in path.name or ".new" in path.name] == []
 
 
@@ -139,6 +142,57 @@ def test_killed_at_any_moment(
             check_survived(run)
         check_finished(run, whole)
     record_property("kills survived", f"{kills} of {wanted}, in {number} runs")
+
+
+NARROW = {
+    "mlp": ["network.hidden=[8]"], "linear": [], "conv": ["network.width=4", "network.hidden=8"],
+    "resnet": ["network.width=4"],
+}  # fmt: skip
+
+
+def kinds_of_runs() -> list[str]:
+    """Return overrides that together use every choice, every schedule, and settings with a state of their own."""
+    axes = ("sigma", "likelihood", "prior", "network", "regularizer", "optimizer")
+    found = [f"{axis}={choice}" for axis in axes for choice in groups()[axis].choices]
+    ends = {"constant": "", "cosine": " regularizer.beta.start=1 regularizer.beta.stop=2 regularizer.beta.epochs=2"}
+    for schedule in groups()["schedule"].choices:
+        found.append(f"+schedule@regularizer.beta={schedule}" + ends.get(schedule, " regularizer.beta.epochs=2"))
+    return [
+        *found,
+        "likelihood=bernoulli likelihood.binarize=dynamic",
+        "precision=bfloat16 network=conv",
+        "+schedule@optimizer.lr=cosine optimizer.lr.start=1e-3 optimizer.lr.stop=0 max_grad_norm=1",
+        "likelihood=gaussian likelihood.scale=optimal prior=scaled_normal sigma=shared",
+        "network=conv network.normalization=batch likelihood=discretized_logistic",
+        "optimizer=sgd optimizer.momentum=0.9 prior=scaled_normal",
+        "on_divergence=restart",
+        "dataset=shapes dataset.images=200 dataset.test=20 dataset.validation=20",
+        " ".join(["batch_size=8", *PHOTOS]),
+    ]
+
+
+def test_every_kind_of_run_survives_kills(
+    commands: Commands, tmp_path: Path, is_long: bool, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(3)
+    photos(tmp_path)
+    kills, kinds = 0, kinds_of_runs()
+    chosen = kinds if is_long else chance.sample(kinds, 2)
+    for number, words in enumerate(chosen):
+        network = next((word.partition("=")[2] for word in words.split() if word.startswith("network=")), "mlp")
+        few = [] if "dataset" in words else ["dataset.validation=1000"]
+        argv = ["train", *OFTEN[len(SMALL) :], "latent=2", "epochs=3", *NARROW[network], *few, *words.split()]
+        whole, run = tmp_path / f"runs/whole{number}", tmp_path / f"runs/run{number}"
+        assert commands.run(*argv, f"run_name={whole.name}", cwd=tmp_path).returncode == 0, (words, commands.err)
+        for _ in range(2):
+            since = lambda run=run: written(run, "checkpoint.pt")  # noqa: E731
+            seconds = chance.uniform(0, 0.2)
+            kills += kill(commands, tmp_path, *argv, f"run_name={run.name}", since=since, seconds=seconds) != 0
+            check_survived(run)
+        ended = commands.run(*argv, f"run_name={run.name}", cwd=tmp_path)
+        assert ended.returncode == 0, (words, commands.err)
+        check_finished(run, whole)
+    record_property("kills survived", f"{kills}, of {len(chosen)} kinds of runs")
 
 
 def writes(*files: str, number: int = 1) -> list[Fault]:
@@ -388,6 +442,12 @@ def test_files_that_a_kill_truncates_are_repaired(
     record_property("cuts healed", str(count))
 
 
+PHOTOS = [
+    "dataset=image_folder", "dataset.path=photos", "dataset.side=8", "dataset.channels=1", "dataset.test=10",
+    "dataset.validation=10", "data_dir=data",
+]  # fmt: skip
+
+
 def photos(folder: Path) -> list[str]:
     """Make a folder of images and return the words that train on them."""
     from PIL import Image
@@ -396,8 +456,7 @@ def photos(folder: Path) -> list[str]:
         file = folder / "photos" / f"class{number % 2}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((9, 9), 10 + number).save(file)
-    words = ["dataset=image_folder", "dataset.path=photos", "dataset.side=8", "dataset.channels=1", "dataset.test=10"]
-    return [*words, "dataset.validation=10", "data_dir=data", *SMALL, "epochs=1", "run_name=a"]
+    return [*PHOTOS, *SMALL, "epochs=1", "run_name=a"]
 
 
 def packed(folder: Path) -> dict[str, bytes]:
