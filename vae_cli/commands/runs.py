@@ -34,12 +34,12 @@ Where = Annotated[
 
 def runs(folder: Folder = Path("runs"), sort: Sort = "run", reverse: Reverse = False, where: Where = None) -> None:
     """List runs with their status and test results."""
-    from vae_cli.runs.find import find_runs
+    from vae_cli.runs.find import find_runs, say_unreadable
     from vae_cli.runs.table import print_runs
 
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}. Train a run first: vae train sigma=fixed")
-    found = find_runs(folder)
+    found = find_runs(folder, say_unreadable)
     if not found:
         raise UserError(f"There are no runs in {folder}. Train one first: vae train sigma=fixed")
     print_runs(found, folder, sort, reverse, where or ())

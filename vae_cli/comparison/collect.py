@@ -10,7 +10,7 @@ from vae_cli.comparison.members import Member, drop_twins, like_the_newest, read
 from vae_cli.core.errors import UserError, explain
 from vae_cli.core.files import expand_home
 from vae_cli.core.garbage import reading_many
-from vae_cli.runs.find import find_run, find_runs
+from vae_cli.runs.find import find_run, find_runs, say_unreadable
 from vae_cli.runs.folder import RunDir
 
 
@@ -32,7 +32,7 @@ def run_folders(names: Sequence[str], runs_dir: Path) -> list[Path]:
     for name in names or [str(runs_dir)]:
         path = expand_home(name, "RUN") if name.startswith("~") else Path(name)
         if path.is_dir() and not (path / "config.yaml").exists():
-            inside = find_runs(path)
+            inside = find_runs(path, say_unreadable)
             if not inside:
                 raise UserError(f"There are no runs in {name}. Train one first: vae train sigma=fixed")
         else:

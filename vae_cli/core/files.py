@@ -27,7 +27,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     with reporting_path(path):
         # Only the first part of the name: TensorBoard reads every file that has tfevents in its name.
         descriptor, beside = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem.partition('.')[0]}.", suffix=".part"
+            dir=path.parent, prefix=f".{path.name.lstrip('.').partition('.')[0]}.", suffix=".part"
         )
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -23,7 +23,7 @@ def say_unreadable(error: OSError) -> None:
     print(visible(f"warning: {error.filename} cannot be read: {error.strerror}"), file=sys.stderr)
 
 
-def find_runs(folder: Path, unreadable: Callable[[OSError], object] | None = say_unreadable) -> list[Path]:
+def find_runs(folder: Path, unreadable: Callable[[OSError], object] | None = None) -> list[Path]:
     """Return the paths of all runs in a folder and its subfolders, sorted. Hidden folders are skipped.
 
     If the folder contains a sweep.json, return the runs of that sweep instead. `unreadable` is called with the error of
@@ -79,7 +79,7 @@ def find_run(name: str, runs_dir: Path) -> Path:
         raise UserError(f"There is no run '{name[:40]}...': the name is too long. To see all names, type: vae runs")
     if (path / "config.yaml").exists():
         return path
-    runs = find_runs(runs_dir)
+    runs = find_runs(runs_dir, say_unreadable)
     if name != "latest" and path.is_dir():
         inside = find_runs(path)
         if len(inside) == 1:

@@ -34,7 +34,7 @@ def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the runs whose folder begins with the typed text, and `latest` if it does too."""
     from vae_cli.runs.find import find_runs
 
-    folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"), unreadable=None)
+    folders = find_runs(Path(ctx.params.get("runs_dir") or "runs"))
     return [word for word in ["latest", *map(str, folders)] if word.startswith(incomplete)]
 
 
