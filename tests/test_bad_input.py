@@ -313,8 +313,8 @@ runs a b | unexpected extra argument
 runs --all | There is no flag --all
 compare nowhere | There is no run 'nowhere'
 compare empty | There are no runs in empty\. Train one first
-compare a | the only finished run here, and a comparison needs at least two
-compare a a | the only finished run here
+compare a | Only .*a can be compared here, and a comparison needs at least two runs
+compare a a | Only .*a can be compared here
 compare file.txt a | There is no run 'file.txt'
 compare --profile fast | not one of 'quick'
 compare --jobs 0 | --jobs 0
@@ -356,7 +356,7 @@ def test_wrong_words(refused: Refused, is_long: bool, record_property: Callable[
         (["train", "sigma=fixd"], 2, "Did you mean 'fixed'?"),
         (["train", "threads=1000000000"], 2, "between 1 and 1024"),
         (["sample", "nowhere"], 2, "There is no run 'nowhere'"),
-        (["compare", "a"], 2, "the only finished run"),
+        (["compare", "a"], 2, "can be compared here"),
         (["sample", "a", "--out", "file.txt/x"], 1, "Choose a different folder with --out FOLDER"),
     ],
 )

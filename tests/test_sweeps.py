@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
 from vae_cli.core.wording import time_left
 from vae_cli.machine import cores
+from vae_cli.machine.signals import PARENT
 from vae_cli.runs.find import find_runs
 from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps import launcher, runner
@@ -367,11 +370,19 @@ def test_a_dying_worker_fails_its_own_job_only(deadly: list[str], monkeypatch: p
     ]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX gives a process that loses its parent another one")
+def test_a_job_whose_sweep_has_ended_before_it_starts_is_stopped(tmp_path: Path) -> None:
+    code = "import time; from vae_cli.machine.signals import stop_with_parent; stop_with_parent(60); time.sleep(60)"
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, PARENT: "999999999"}, timeout=30)
+    assert ended.returncode == -signal.SIGTERM
+
+
 def test_a_launcher_that_starts_nothing_is_not_tried_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = Folders(dict.fromkeys(range(2), "waiting"))
+    folders, launches = Folders(dict.fromkeys(range(2), "waiting")), []
 
     class Broken(Dying):
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            launches.append(job_overrides)
             raise RuntimeError("no such queue")
 
     config = OmegaConf.create(
@@ -381,6 +392,7 @@ def test_a_launcher_that_starts_nothing_is_not_tried_forever(monkeypatch: pytest
     monkeypatch.setattr(checked, "is_to_run", lambda job: True)
     with pytest.raises(Failure, match="2 of 2 jobs failed:\n  seed=0: it did not start: RuntimeError: no such queue"):
         checked.launch([["seed=0"], ["seed=1"]], 0)
+    assert len(launches) == 2  # once more, since a worker may have died before its first job
 
 
 # The machine ----------------------------------------------------------------------------------------------------------

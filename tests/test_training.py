@@ -255,6 +255,13 @@ def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
     assert "2 jobs: 1 finished (to put back" in capsys.readouterr().out
     with pytest.raises(Finished):
         train("run_name=a")
+    assert "the earlier run was put back" in capsys.readouterr().err
+    run.replaced.mkdir()
+    run.checkpoint_file.rename(run.replaced / "checkpoint.pt")  # killed while the files were moved
+    train("run_name=a", dry_run=True)
+    assert "1 job: 1 finished (to put back" in capsys.readouterr().out
+    with pytest.raises(Finished):
+        train("run_name=a")
     assert contents(run.path) == before
     train("run_name=a", "seed=1", "overwrite=true")
     assert not run.replaced.exists()
@@ -326,12 +333,30 @@ def test_finished_runs_on_images_that_have_changed_are_named(here: Path, capsys:
     assert "warning" not in capsys.readouterr().out
     Image.new("L", (8, 8), 255).save(here / "photos" / "new.png")
     train(*PHOTOS, "sigma=learned,fixed,shared", multirun=True)
-    assert "2 of the finished runs were trained before the images changed" in capsys.readouterr().out
+    assert "2 of the runs were trained before files of the images changed" in capsys.readouterr().out
     with pytest.raises(Finished, match="The images have changed since it was trained"):
         train(*PHOTOS, "sigma=fixed")
     shutil.rmtree(here / "photos")
     with pytest.raises(Finished, match="a larger epochs"):
         train(*PHOTOS, "sigma=fixed")
+
+
+def test_a_single_edited_image_is_noticed(here: Path) -> None:
+    photos(here)
+    train(*PHOTOS, "run_name=a")
+    for number in range(30):  # the fingerprint reads the pixels of only some images
+        file = here / "photos" / f"{number}.png"
+        before, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+        Image.new("L", (8, 8), 5 * number + 1).save(file)
+        with pytest.raises(UserError, match=r"have changed since its checkpoint.*runs_dir=FOLDER"):
+            train(*PHOTOS, "run_name=a", "epochs=2")
+        with pytest.raises(UserError, match="have changed since it was trained"):
+            _ = load_run(here / "runs/a", data_dir=here / "data").splits
+        file.write_bytes(before)
+        os.utime(file, ns=times)
+    with pytest.raises(UserError, match="have changed since they were packed"):
+        _ = load_run(here / "runs/a").splits
+    train(*PHOTOS, "run_name=a", "epochs=2")
 
 
 def test_a_run_with_other_settings_is_refused_and_they_are_named(here: Path) -> None:

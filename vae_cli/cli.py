@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -79,4 +81,6 @@ def main() -> None:
         code = leave_pipe()
     except KeyboardInterrupt:  # a second Ctrl-C, while the first one was handled
         code = 130
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed
     sys.exit(code)

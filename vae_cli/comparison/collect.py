@@ -76,10 +76,10 @@ def collect(paths: Sequence[Path], are_named: bool) -> Collected:
     notes += [f"Left out: {a.folder.path} has the same settings and seed as {b.folder.path}." for a, b in twins]
     notes += _different_lengths(members)
     if len(members) < 2:
-        few = f"{members[0].folder.path} is the only finished run" if members else "There is no finished run"
+        few = f"Only {members[0].folder.path} can be compared" if members else "There is no finished run"
         others = "".join(f"\n{note}" for note in notes)
         raise UserError(
-            f"{few} here, and a comparison needs at least two. Train more (vae train -m sigma=learned,fixed "
+            f"{few} here, and a comparison needs at least two runs. Train more (vae train -m sigma=learned,fixed "
             f"seed=0,1,2), or compare the runs in another folder: vae compare FOLDER{others}"
         )
     return Collected(members, notes, found.is_training)

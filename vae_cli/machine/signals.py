@@ -39,15 +39,19 @@ def printing(outputs: Sequence[int]) -> Iterator[None]:
 _watches = False  # whether this process stops when its parent ends
 
 
+PARENT = "VAE_SWEEP_PID"  # the environment variable with the number of the process that runs a sweep
+
+
 def stop_with_parent(grace: float) -> None:
     """Make this process save and stop, as on SIGTERM, when its parent ends, and end it after `grace` seconds more.
 
-    For processes that multiprocessing did not start. Works only on POSIX systems, which give an orphan a new parent.
+    For processes that multiprocessing did not start. The parent's number is in the environment, since the parent may
+    have ended before this is called. Works only on POSIX systems, which give an orphan a new parent.
     """
     global _watches
     if _watches or os.name != "posix":
         return
-    _watches, parent = True, os.getppid()
+    _watches, parent = True, int(os.environ.get(PARENT) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

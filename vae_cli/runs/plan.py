@@ -59,14 +59,16 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Plan:
             # For example, a pipe: appending to it would wait for a reader.
             raise UserError(f"{file} is not a {kind}: remove it, or choose a different run_name=...")
     aside = RunDir(folder.replaced)
-    if not is_ours and aside.config_file.exists() and not folder.checkpoint_file.exists():
+    if not is_ours and aside.checkpoint_file.exists() and not folder.checkpoint_file.exists():
         # A run that was to replace another one was killed before its first checkpoint: the other one will be put back.
+        # If it was killed while the other one was moved, some files of the latter are still in their place.
         if is_locked(folder.lock_file):
             raise InTraining(in_training_message(folder))
         if config["overwrite"]:
             return "new"
-        refuse_other(aside, config, path)
-        return "put_back" if _resume_or_finished(aside, config, path) == "finished" else "resume"
+        refuse_other(aside if aside.config_file.exists() else folder, config, path)
+        former = aside if aside.summary_file.exists() else folder
+        return "put_back" if _resume_or_finished(former, config, path) == "finished" else "resume"
     if not folder.config_file.exists():
         foreign = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
         if foreign:

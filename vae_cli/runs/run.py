@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from vae_cli.axes.dataset import Dataset, Splits
 from vae_cli.axes.dataset.pack import only_reading
-from vae_cli.axes.dataset.split import fingerprint
+from vae_cli.axes.dataset.split import is_fingerprint_of
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model
 from vae_cli.config.instantiate import build, check_value
@@ -145,7 +145,7 @@ class Run:
         """
         with trusting(self._trust), self._reading():
             splits: Splits = build(self.config["dataset"], "dataset", Dataset).load()
-        if self._images not in (None, fingerprint(splits)):
+        if self._images is not None and not is_fingerprint_of(self._images, splits):
             raise UserError(
                 f"The images of {self.path} have changed since it was trained, so its test set may now contain images "
                 "that it was trained on. Train a new run on the new images."

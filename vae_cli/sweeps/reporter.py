@@ -45,7 +45,7 @@ class ConsoleReporter:
         self._plans: dict[Path, Plan | Literal["elsewhere"]] = {}
         self._longer: dict[Path, int] = {}  # epochs of finished runs that were trained for longer than this sweep asks
         self._epochs = 0
-        self._on_other_images: list[Path] = []  # finished runs whose images have changed since
+        self._on_other_images: list[Path] = []  # runs whose images have changed since they were trained
         self._to_do: dict[int, tuple[Path, int]] = {}  # run folder and number of epochs of each job, by job number
         self._folder: Path | None = None  # folder of the sweep itself
         self._started_at = 0.0
@@ -71,9 +71,9 @@ class ConsoleReporter:
             self._plans[path] = plan(RunDir(path), plain)
         except InTraining:  # for example, a worker process that outlived an earlier sweep
             self._plans[path] = "elsewhere"
+        if self._plans[path] in ("finished", "resume") and has_other_images(RunDir(path), plain):
+            self._on_other_images.append(path)
         if self._plans[path] == "finished":
-            if has_other_images(RunDir(path), plain):
-                self._on_other_images.append(path)
             epochs = int(RunDir(path).summary().get("epoch", 0))
             if epochs > plain["epochs"]:
                 self._longer[path], self._epochs = epochs, plain["epochs"]
@@ -98,9 +98,9 @@ class ConsoleReporter:
             )
         if self._on_other_images:
             print(
-                f"warning: {len(self._on_other_images)} of the finished runs were trained before the images changed, "
-                "and cannot be compared with new runs. To train them again, on the images as they are now, type "
-                "overwrite=true; to keep them, type runs_dir=FOLDER (a new folder).",
+                f"warning: {len(self._on_other_images)} of the runs were trained before files of the images changed. "
+                "If pixels have changed, these runs cannot be resumed or compared with new ones. To train all runs on "
+                "the images as they are now, type runs_dir=FOLDER (a new folder), or overwrite=true.",
                 flush=True,
             )
         self._started_at = time.monotonic()

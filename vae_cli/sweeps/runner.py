@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.listing import has_listings, save_listings
 from vae_cli.machine.cores import cores
-from vae_cli.machine.signals import HANG_UP, STOPS, leave_terminals, terminals
+from vae_cli.machine.signals import HANG_UP, PARENT, STOPS, leave_terminals, terminals
 from vae_cli.sweeps.slurm import watch_jobs
 
 State = Literal["waiting", "running", "interrupted", "failed", "finished"]
@@ -136,14 +136,16 @@ class Runner:
 
     def _side_by_side(self, jobs: Sequence[Job]) -> list[Outcome]:
         width, threads = self._share(len(jobs))
-        with _environment("OMP_NUM_THREADS", threads):
+        with _environment("OMP_NUM_THREADS", threads), _environment(PARENT, os.getpid()):
             outcomes = self._in_threads([[job] for job in jobs] if width else [jobs], width or 1)
             # If a worker dies (out of memory, for example), joblib gives up on all jobs. The jobs that have not started
-            # are launched again, until a launch starts none of them.
-            before, left = list(jobs), [] if width else self._not_started(jobs, outcomes)
-            while left and left != before:
+            # are launched again, until two launches in a row have started none of them.
+            left, idle = [] if width else self._not_started(jobs, outcomes), 0
+            idle = int(len(left) == len(jobs))
+            while left and idle < 2:
                 outcomes |= self._in_threads([left], 1)
                 before, left = left, self._not_started(left, outcomes)
+                idle = idle + 1 if left == before else 0
         return [self._own_outcome(job, outcomes[job.number]) for job in jobs]
 
     def _not_started(self, jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> list[Job]:

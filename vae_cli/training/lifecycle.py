@@ -126,7 +126,8 @@ def prepare_folder(folder: RunDir, config: Config, console: Console) -> bool:
     checkpoint is missing or damaged.
     """
     folder.remove_partial_files()
-    settle_replaced(folder)
+    if settle_replaced(folder):
+        _say(console, f"{folder.path}: the earlier run was put back, since the one that was to replace it was stopped")
     todo = plan(folder, config, is_ours=True)
     if todo == "finished":
         raise Finished(finished_message(folder.path))

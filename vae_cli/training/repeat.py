@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vae_cli.axes.dataset.split import is_fingerprint_of
 from vae_cli.config.build import build_experiment
 from vae_cli.config.naming import flatten
-from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.machine.launch import refuse_several
 from vae_cli.runs.checkpoint import load_checkpoint
@@ -49,6 +48,8 @@ def repeat_run(name: str, overrides: Sequence[str]) -> None:
     if plan(second, config) != "finished":
         with load():
             experiment = build_experiment(config)
+        if not is_fingerprint_of(load_checkpoint(first.checkpoint_file).get("images"), experiment.splits):
+            raise UserError(f"The images of {first.path} have changed since it was trained, so it cannot be repeated.")
         with suppress(Finished):  # a finished repetition was put back, whose replacement had been killed
             run_experiment(experiment, second, Console(stderr=True))
     print(f"{first.path} was trained again as {second.path}")
@@ -106,7 +107,6 @@ def print_differences(first: RunDir, second: RunDir, there: Mapping[str, Any], h
             if changed_setup
             else "versions, device and threads are the same, but the processor or the data may differ"
         )
-        print(f"next:\n  vae compare {shlex.quote(str(first.path))} {in_shell(second.path)}")
 
 
 def largest_difference(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> float:

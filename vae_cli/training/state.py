@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vae_cli.axes.dataset.split import fingerprint
+from vae_cli.axes.dataset.split import fingerprint, is_fingerprint_of
 from vae_cli.axes.schedule import Constant, Number, Schedule
 from vae_cli.config.build import Experiment
 from vae_cli.core.errors import Failure, UserError, first_line
@@ -146,11 +146,11 @@ def restore(experiment: Experiment, run: RunDir, file: Path | None = None) -> St
     """Restore the checkpoint in `file`, by default the newest. Raises UserError or Failure if it cannot be used."""
     file = file or run.checkpoint_file
     saved = distributed.first(lambda: load_checkpoint(file))
-    if saved.get("images") != fingerprint(experiment.splits):
+    if not is_fingerprint_of(saved.get("images"), experiment.splits):
         raise UserError(
             f"The images of {run.path} have changed since its checkpoint was saved, so its training set may "
-            "now contain images from its earlier test set. Choose a different run_name=..., or type overwrite=true to "
-            "start from the beginning."
+            "now contain images from its earlier test set. To train a new run on the images as they are now, type "
+            "runs_dir=FOLDER (a new folder), or overwrite=true to replace this one."
         )
     _refuse_fewer_epochs(experiment, run, saved.get("step"))
     distributed.first(lambda: settle_best(run, saved.get("best", {})))

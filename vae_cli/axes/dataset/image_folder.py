@@ -17,6 +17,7 @@ from vae_cli.axes.dataset.pack import (
     data_folder,
     exclusive,
     in_threads,
+    is_reading_only,
     open_pack,
     pack_folder,
     refuse_oversize_pack,
@@ -104,6 +105,12 @@ class ImageFolder(Dataset):
         pack = open_pack(folder, fingerprint)
         if pack is None:
             self._counts(len(files))  # raises UserError before the images are packed
+            if is_reading_only() and any(folder.glob("*/about.json")):
+                raise UserError(
+                    f"The images in {self.path} have changed since they were packed into {folder}. If the run was "
+                    "trained on the images as they are now, type --data-dir FOLDER, to pack them into another folder; "
+                    "otherwise, restore the images."
+                )
             self._refuse_changed(files)
             refuse_oversize_pack(folder, len(files), self._shape)
             pack = self._pack(folder, fingerprint, files)
@@ -111,7 +118,7 @@ class ImageFolder(Dataset):
         test, validation = self._counts(count)
         rows = partition(count, validation, self.split_seed, test=test)
         train, held_out, tested = (Split(pack.images, pack.labels, part, pack.mapped) for part in rows)
-        return Splits(train, held_out, tested, pack.classes, fingerprint)
+        return Splits(train, held_out, tested, pack.classes, fingerprint, pack.digest)
 
     def _counts(self, images: int) -> tuple[int, int]:
         """Return the numbers of test and validation images. Raises UserError if no training image is left."""

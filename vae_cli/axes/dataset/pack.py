@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from math import prod
 from pathlib import Path
 from secrets import token_hex
@@ -47,12 +47,14 @@ class Pack(NamedTuple):
     labels   int64 (N,), or None
     classes  the name of each label, or None
     mapped   the file of the images if they may not fit into memory, else None
+    digest   a hash of all pixels; None for packs that were written by earlier versions, and for images in memory
     """
 
     images: Tensor
     labels: Tensor | None
     classes: tuple[str, ...] | None
     mapped: Mapped | None = None
+    digest: str | None = None
 
 
 def data_folder(data_dir: str | None) -> Path:
@@ -126,6 +128,11 @@ def only_reading() -> Iterator[None]:
         _only_reads.reset(token)
 
 
+def is_reading_only() -> bool:
+    """Return whether this is inside `only_reading`."""
+    return _only_reads.get()
+
+
 def refuse_oversize_pack(folder: Path, count: int, shape: tuple[int, int, int]) -> None:
     """Raise Failure if a disk has no space for a pack of `count` images."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
@@ -148,6 +155,7 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
         # allocated.
         labels = torch.from_numpy(np.load(home / "labels.npy", mmap_mode="c")).clone() if about["labels"] else None
         classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
+        digest = str(about["digest"]) if about.get("digest") else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # missing
         return None
     except (ValueError, EOFError, KeyError, TypeError, OverflowError, RecursionError):  # damaged
@@ -155,7 +163,7 @@ def open_pack(folder: Path, fingerprint: str) -> Pack | None:
     if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and labels.shape != images.shape[:1]):
         return None
     mapped = Mapped(home / "images.npy", images.offset, images.shape) if images.nbytes > BLOCKWISE_ABOVE else None
-    return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped)
+    return Pack(torch.from_numpy(images) if mapped is None else mapped.images, labels, classes, mapped, digest)
 
 
 def write_pack(
@@ -207,13 +215,14 @@ def write_images(
 ) -> None:
     """Write the images, labels and class names of a pack into the folder `part`, chunk by chunk. Raises OSError."""
     # Plain writes, not a memory map: a full disk makes a write raise an error, but kills a process that uses a map.
-    count, labels = 0, list[int]()
+    count, labels, digest = 0, list[int](), blake2b(digest_size=16)
     # The generator is closed here: after an error, the traceback would keep it alive, and its progress bar would
     # overwrite the message.
     with closing(chunks), open(part / "images.npy", "wb") as file:
         start = _write_header(file, count, shape)
         for chunk in chunks:
             file.write(chunk.images.tobytes())
+            digest.update(chunk.images.tobytes())
             count += len(chunk.images)
             labels += chunk.labels or ()
         file.seek(0)
@@ -224,7 +233,12 @@ def write_images(
         with open(part / "labels.npy", "wb") as file:
             np.save(file, np.array(labels, dtype=np.int64))
             _flush(file)
-    about = {"images": count, "labels": bool(labels), "classes": None if classes is None else list(classes)}
+    about = {
+        "images": count,
+        "labels": bool(labels),
+        "classes": None if classes is None else list(classes),
+        "digest": digest.hexdigest(),
+    }
     with open(part / "about.json", "wb") as file:
         file.write(json.dumps(about).encode())
         _flush(file)

@@ -124,6 +124,7 @@ class Splits(NamedTuple):
 
     classes  the class names, or None if there are no classes
     files    the fingerprint of the files that the images were read from (see Dataset.fingerprint_of_files)
+    digest   a hash of all pixels, if it is known
     """
 
     train: Split
@@ -131,6 +132,7 @@ class Splits(NamedTuple):
     test: Split
     classes: tuple[str, ...] | None
     files: str | None = None
+    digest: str | None = None
 
     def to(self, device: torch.device | str) -> Splits:
         """Return splits that deliver batches on `device`. An array shared by several splits is moved only once."""
@@ -141,7 +143,7 @@ class Splits(NamedTuple):
             else split.to(device)
             for split in (self.validation, self.test)
         )
-        return Splits(train, validation, test, self.classes, self.files)
+        return Splits(train, validation, test, self.classes, self.files, self.digest)
 
 
 class Dataset(ABC):
@@ -202,10 +204,19 @@ def partition(count: int, validation: Natural, split_seed: Natural, test: int = 
 
 
 def fingerprint(splits: Splits) -> str:
-    """Return a fingerprint (32 hex digits) of the splits' sizes and rows, and of the pixels of some images."""
+    """Return a fingerprint of the splits' sizes and rows and of the pixels of some images (32 hex digits), followed by
+    the digest of all pixels if it is known."""
     digest = hashlib.blake2b(digest_size=16)
     for split in (splits.train, splits.validation, splits.test):
         digest.update(split.index.cpu().numpy().tobytes())
         some = split.index[:: max(1, len(split) // 16)]
         digest.update(split.images[some.to(split.images.device)].cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest() + (f"-{splits.digest}" if splits.digest else "")
+
+
+def is_fingerprint_of(found: object, splits: Splits) -> bool:
+    """Return whether a stored fingerprint belongs to these splits. Earlier versions stored no digest of all pixels."""
+    if not isinstance(found, str):
+        return False
+    (start, _, digest), (own_start, _, own_digest) = found.partition("-"), fingerprint(splits).partition("-")
+    return start == own_start and (digest == own_digest or not digest or not own_digest)
