@@ -19,6 +19,7 @@ from vae_cli.commands.train import train
 from vae_cli.comparison.statistics import statistic
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import UserError
+from vae_cli.metrics.record import FORMAT
 from vae_cli.runs.folder import RunDir
 
 REASON = "a point mass has no finite rate"
@@ -87,7 +88,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         figures["noise_probe_t"] = {"value": [0.0, 0.5, 1.0], "metric": "Terms", "claim": "bits"}
         figures["noise_probe_distortion"] = {"value": [1.0, 2.0, 4.0], "metric": "Terms", "claim": "bits"}
         evaluation = {
-            "format": 1,
+            "format": FORMAT,
             "run": folder.path.name,
             "step": summary["step"],
             "weights": weights,
@@ -343,7 +344,7 @@ def test_runs_that_cannot_be_compared_are_refused(
 ) -> None:
     run = next((trained / "runs/digits").glob("*sigma-fixed*"))
     assert vae("compare", str(run)) == 2
-    assert "only finished run" in capsys.readouterr().err
+    assert "can be compared here" in capsys.readouterr().err
     assert vae("compare", str(tmp_path)) == 2
     assert "There are no runs in" in capsys.readouterr().err
     assert vae("compare", "nowhere") == 2

@@ -22,8 +22,18 @@ from torch.distributions import Independent, Laplace
 from vae_cli import Run, load_run
 from vae_cli.commands.train import train
 from vae_cli.config.build import build_experiment
-from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
-from vae_cli.metrics.information import MutualInformation, Rate, SignalToNoise, log_others
+from vae_cli.metrics.base import (
+    RESAMPLINGS,
+    Budget,
+    Figure,
+    MeasuredRun,
+    Metric,
+    as_plain,
+    compute_metrics,
+    mean_figure,
+    resample,
+)
+from vae_cli.metrics.information import AggregateDensity, MutualInformation, Rate, SignalToNoise, log_others
 from vae_cli.metrics.scales import PullOverTraining, ScaleDistribution
 from vae_cli.metrics.tolerance import NOISE_LEVELS, NoiseProbe, Quantization, quantize
 
@@ -33,7 +43,7 @@ LAM = torch.tensor([8.0, 5.0, 3.0, 2.0], dtype=torch.float64)
 LEARNED = ["sigma=learned"]
 FIXED = ["sigma=fixed", "sigma.value=0.5"]
 KINDS: list[type[Metric]] = [
-    *(Rate, SignalToNoise, MutualInformation, NoiseProbe, Quantization),
+    *(Rate, SignalToNoise, MutualInformation, AggregateDensity, NoiseProbe, Quantization),
     *(ScaleDistribution, PullOverTraining),
 ]
 
@@ -140,6 +150,10 @@ def test_closed_forms_of_the_linear_model(compose: Compose, overrides: list[str]
     near(mutual["mutual_information_bits"], (information - bias) / math.log(2), bias)
     near(mutual["marginal_kl"], float(known["rate"].sum()) - information + bias, bias)
     assert mutual["mutual_information"].error < 0.04
+    truth = float(known["rate"].sum()) - information
+    lower = figures(subject, AggregateDensity)["marginal_kl_lower"]
+    assert lower.error is not None
+    assert truth - 0.75 < lower.value < truth + 4 * lower.error  # at most ln 2 below the better of two densities
     assert "saturated" not in mutual["mutual_information"].note
     assert mutual["mutual_information_ceiling_bits"].value == pytest.approx(math.log2(9000))
 
@@ -397,7 +411,8 @@ NEED_NOISE = {
     "rate", "rate_bits", "rate_loc", "rate_scale", "rate_per_dimension", "active_units", "snr_per_dimension",
     "channel_bound_bits", "mutual_information", "mutual_information_bits", "mutual_information_ceiling_bits",
     "marginal_kl", "scale_mean", "scale_median", "scale_min", "scale_max", "scale_active_quantiles",
-    "scale_idle_quantiles", "scale_histogram_edges", "scale_histogram_active", "scale_histogram_idle",
+    "scale_distance_from_1", "marginal_kl_lower", "scale_idle_quantiles", "scale_histogram_edges",
+    "scale_histogram_active", "scale_histogram_idle",
     "training_rate_scale", "training_rate_loc", "training_scale_mean",
 }  # fmt: skip
 FOR_ALL = {
@@ -463,3 +478,17 @@ def test_figures_do_not_depend_on_what_else_is_measured(compose: Compose) -> Non
         for kinds in ([NoiseProbe], [MutualInformation, Quantization, NoiseProbe])
     ]
     assert found[0] == found[1]
+
+
+def test_resampled_deviations_have_the_variance_of_a_mean() -> None:
+    """Their mean square is the squared standard error, also of a difference between runs on the same images."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(500, generator=generator)
+    one, other = (mean_figure(shared + 0.1 * torch.randn(500, generator=generator)) for _ in range(2))
+    assert one.parts is not None
+    assert other.parts is not None
+    first, second = (np.array(resample(figure.parts, 3)) for figure in (one, other))
+    assert np.sqrt((first**2).mean()) == pytest.approx(one.error, rel=0.2)
+    assert np.sqrt(((first - second) ** 2).mean()) == pytest.approx(0.1 * math.sqrt(2 / 500), rel=0.2)
+    assert len(resample(one.parts, 3)) == RESAMPLINGS
+    assert resample(one.parts, 3) != resample(one.parts, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -153,7 +154,8 @@ def test_the_jacobian_of_a_linear_decoder_is_its_weight() -> None:
     unit = (codes.double().var(0, correction=0) + sigma**2).sqrt()
     J = weight.detach().double() * unit  # noqa: N806
     found = figures(of, Jacobian)
-    assert found.keys() == {f"jacobian_{kind}_{place}" for kind in ("frobenius", "norm") for place in PLACES}
+    names = {f"jacobian_{kind}_{place}" for kind in ("frobenius", "norm") for place in PLACES}
+    assert found.keys() == {*names, "jacobian_ratio"}
     for place in PLACES:
         frobenius, norm = found[f"jacobian_frobenius_{place}"], found[f"jacobian_norm_{place}"]
         assert frobenius.value == pytest.approx(float(torch.linalg.matrix_norm(J)), rel=1e-5)
@@ -203,7 +205,42 @@ def test_a_missing_jacobian_has_a_reason() -> None:
     assert all(figure.value is None and "equal" in figure.reason for figure in found.values())
     with torch.no_grad():
         linear[0].weight.zero_()  # a decoder that ignores the code has a Jacobian: 0
-    assert set(numbers(subject(torch.randn(9, 3), None, None, linear), Jacobian).values()) == {0.0}
+    of = subject(torch.randn(9, 3), None, None, linear)
+    assert set(numbers(of, Jacobian).values()) == {0.0}
+    assert figures(of, Jacobian)["jacobian_ratio"].reason == "all codes decode to the same image"
+
+
+@pytest.mark.parametrize("sigma", [None, Fixed(2.0)])
+def test_the_jacobian_ratio_of_a_linear_decoder_is_1(sigma: nn.Module | None) -> None:
+    """Whatever the noise, and however the codes are correlated."""
+    torch.manual_seed(0)
+    codes = torch.randn(400, 3) @ torch.tensor([[4.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1e-3]]) + 5
+    decoder = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (1, 3, 4)))
+    assert numbers(subject(codes, None, sigma, decoder), Jacobian)["jacobian_ratio"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_jacobian_ratio_of_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For g(z) = z^2 and z ~ N(0, 1), E g'^2 = 4 and Var g = 2."""
+
+    class Square(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z.square()[:, None, None, :]
+
+    torch.manual_seed(0)
+    of = subject(torch.randn(20_000, 1), None, None, Square())
+    of.budget = dataclasses.replace(BUDGET, points=20_000)
+    ratio = figures(of, Jacobian)["jacobian_ratio"]
+    assert isinstance(ratio.error, float)
+    assert ratio.value == pytest.approx(math.sqrt(2), abs=4 * ratio.error)
+    values = []
+    for seed in range(60):  # its error is its spread over samples of images
+        torch.manual_seed(seed)
+        of = subject(torch.randn(300, 1), None, None, Square())
+        of.budget = dataclasses.replace(BUDGET, points=150)
+        figure = figures(of, Jacobian)["jacobian_ratio"]
+        values.append((figure.value, figure.error))
+    spread = torch.tensor([value for value, _ in values]).std()
+    assert float(torch.tensor([error for _, error in values]).mean() / spread) == pytest.approx(1, abs=0.35)
 
 
 # --- Interpolation ---
@@ -512,7 +549,7 @@ def test_every_figure_of_a_run_is_given_or_has_a_reason(
     of = trained(tmp_path, overrides.split(), monkeypatch)
     found = compute_metrics(of, METRICS)
     flat = {name: figure for each in found.values() for name, figure in each.items()}
-    assert len(flat) == sum(len(each) for each in found.values()) == 31
+    assert len(flat) == sum(len(each) for each in found.values()) == 32
     assert {name for name, figure in flat.items() if figure.value is None} == undefined
     for name, figure in flat.items():
         as_plain(figure)

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ from vae_cli.axes.dataset import Dataset
 from vae_cli.commands.train import train
 from vae_cli.config.instantiate import build
 from vae_cli.metrics import features, price
-from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
+from vae_cli.metrics.base import Budget, Codes, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.features import FeatureNet, feature_net
-from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior, curve_steps, gaussian, group_bound
-from vae_cli.metrics.quality import KINDS, SOURCES, Balls, Quality, frechet, neighborhoods
+from vae_cli.metrics.price import (
+    AggregateFit,
+    Bound,
+    RefittedPrior,
+    curve_steps,
+    expected_log_density,
+    gaussian,
+    group_bound,
+)
+from vae_cli.metrics.quality import KINDS, SOURCES, Balls, Quality, frechet, kid, neighborhoods
 from vae_cli.runs.checkpoint import save_checkpoint
 from vae_cli.runs.mixture import fit_mixture
 
@@ -164,7 +173,7 @@ def test_curve_of_groups() -> None:
     torch.testing.assert_close(group_bound(log_weight, 11), log_weight.exp().mean(0).log())
     assert curve_steps(1) == [1]
     assert curve_steps(64) == [1, 2, 5, 10, 20, 50, 64]
-    assert curve_steps(100) == [1, 2, 5, 10, 20, 50, 100]
+    assert curve_steps(100) == [1, 2, 5, 10, 20, 50, 64, 100]
 
 
 def test_aggregate_of_closed_form(trained: Train) -> None:
@@ -235,11 +244,22 @@ def test_a_refitted_prior_gains_the_divergence_of_the_aggregate_from_the_prior(t
     assert gain.error < 0.05 * kl
     assert number(found["elbo_mixture_prior_gain"]) == pytest.approx(kl, abs=5 * gain.error + 0.1)
     elbo = number(figures(run, Bound)["elbo"])
-    assert number(found["elbo_gaussian_prior"]) - elbo == pytest.approx(kl, abs=0.3)
+    assert number(found["elbo_gaussian_prior"]) - elbo == pytest.approx(number(gain), rel=1e-6)
     run, _ = linear(trained, "learned", None)
     found = figures(run, RefittedPrior)
     assert number(found["elbo_gaussian_prior_gain"]) == pytest.approx(0, abs=1e-3)  # the prior is the aggregate
     assert number(found["elbo_mixture_prior_gain"]) == pytest.approx(0, abs=0.1)
+
+
+def test_the_expected_log_density_is_that_of_draws() -> None:
+    torch.manual_seed(0)
+    m, c, *_ = two_gaussians()
+    loc, scale = torch.randn(6, len(m)), torch.rand(6, len(m)) + 0.1
+    found = expected_log_density(m, c, Codes(loc, scale, loc, None))
+    draws = loc + scale * torch.randn(200_000, *loc.shape)
+    values = MultivariateNormal(m, c).log_prob(draws.double())
+    error = values.std(0) / math.sqrt(len(draws))
+    assert ((found - values.mean(0)).abs() < 5 * error).all()
 
 
 def test_a_mixture_gains_more_than_one_gaussian_on_clusters(trained: Train) -> None:
@@ -288,10 +308,10 @@ MODES = [
     ["experiment=linear_vae", "dataset.images=4000", "dataset.test=1000", "sigma=shared"],
 ]
 NEED_NOISE = {
-    *("elbo", "iw_bound_k6", "iw_gap", "iw_curve_k", "iw_curve", "effective_sample_size"),
+    *("elbo", "iw_bound_k6", "iw_gap", "iw_growth", "iw_curve_k", "iw_curve", "effective_sample_size"),
     *("elbo_gaussian_prior", "elbo_gaussian_prior_gain", "elbo_mixture_prior", "elbo_mixture_prior_gain"),
 }
-NEED_LABELS = {*(f"{k}_{s}" for k in KINDS for s in SOURCES), "frechet_floor", "feature_accuracy"}
+NEED_LABELS = {*(f"{k}_{s}" for k in KINDS for s in SOURCES), "frechet_floor", "kid_floor", "feature_accuracy"}
 ALWAYS = {"distortion", "aggregate_mean_norm", "aggregate_variance", "aggregate_spectrum", "aggregate_kl_gaussian"}
 
 
@@ -309,6 +329,7 @@ def test_every_mode_gives_finite_figures_or_reasons(trained: Train, overrides: l
     missing = (set() if subject.has_noise else NEED_NOISE) | (
         NEED_LABELS if subject.codes("test").labels is None else set()
     )
+    missing |= {"iw_growth"}  # K = 6
     assert {name for name, figure in every.items() if figure.value is None} == missing
     for figure in every.values():
         as_plain(figure)  # refuses what is not finite
@@ -530,6 +551,42 @@ def test_neighborhoods_match_their_definition() -> None:
         "coverage": float(within(made, real, radius(real, 5)).amax(0).mean()),
     }
     assert shares(made, real) == pytest.approx(expected)
+
+
+def test_the_kernel_distance_is_that_of_all_pairs() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(7, 3).double(), torch.randn(5, 3).double() + 0.5
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return float((x @ y / 3 + 1) ** 3)
+
+    def mean(pairs: list[float]) -> float:
+        return sum(pairs) / len(pairs)
+
+    within = [mean([kernel(x, y) for x, y in permutations(points, 2)]) for points in (a, b)]
+    across = mean([kernel(x, y) for x in a for y in b])
+    assert number(kid(a, b)) == pytest.approx(sum(within) - 2 * across)
+
+
+def test_the_kernel_distance_is_unbiased_and_the_frechet_distance_is_not() -> None:
+    torch.manual_seed(0)
+    found = [kid(torch.randn(60, 8).double(), torch.randn(60, 8).double()) for _ in range(300)]
+    values, errors = (torch.tensor([getattr(figure, key) for figure in found]) for key in ("value", "error"))
+    assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(300)
+    apart = [kid(torch.randn(60, 8).double(), torch.randn(60, 8).double() + 0.4) for _ in range(300)]
+    values, errors = (torch.tensor([getattr(figure, key) for figure in apart]) for key in ("value", "error"))
+    assert float(errors.mean() / values.std()) == pytest.approx(1, abs=0.25)
+    assert frechet(torch.randn(60, 8).double(), torch.randn(60, 8).double()) > 0.3
+
+
+def test_the_bound_grows_from_64_draws(trained: Train) -> None:
+    run, _ = linear(trained, "fixed", 1.0)
+    found = figures(run, Bound, dataclasses.replace(BUDGET, samples=500, iw_images=50))
+    rise = curve(found["iw_curve"])
+    ladder = curve(found["iw_curve_k"]).tolist()
+    assert number(found["iw_growth"]) == pytest.approx(float(rise[-1] - rise[ladder.index(64)]), abs=1e-9)
+    assert number(found["iw_growth"]) > 0
+    assert "only 64 draws" in figures(run, Bound)["iw_growth"].reason
 
 
 def test_quality_of_a_perfect_decoder(digits: MeasuredRun, monkeypatch: pytest.MonkeyPatch) -> None:

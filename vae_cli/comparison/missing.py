@@ -20,7 +20,7 @@ from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.garbage import reading_many
 from vae_cli.machine.cores import cores
 from vae_cli.machine.signals import end_with_parent
-from vae_cli.metrics.record import PROFILES, Profile, missing, rank, stored_evaluation
+from vae_cli.metrics.record import FORMAT, PROFILES, Profile, missing, rank, stored_evaluation
 from vae_cli.runs.folder import RunDir
 
 JOBS = 8  # at most this many processes by default: each needs about a gigabyte of memory
@@ -165,9 +165,9 @@ def _evaluate_one(work: Work) -> dict[str, Any] | str:
     try:
         found = stored_evaluation(folder)
         if found is not None and rank(found["profile"]) >= rank(profile):  # only some metrics are missing
-            about = {key: found[key] for key in ("profile", "weights", "seed")} | {
-                "samples": found["budget"]["samples"]
-            }
+            about = {key: found[key] for key in ("profile", "weights", "seed")}
+            if found["format"] == FORMAT:
+                about["samples"] = found["budget"]["samples"]
             kinds = [kind for kind in METRICS if kind.__name__ in missing(found)]
             return evaluate_run(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
         return evaluate_run(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)

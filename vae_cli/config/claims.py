@@ -24,11 +24,19 @@ class Claim:
     number    its place in tables and reports
     title     the claim as a statement
     question  the claim turned into a question, which `vae compare` answers
+    primary   the figure that decides about the claim, chosen before any run was seen; the others describe
+    sign      the sign of the difference in this figure that the claim predicts
+    margin    the largest difference in this figure that counts as none
+    is_share  whether the margin is a share of the reference arm's value, instead of a value
     """
 
     number: int
     title: str
     question: str
+    primary: str
+    sign: int
+    margin: float
+    is_share: bool = False
 
 
 CLAIMS: dict[ClaimName, Claim] = {
@@ -36,19 +44,43 @@ CLAIMS: dict[ClaimName, Claim] = {
         1,
         "The noise limits the information that a code carries",
         "Does the noise limit the information that a code carries?",
+        primary="quantization_bits_within_1_nat",
+        sign=1,
+        margin=0.05,
+        is_share=True,
     ),
     "neighbours": Claim(
         2,
         "The noise makes neighboring codes decode alike",
         "Does the noise make neighboring codes decode alike?",
+        primary="jacobian_ratio",
+        sign=1,
+        margin=0.05,
     ),
     "shortcuts": Claim(
         3,
         "Without noise, or without a penalty on small sigma, the network takes a shortcut",
         "Without noise, or without a penalty on small sigma, does the network take a shortcut?",
+        primary="distortion_gap",
+        sign=1,
+        margin=0.5,
     ),
-    "scale": Claim(4, "The KL term pulls sigma towards 1", "Does the KL term pull sigma towards 1?"),
-    "price": Claim(5, "Hard-coding sigma has a cost", "What does it cost to hard-code sigma?"),
+    "scale": Claim(
+        4,
+        "The KL term pulls sigma towards 1",
+        "Does the KL term pull sigma towards 1?",
+        primary="scale_distance_from_1",
+        sign=-1,
+        margin=0.05,
+    ),
+    "price": Claim(
+        5,
+        "Hard-coding sigma has a cost",
+        "What does it cost to hard-code sigma?",
+        primary="iw_bound_k{k}",
+        sign=-1,
+        margin=0.5,
+    ),
 }
 
 
@@ -129,6 +161,15 @@ def entry(name: str) -> Entry:
             return replace(found, name=name, definition=found.definition.replace("{k}", match[1]), **filled)
     words = name.replace("_", " ")
     return Entry(name, words[:1].upper() + words[1:], words, "")
+
+
+def is_primary(name: str) -> bool:
+    """Return whether a figure decides about a claim.
+
+    >>> is_primary("iw_bound_k64"), is_primary("rate")
+    (True, False)
+    """
+    return any(re.fullmatch(claim.primary.replace("{k}", r"\d+"), name) for claim in CLAIMS.values())
 
 
 def headlines(claim: ClaimName) -> list[Entry]:

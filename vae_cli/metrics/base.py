@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from vae_cli.config.claims import ClaimName
 from vae_cli.core.compatibility import offers
 from vae_cli.core.rng import derive_seed, evaluating
+from vae_cli.metrics.record import RESAMPLINGS
 from vae_cli.model.inference import Inference
 from vae_cli.runs.codes import FITTED
 from vae_cli.runs.mixture import Mixture, fit_mixture
@@ -23,6 +24,7 @@ from vae_cli.runs.run import Run
 SplitName = Literal["train", "validation", "test"]
 Value = float | list[float]
 
+CODES_PER_IMAGE = 8  # draws of z for each image, except for the importance-weighted bound
 BATCH = 500  # images or codes that are processed together
 
 
@@ -36,6 +38,9 @@ class Figure:
     error   standard error of the value over the sample; None if unknown
     note    a caveat for the reader, for example that the value is at its upper limit
     reason  why the value is None
+    parts   how much each image of the sample moves the value, to first order, in the order of the sample; None if
+            unknown. They are not stored
+    resampled  deviations of the value if images are resampled (see `resample`); empty if unknown
     """
 
     value: Value | None
@@ -44,13 +49,42 @@ class Figure:
     error: Value | None = None
     note: str = ""
     reason: str = ""
+    parts: Tensor | None = field(default=None, compare=False, repr=False)
+    resampled: Sequence[float] = ()
 
 
 def mean_figure(values: Tensor, unit: str = "", note: str = "") -> Figure:
     """Return the mean of values (N,), one per image, with its standard error std / sqrt(N)."""
     values = values.detach().cpu().double()  # Apple's GPUs have no double precision
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
-    return Figure(float(values.mean()), unit, len(values), error, note)
+    return Figure(float(values.mean()), unit, len(values), error, note, parts=parts_of_mean(values))
+
+
+def measured(value: float, unit: str, parts: Tensor) -> Figure:
+    """Return a figure of N images from its value and how much each image moves it, (N,); the standard error is
+    sqrt(sum of squares N / (N - 1)), as for a mean."""
+    count = len(parts)
+    error = float(parts.square().sum().sqrt()) * math.sqrt(count / (count - 1)) if count > 1 else None
+    return Figure(value, unit, count, error, parts=parts)
+
+
+def resample(parts: Tensor, seed: int) -> tuple[float, ...]:
+    """Return RESAMPLINGS deviations of a value under random changes of the sample of images, whose parts are (N,).
+
+    Deviation b is sum_n s_bn part_n with random signs s (a multiplier bootstrap: Wu, Jackknife, Bootstrap and Other
+    Resampling Methods in Regression Analysis, Annals of Statistics 1986), so its mean square is the variance of the
+    value over samples of images. The signs depend only on the seed. Runs measured on the same images thus have the same
+    signs, and the deviations of the difference between two runs, or of a mean over runs, are the differences or means
+    of their deviations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (len(parts), RESAMPLINGS), generator=generator, dtype=torch.float64) * 2 - 1
+    return tuple(float(f"{value:.6g}") for value in (parts.cpu().double() @ signs).tolist())
+
+
+def parts_of_mean(values: Tensor) -> Tensor:
+    """Return how much each value moves the mean of values (N,): its deviation from the mean, divided by N."""
+    return (values - values.mean()) / len(values)
 
 
 def undefined(reason: str) -> Figure:
@@ -84,7 +118,7 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(1000, 5000, 64, 200, 500, 16, 50, 1000),
-    "default": Budget(10_000, 60_000, 64, 1000, 2000, 64, 200, 5000),
+    "default": Budget(10_000, 60_000, 5000, 200, 2000, 64, 200, 5000),
     "full": Budget(10**9, 10**9, 5000, 10**9, 10_000, 256, 1000, 10_000),
 }
 
@@ -164,6 +198,24 @@ class MeasuredRun:
     def _codes(self) -> dict[str, Codes]:
         return {}
 
+    @cached_property
+    def terms(self) -> tuple[Tensor, Tensor | None]:
+        """The distortion, averaged over CODES_PER_IMAGE draws of z, and the rate of each test image, float64 (N,) each,
+        in nats. The rate is None for a point mass."""
+        distortions, rates = [], []
+        for x, rows in self.batches("test"):
+            with evaluating(self.model, self.stream("terms", rows.start), self.device):
+                inference = self.model(x)
+                distortion = inference.distortion
+                if inference.rate is not None:
+                    rates.append(inference.rate)
+                    for _ in range(CODES_PER_IMAGE - 1):  # one at a time: more would need much memory in a conv network
+                        distortion = distortion + self.distortion(x, inference.posterior.rsample())
+                    distortion = distortion / CODES_PER_IMAGE
+            distortions.append(distortion)
+        rate = torch.cat(rates).cpu().double() if rates else None
+        return torch.cat(distortions).cpu().double(), rate
+
     def mixture(self, components: int) -> Mixture:
         """Return a Gaussian mixture fitted to one drawn code per training image, at most FITTED codes. It is cached."""
         if components not in self._mixtures:
@@ -242,11 +294,11 @@ def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict
 
 def as_plain(figure: Figure) -> dict[str, Any]:
     """Return a figure as a dictionary for JSON, without empty fields. Raises ValueError if a number is not finite."""
-    empty = {"unit": "", "count": 0, "error": None, "note": "", "reason": ""}
-    plain = {key: value for key, value in vars(figure).items() if key == "value" or value != empty[key]}
-    numbers = [
-        number for part in (figure.value, figure.error) for number in (part if isinstance(part, list) else [part])
-    ]
+    empty = {"unit": "", "count": 0, "error": None, "note": "", "reason": "", "resampled": ()}
+    fields = {key: getattr(figure, key) for key in ("value", *empty)}
+    plain = {key: value for key, value in fields.items() if key == "value" or value != empty[key]}
+    lists = (figure.value, figure.error, list(figure.resampled))
+    numbers = [number for part in lists for number in (part if isinstance(part, list) else [part])]
     if not all(number is None or math.isfinite(number) for number in numbers):
         raise ValueError(f"a figure is not finite: {figure}")
     return plain

@@ -13,18 +13,28 @@ from typing import Any, Literal
 import torch
 
 from vae_cli.axes.dataset.split import fingerprint
+from vae_cli.config.claims import is_primary
 from vae_cli.config.instantiate import find_class
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError, nearest
 from vae_cli.core.files import refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
-from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, as_plain, compute_metrics, undefined
+from vae_cli.metrics.base import (
+    BUDGETS,
+    Figure,
+    MeasuredRun,
+    Metric,
+    as_plain,
+    compute_metrics,
+    resample,
+    undefined,
+)
 from vae_cli.metrics.record import FORMAT, MODULES, Profile, digest, metrics_file, stamp
 from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
 from vae_cli.training.tensorboard import add_scalars
 
-REUSED_IF_EQUAL = ("profile", "seed", "weights", "weights_digest", "images")
+REUSED_IF_EQUAL = ("format", "profile", "seed", "weights", "weights_digest", "images")
 
 METRICS: tuple[type[Metric], ...] = tuple(
     getattr(import_module(f"vae_cli.metrics.{module}"), name) for module, names in MODULES.items() for name in names
@@ -83,20 +93,13 @@ def evaluate_run(
     begun = time.perf_counter()
     run = Run(folder.path, weights, device, data_dir)
     torch.set_num_threads(find_threads(run.config, run.model))
-    if samples is None and before is not None and before["profile"] == profile:  # as many draws as before
-        samples = before["budget"]["samples"]
+    if samples is None and before is not None and (before["profile"], before["format"]) == (profile, FORMAT):
+        samples = before["budget"]["samples"]  # as many draws as before
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}
     about |= {"weights": weights, **_identity(run)}
-    figures, left_out = _reusable(before, about, {kind.__name__ for kind in kinds})
-    subject = MeasuredRun(run, budget, seed)
-    for kind in kinds:
-        say(word(kind))
-        for name, figure in compute_metrics(subject, [kind])[kind.__name__].items():
-            for entries in (figures, left_out):
-                entries.pop(name, None)
-            entry = _entry(figure, kind)
-            (left_out if entry["value"] is None else figures)[name] = entry
+    kept = _reusable(before, about, {kind.__name__ for kind in kinds})
+    figures, left_out = _measure(MeasuredRun(run, budget, seed), kinds, kept, say)
     if stamp(run.weights_file) != about["weights_stamp"]:
         raise Failure(f"{folder.path} was trained further or replaced during its evaluation. Evaluate it again.")
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
@@ -106,6 +109,21 @@ def evaluate_run(
         numbers = {name: entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
         add_scalars(folder.path, "evaluation", {f"evaluation/{name}": n for name, n in numbers.items()}, run.step)
     return found
+
+
+def _measure(
+    subject: MeasuredRun, kinds: Sequence[type[Metric]], kept: Sequence[dict[str, Any]], say: Callable[[str], object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compute metrics, and return the `figures` and `left_out` entries of metrics.json, including the `kept` ones."""
+    figures, left_out = kept
+    for kind in kinds:
+        say(word(kind))
+        for name, figure in compute_metrics(subject, [kind])[kind.__name__].items():
+            for entries in (figures, left_out):
+                entries.pop(name, None)
+            entry = _entry(figure, kind, subject.stream("resampling") if is_primary(name) else None)
+            (left_out if entry["value"] is None else figures)[name] = entry
+    return _in_order(figures), _in_order(left_out)
 
 
 def _refuse_impossible(folder: RunDir, target: Path) -> None:
@@ -144,7 +162,16 @@ def _reusable(before: Mapping[str, Any] | None, about: Mapping[str, Any], comput
     ]
 
 
-def _entry(figure: Figure, kind: type[Metric]) -> dict[str, Any]:
+def _in_order(entries: dict[str, Any]) -> dict[str, Any]:
+    """Return entries in the order of METRICS, whichever were computed again; those of the user's own metrics last."""
+    places = {kind.__name__: place for place, kind in enumerate(METRICS)}
+    return dict(sorted(entries.items(), key=lambda pair: places.get(pair[1]["metric"], len(places))))
+
+
+def _entry(figure: Figure, kind: type[Metric], resampled: int | None) -> dict[str, Any]:
+    """Return a figure as metrics.json stores it; `resampled` is the seed for resampling images, or None."""
+    if resampled is not None and figure.parts is not None:
+        figure = replace(figure, resampled=resample(figure.parts, resampled))
     try:
         plain = as_plain(figure)
     except ValueError:  # the model has diverged to extreme values

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
 from vae_cli.model.inference import Inference
 from vae_cli.model.scales import diagonal_normal
+from vae_cli.runs.codes import MIXTURE_COMPONENTS
 
 TENSOR_NUMBERS = 1 << 22  # numbers in one intermediate tensor
 
@@ -223,10 +224,55 @@ class MutualInformation(Metric):
         return own.cpu().double(), others.cpu().double(), rate.cpu().double()
 
 
-def log_others(z: Tensor, rows: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+class AggregateDensity(Metric):
+    """A lower bound on KL(q(z) || p(z)), the part of the rate that carries no information about the image, in nats.
+
+    marginal_kl_lower  E[ln r(z) - ln p(z)] over one noisy code of each of budget.draws test images, with a density r
+                       that was fitted to training images
+
+    For every density r that does not depend on the test images, E_q ln q >= E_q ln r, so the figure is a lower bound in
+    expectation, with a standard error over images. r is the mean of two densities, and thus at most ln 2 nats below the
+    better one: the aggregate posterior of the training images, and a mixture of 10 Gaussians fitted to their codes (if
+    there are too few codes, the former alone). marginal_kl is the upper end: with few images it is about rate - ln N,
+    whatever the true value. Not defined for a point mass.
+    """
+
+    claim = "bits"
+
+    def compute(self) -> dict[str, Figure]:
+        subject = self.subject
+        if not subject.has_noise:
+            return {"marginal_kl_lower": undefined(NO_RATE)}
+        z = subject.codes("test").z[: subject.budget.draws]
+        density = log_aggregate(subject, z)
+        if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
+            mixture = subject.mixture(MIXTURE_COMPONENTS).log_prob(z.cpu().double())
+            density = torch.logaddexp(density, mixture) - math.log(2)
+        return {"marginal_kl_lower": mean_figure(density - subject.model.prior().log_prob(z).cpu().double(), "nats")}
+
+
+def log_aggregate(subject: MeasuredRun, z: Tensor) -> Tensor:
+    """Return the log density of codes z (M, D) under the aggregate posterior of the training images, float64 (M,)."""
+    codes = subject.codes("train")
+    count = len(codes.loc)
+    x, _ = next(subject.batches("train", most=1))
+    if codes.scale is not None and is_normal(subject.model.encode(x)):
+        found = log_others(z.cpu().double(), None, codes.loc.cpu().double(), codes.scale.cpu().double())
+    else:
+        found = torch.full((len(z),), -torch.inf, dtype=torch.float64)
+        for x, _ in subject.batches("train"):
+            posterior = subject.model.encode(x)
+            parts = z.split(max(1, TENSOR_NUMBERS // (len(x) * z.shape[1])))
+            density = torch.cat([posterior.log_prob(part[:, None]).logsumexp(1) for part in parts])
+            found = torch.logaddexp(found, density.cpu().double())
+    return found - math.log(count)
+
+
+def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Tensor:
     """Return ln sum_i N(z; loc_i, diag(scale_i^2)) for each code z, (M,), over all images i but the code's own.
 
-    z is (M, D), loc and scale are (N, D), all in double precision; rows (M,) are the indices of the codes' own images.
+    z is (M, D), loc and scale are (N, D), all in double precision; rows (M,) are the indices of the codes' own images,
+    or None if they are not among the N.
     Squares are expanded into a matrix product, (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. If scales are
     small, these terms are much larger than their sum. If the rounding error could therefore exceed a hundredth of a
     nat, the squared differences are summed dimension by dimension instead, which is slower. Memory: a few tensors of
@@ -243,7 +289,7 @@ def log_others(z: Tensor, rows: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     found = []
     # Summing by dimension passes over the tensor many times, which is faster if it stays in the processor's cache.
     size = max(1, (TENSOR_NUMBERS if expand else TENSOR_NUMBERS >> 4) // len(loc))
-    for part, own in zip(z.split(size), rows.split(size), strict=True):
+    for number, part in enumerate(z.split(size)):
         if expand:
             density = torch.cat([part.square(), part], 1) @ weight + (norm - (loc.square() * precision).sum(1) / 2)
         else:
@@ -251,7 +297,9 @@ def log_others(z: Tensor, rows: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
             for values, (column, inverse) in zip(part.T, columns, strict=True):
                 difference = (values[:, None] - column).mul_(inverse)
                 density.addcmul_(difference, difference, value=-0.5)
-        found.append(density.scatter_(1, own[:, None], -torch.inf).logsumexp(1))
+        if rows is not None:
+            density.scatter_(1, rows[number * size :][: len(part), None], -torch.inf)
+        found.append(density.logsumexp(1))
     return torch.cat(found)
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
+from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, parts_of_mean, undefined
 from vae_cli.metrics.classifiers import nearest
 from vae_cli.runs.codes import between
 
@@ -83,7 +83,9 @@ class Derivative:
 
 
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
-    """Return |J|_F of the Jacobian J = d function(z) / d (z / unit) at each of the codes z (B, D), float64 (B,).
+    """Return |J U|_F at each of the codes z (B, D), float64 (B,), with J = d function(z) / dz and U the unit.
+
+    The unit is a matrix (D, D), or the diagonal (D,) of one: J U is then the Jacobian with respect to z / unit.
 
     The result is exact for up to R = MAX_DIRECTIONS dimensions: each column of J takes one product. With more
     dimensions, the norm is estimated as the root of the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990).
@@ -99,7 +101,8 @@ def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor
             tangent[:, direction] = 1
         else:
             tangent = torch.randint_like(z, 2) * 2 - 1
-        total += jacobian.push(unit * tangent).flatten(1).double().square().sum(1)
+        moved = unit * tangent if unit.ndim == 1 else tangent @ unit.T
+        total += jacobian.push(moved).flatten(1).double().square().sum(1)
     return (total if exact else total / MAX_DIRECTIONS).sqrt()
 
 
@@ -143,8 +146,16 @@ class Jacobian(Metric):
                           estimated beyond (see frobenius_norm)
     jacobian_norm_*       mean of the largest singular value, a lower bound, accurate to about 0.1 % (see
                           largest_singular_value)
+    jacobian_ratio        sqrt(E tr(J_z C J_z^T) / tr Cov_x(g(loc))), with J_z = dg / dz at the locs, g the mean image
+                          and C = Cov_x(loc): how fast the image changes with the code, relative to a linear decoder
+                          whose images vary as much. It is 1 for a linear decoder, whatever C is, and at least 1 for any
+                          decoder if the locs are normal (Poincare inequality: Chernoff, A note on an inequality
+                          involving the normal distribution, 1981). It does not depend on the noise, the scale or the
+                          rotation of the codes
 
-    Both are in pixel values per unit of z', where the size of an image change is the root of its sum of squares over
+    The first two grow with the variance of the decoded images: for a linear decoder and uncorrelated codes, the
+    Frobenius norm is the root of that variance. Their unit contains the noise of the sigma mode. Both are in pixel
+    values per unit of z', where the size of an image change is the root of its sum of squares over
     pixels. Standard errors are over codes.
     """
 
@@ -160,7 +171,29 @@ class Jacobian(Metric):
             else:
                 both = self._norms(z)
             figures[f"jacobian_frobenius_{name}"], figures[f"jacobian_norm_{name}"] = both
+        figures["jacobian_ratio"] = undefined(reason) if reason else self._ratio()
         return figures
+
+    def _ratio(self) -> Figure:
+        """Return the Jacobian's size at the first budget.points locs, relative to a linear decoder."""
+        subject = self.subject
+        loc = subject.codes().loc
+        images = torch.cat([mean_images(subject, part).flatten(1).double() for part in loc.split(BATCH)])
+        variance = (images - images.mean(0)).square().sum(1)
+        reach = 1e-12 * float(images.square().sum(1).mean())
+        if len(loc) < 2 or not float(variance.mean()) > reach:
+            return undefined(ONE_IMAGE if len(loc) < 2 else "all codes decode to the same image")
+        values, vectors = torch.linalg.eigh(loc.T.double().cov(correction=0).reshape(loc.shape[1], -1).cpu())
+        root = (vectors * values.clamp_min(0).sqrt()).to(loc.device, loc.dtype)
+        places = loc[: subject.budget.points]
+        parts = places.split(max(1, PIXELS_DIFFERENTIATED // math.prod(subject.run.shape)))
+        square = torch.cat([frobenius_norm(lambda z: mean_images(subject, z), z, root) for z in parts]).square()
+        square, variance = square.cpu(), variance.cpu()
+        ratio = float((square.mean() / variance.mean()).sqrt())
+        moves = -parts_of_mean(variance) / variance.mean()
+        moves[: len(square)] += parts_of_mean(square) / square.mean()
+        moves = moves * ratio / 2
+        return Figure(ratio, "", len(square), float(moves.square().sum().sqrt()), parts=moves)
 
     def _places(self) -> dict[str, Tensor | None]:
         subject, count = self.subject, self.subject.budget.points

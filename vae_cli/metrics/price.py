@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from vae_cli.metrics.base import Codes, Figure, MeasuredRun, Metric, mean_figure, undefined
-from vae_cli.model.inference import Inference
+from vae_cli.metrics.base import CODES_PER_IMAGE, Codes, Figure, Metric, mean_figure, undefined
+from vae_cli.metrics.information import is_normal
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 from vae_cli.runs.mixture import Mixture
 
-CODES_PER_IMAGE = 8  # draws of z for each image, except for the importance-weighted bound
+FEW_DRAWS = 64  # draws with which the importance-weighted bound is compared, to show how much it still rises
 DECODED_PIXELS = 1 << 21  # in one batch of decoded images
 HELD_WEIGHTS = 1 << 22  # importance weights in memory at a time
 
@@ -28,46 +29,39 @@ class Bound(Metric):
     iw_bound_k{K}          E[log 1/K sum_k w_k] with w_k = p(x, z_k) / q(z_k|x), for budget.iw_images test images
     iw_gap                 iw_bound_k{K} minus the ELBO with the same images and draws, E[1/K sum_k log w_k]; the gap is
                            never negative
+    iw_growth              iw_bound_k{K} minus the bound with 64 of the same draws; not defined for K of 64 or less
     iw_curve               the bound at k = 1, 2, 5, 10 ... K (iw_curve_k): for each k a mean over the K // k disjoint
                            groups of k draws, and unbiased for the bound at that k
     effective_sample_size  (sum w)^2 / sum w^2, between 1 and K; K if q is the exact posterior
 
-    Errors are standard errors over images, and include the spread over draws. iw_bound_k{K} is below log p(x) by about
-    (K / effective_sample_size - 1) / (2 K), and by much more if the effective sample size is near 1. Memory use is
-    limited by constants of this module, whatever K and the number of images. For a point mass, only the distortion is
-    defined, since the others need a density of q. Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders,
-    ICLR 2016.
+    Errors are standard errors over images, and include the spread over draws. The bound rises with K towards log p(x),
+    at a pace that depends on how well q fits the exact posterior. How far it is below log p(x) cannot be computed from
+    the draws; iw_growth and iw_curve show whether it still rises. Bounds of runs that still rise at different paces
+    must not be ranked. Memory use is limited by constants of this module, whatever K and the number of images. For a
+    point mass, only the distortion is defined, since the others need a density of q. Burda, Grosse and Salakhutdinov,
+    Importance Weighted Autoencoders, ICLR 2016.
     """
 
     claim = "price"
 
-    def __init__(self, subject: MeasuredRun) -> None:
-        super().__init__(subject)
-        self.distortion: list[Tensor] = []
-        self.elbo: list[Tensor] = []
-
-    def update(self, inference: Inference) -> None:
-        distortion = inference.distortion
-        if inference.rate is not None:
-            for _ in range(CODES_PER_IMAGE - 1):  # one draw at a time: more would need much memory in a conv network
-                distortion = distortion + self.subject.distortion(inference.x, inference.posterior.rsample())
-            distortion = distortion / CODES_PER_IMAGE
-            self.elbo.append(-(distortion + inference.rate))
-        self.distortion.append(distortion)
-
     def compute(self) -> dict[str, Figure]:
-        figures = {"distortion": mean_figure(torch.cat(self.distortion), "nats")}
+        distortion, rate = self.subject.terms
+        figures = {"distortion": mean_figure(distortion, "nats")}
         count = self.subject.budget.samples
-        if not self.elbo:
-            names = ("elbo", f"iw_bound_k{count}", "iw_gap", "iw_curve_k", "iw_curve", "effective_sample_size")
-            return figures | dict.fromkeys(names, undefined(POINT_MASS))
+        if rate is None:
+            names = ("elbo", f"iw_bound_k{count}", "iw_gap", "iw_growth", "iw_curve_k", "iw_curve")
+            return figures | dict.fromkeys((*names, "effective_sample_size"), undefined(POINT_MASS))
         ladder = curve_steps(count)
         curve, size = self._importance(count, ladder)
         means = [mean_figure(values, "nats") for values in curve.T]
+        growth = undefined(f"there are only {count} draws")
+        if count > FEW_DRAWS:
+            growth = mean_figure(curve[:, -1] - curve[:, ladder.index(FEW_DRAWS)], "nats")
         return figures | {
-            "elbo": mean_figure(torch.cat(self.elbo), "nats"),
+            "elbo": mean_figure(-(distortion + rate), "nats"),
             f"iw_bound_k{count}": means[-1],
             "iw_gap": mean_figure(curve[:, -1] - curve[:, 0], "nats"),
+            "iw_growth": growth,
             "iw_curve_k": Figure([float(k) for k in ladder], "draws"),
             "iw_curve": Figure(
                 [_number(mean.value) for mean in means],
@@ -113,13 +107,13 @@ def _number(value: float | list[float] | None) -> float:
 
 
 def curve_steps(count: int) -> list[int]:
-    """Return 1, 2, 5, 10, 20, 50 ... up to count, and count itself.
+    """Return 1, 2, 5, 10, 20, 50 ... up to count, FEW_DRAWS, and count itself.
 
-    >>> curve_steps(64)
-    [1, 2, 5, 10, 20, 50, 64]
+    >>> curve_steps(200)
+    [1, 2, 5, 10, 20, 50, 64, 100, 200]
     """
-    steps = [digit * 10**power for power in range(len(str(count))) for digit in (1, 2, 5)]
-    return [*(k for k in steps if k < count), count]
+    steps = {FEW_DRAWS} | {digit * 10**power for power in range(len(str(count))) for digit in (1, 2, 5)}
+    return [*(k for k in sorted(steps) if k < count), count]
 
 
 def group_bound(log_weight: Tensor, k: int) -> Tensor:
@@ -183,53 +177,67 @@ class RefittedPrior(Metric):
                           training image (at most 10,000)
     ..._gain              E_q[log p_refitted(z) - log p(z)], the gain over the ELBO under the run's own prior
 
-    The distortion uses one draw of z; the log densities are averaged over 8 other draws, the same for both priors. The
-    error of a gain is the standard error over images of the paired difference. If the refitted prior equals the
-    aggregate posterior, the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, so its gain on
-    the test images is small or even negative. Not defined for a point mass. Ghosh et al., From Variational to
-    Deterministic Autoencoders, ICLR 2020, fit the same two priors.
+    Each ELBO is the run's own (see Bound) plus the gain, E_q log p_refitted(z) + entropy of q + rate. The first term is
+    exact for the Gaussian if q is normal with independent dimensions; otherwise it is averaged over 8 draws of z. So is
+    the entropy of a distribution for which torch has no closed form. The error of a gain
+    is the standard error over images of the paired difference. If the refitted prior equals the aggregate posterior,
+    the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, so its gain on the test images is small
+    or even negative. Not defined for a point mass. Ghosh et al., From Variational to Deterministic Autoencoders, ICLR
+    2020, fit the same two priors.
     """
 
     claim = "price"
 
-    def __init__(self, subject: MeasuredRun) -> None:
-        super().__init__(subject)
-        self.priors: dict[str, Mixture] = {}
-        self.elbo: dict[str, list[Tensor]] = {}
-        self.gain: dict[str, list[Tensor]] = {}
-        if subject.has_noise:
-            codes = subject.codes("train")
-            self.priors["elbo_gaussian_prior"] = gaussian(*moments(codes))
-            if len(codes.z) > MIXTURE_COMPONENTS:
-                self.priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
-
-    def update(self, inference: Inference) -> None:
-        if not self.priors:
-            return
-        z = inference.posterior.rsample((CODES_PER_IMAGE,))
-        own = inference.prior.log_prob(z).cpu().double()
-        log_posterior = inference.posterior.log_prob(z).cpu().double()
-        distortion = inference.distortion.cpu().double()
-        codes = z.cpu().double()
-        for name, prior in self.priors.items():
-            refitted = torch.stack([prior.log_prob(draw) for draw in codes])
-            self.elbo.setdefault(name, []).append((refitted - log_posterior).mean(0) - distortion)
-            self.gain.setdefault(name, []).append((refitted - own).mean(0))
-
     def compute(self) -> dict[str, Figure]:
-        figures: dict[str, Figure] = {}
-        reason = (
-            f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
-            if self.priors
-            else POINT_MASS
-        )
-        for name in ("elbo_gaussian_prior", "elbo_mixture_prior"):
-            if name in self.elbo:
-                figures[name] = mean_figure(torch.cat(self.elbo[name]), "nats")
-                figures[f"{name}_gain"] = mean_figure(torch.cat(self.gain[name]), "nats")
-            else:
-                figures[name] = figures[f"{name}_gain"] = undefined(reason)
+        subject = self.subject
+        distortion, rate = subject.terms
+        names = ("elbo_gaussian_prior", "elbo_gaussian_prior_gain", "elbo_mixture_prior", "elbo_mixture_prior_gain")
+        if rate is None:
+            return dict.fromkeys(names, undefined(POINT_MASS))
+        mean, covariance = moments(subject.codes("train"))
+        priors = {"elbo_gaussian_prior": gaussian(mean, covariance)}
+        if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
+            priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
+        expected, entropy = self._expected(priors)
+        if self._is_normal():
+            expected["elbo_gaussian_prior"] = expected_log_density(mean, covariance, subject.codes("test"))
+        too_few = f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
+        figures = dict.fromkeys(names, undefined(too_few))
+        for name, log_density in expected.items():
+            figures[name] = mean_figure(log_density + entropy - distortion, "nats")
+            figures[f"{name}_gain"] = mean_figure(log_density + entropy + rate, "nats")
         return figures
+
+    def _expected(self, priors: Mapping[str, Mixture]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return E_q log p(z) of each test image for each refitted prior p, estimated from draws, and the entropy of q,
+        float64 (N,) each."""
+        found: dict[str, list[Tensor]] = {name: [] for name in priors}
+        entropies = []
+        for x, _ in self.subject.batches("test"):
+            posterior = self.subject.model.encode(x)
+            z = posterior.rsample((CODES_PER_IMAGE,))
+            try:
+                entropy = posterior.entropy()
+            except NotImplementedError:
+                entropy = -posterior.log_prob(z).mean(0)
+            entropies.append(entropy.cpu().double())
+            for name, prior in priors.items():
+                found[name].append(torch.stack([prior.log_prob(draw) for draw in z.cpu().double()]).mean(0))
+        return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(entropies)
+
+    def _is_normal(self) -> bool:
+        x, _ = next(self.subject.batches("test", most=1))
+        return is_normal(self.subject.model.encode(x))
+
+
+def expected_log_density(mean: Tensor, covariance: Tensor, codes: Codes) -> Tensor:
+    """Return E_q log N(z; mean, covariance) for each image, float64 (N,), with q's loc and scale, (N, D), in `codes`:
+    -1/2 (log |2 pi C| + (loc - m)^T C^-1 (loc - m) + sum_j scale_j^2 (C^-1)_jj)."""
+    assert codes.scale is not None
+    fitted = gaussian(mean, covariance)
+    inverse = torch.cholesky_inverse(fitted.factors[0])
+    # The density at loc lacks only the term due to the scale.
+    return fitted.log_prob(codes.loc.cpu().double()) - codes.scale.cpu().double().square() @ inverse.diagonal() / 2
 
 
 def moments(codes: Codes) -> tuple[Tensor, Tensor]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vae_cli.metrics.base import BATCH, Figure, Metric, SplitName, mean_figure, undefined
+from vae_cli.metrics.base import BATCH, Figure, Metric, SplitName, mean_figure, parts_of_mean, undefined
 from vae_cli.metrics.classifiers import ROWS, distances, nearest
 from vae_cli.metrics.features import FeatureNet, feature_net
 from vae_cli.runs.codes import MIXTURE_COMPONENTS, prior_codes
 
 SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
-KINDS = ("frechet", "precision", "recall", "density", "coverage")
+KINDS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 MANIFOLD = 3  # nearest neighbors for precision and recall
 DENSITY_NEIGHBORS = 5  # for density and coverage
+SEEN = "compared with training images, which the feature net was trained on"
 
 
 class Quality(Metric):
@@ -27,9 +29,10 @@ class Quality(Metric):
     N = budget.pictures images (all test images if there are fewer):
 
     frechet     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Heusel et al., GANs Trained by a Two Time-Scale
-                Update Rule, NeurIPS 2017. Biased upward for small N. As a baseline, frechet_floor is the distance
-                between N training images and the test images. No source is expected to go below it except
-                reconstructions, which are made from the test images themselves
+                Update Rule, NeurIPS 2017. Biased upward for small N: compare it only at equal N
+    kid         mean of k(a, a') + k(b, b') - 2 k(a, b) over pairs of different images, with k(a, b) = (a . b / 64 +
+                1)^3: the squared distance in the kernel's feature space, unbiased for any N, so it can be negative.
+                Binkowski et al., Demystifying MMD GANs, ICLR 2018
     precision   share of generated images that lie at least as close to some test image as that image's 3rd nearest
                 neighbor among the test images
     recall      the same with the roles of generated and test images swapped. Kynkaanniemi et al., Improved Precision
@@ -39,6 +42,11 @@ class Quality(Metric):
     coverage    share of test images whose ball contains a generated image; its expectation is 1 - 2^-5 for equal
                 distributions and equal N. Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models,
                 ICML 2020
+
+    As a baseline, frechet_floor and kid_floor compare validation images, which the feature net was not trained on
+    (training images if none were held out, as their note says), with the test images. No source is expected to go below
+    them except reconstructions, which are made from the test images themselves. If fewer than N images are held out,
+    frechet_floor has a larger bias than the sources; kid_floor has none.
 
     Standard errors are over generated images for precision and density, and over test images for recall and coverage;
     the balls are treated as fixed. The figures depend on the feature net, whose accuracy is feature_accuracy, so they
@@ -50,7 +58,7 @@ class Quality(Metric):
 
     def compute(self) -> dict[str, Figure]:
         net = feature_net(self.subject)
-        names = [f"{kind}_{source}" for source in SOURCES for kind in KINDS]
+        names = [f"{kind}_{source}" for source in SOURCES for kind in KINDS] + ["frechet_floor", "kid_floor"]
         count = len(self.subject.positions("test", self.subject.budget.pictures))
         reason = ""
         if net is None:
@@ -58,7 +66,7 @@ class Quality(Metric):
         elif count <= DENSITY_NEIGHBORS:
             reason = f"{count} test images are too few for {DENSITY_NEIGHBORS} neighbors each"
         if net is None or reason:
-            return dict.fromkeys([*names, "frechet_floor", "feature_accuracy"], undefined(reason))
+            return dict.fromkeys([*names, "feature_accuracy"], undefined(reason))
         real = self._real(net, "test", count)
         balls = Balls(real)
         figures = {}
@@ -66,10 +74,13 @@ class Quality(Metric):
             codes = self._codes(source, count)
             made = self._features(net, (self.subject.model.decode(z).mean for z in codes.split(BATCH)))
             figures[f"frechet_{source}"] = Figure(frechet(made, real), "", count)
+            figures[f"kid_{source}"] = kid(made, real)
             values = neighborhoods(made, real, balls)
             figures |= {f"{kind}_{source}": mean_figure(value) for kind, value in values.items()}
-        train = self._real(net, "train", count)
-        figures["frechet_floor"] = Figure(frechet(train, real), "", len(train))
+        split: SplitName = "validation" if len(self.subject.splits.validation) > 1 else "train"
+        others, note = self._real(net, split, count), "" if split == "validation" else SEEN
+        figures["frechet_floor"] = Figure(frechet(others, real), "", len(others), note=note)
+        figures["kid_floor"] = replace(kid(others, real), note=note)
         share, tested = net.accuracy, len(self.subject.splits.test)
         figures["feature_accuracy"] = Figure(share, "", tested, (share * (1 - share) / tested) ** 0.5)
         return figures
@@ -103,6 +114,31 @@ def frechet(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
     away = (a.mean(0) - b.mean(0)).square().sum()
     return max(0.0, float(away + a.var(0).sum() + b.var(0).sum() - 2 * cross))
+
+
+def kid(a: Tensor, b: Tensor) -> Figure:
+    """Return the kernel distance between features a (N, F) and b (M, F), with its standard error over the images of
+    both: the unbiased estimate of the squared maximum mean discrepancy for k(a, b) = (a . b / F + 1)^3."""
+    within = []
+    for points in (a, b):
+        total = torch.cat([_kernel(part, points).sum(1) for part in points.split(ROWS)])
+        within.append((total - _kernel_of_itself(points)) / (len(points) - 1))  # each image's mean over all others
+    across = torch.cat([_kernel(part, b).mean(1) for part in a.split(ROWS)])
+    back = torch.cat([_kernel(part, a).mean(1) for part in b.split(ROWS)])
+    value = float(within[0].mean() + within[1].mean() - 2 * across.mean())
+    # Each image takes part in all pairs: to first order, it moves the value by twice its own share.
+    moves = [2 * parts_of_mean(own - other) for own, other in zip(within, (across, back), strict=True)]
+    error = float(torch.cat(moves).square().sum().sqrt())
+    return Figure(value, "", len(a), error)
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """Return the kernel of each pair of features a (N, F) and b (M, F), (N, M)."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _kernel_of_itself(points: Tensor) -> Tensor:
+    return (points.square().mean(1) + 1) ** 3
 
 
 def _root(matrix: Tensor) -> Tensor:

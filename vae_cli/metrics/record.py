@@ -15,13 +15,14 @@ from vae_cli.core.files import is_printable, read_text
 from vae_cli.core.values import is_finite
 from vae_cli.runs.folder import RunDir
 
-FORMAT = 1
+FORMAT = 2  # evaluations of format 1 lack the resampling over images
 Profile = Literal["quick", "default", "full"]
+RESAMPLINGS = 100  # deviations by which a figure's dependence on the sample of images is stored
 PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each is more thorough than the one before
 
 # All metrics, by module. To add a metric, add its class to a module and its name here.
 MODULES = {
-    "information": ("Rate", "SignalToNoise", "MutualInformation"),
+    "information": ("Rate", "SignalToNoise", "MutualInformation", "AggregateDensity"),
     "tolerance": ("NoiseProbe", "Quantization"),
     "neighbours": ("Jacobian", "Interpolation", "ClassChange", "NeighbourLabels"),
     "shortcuts": ("Collapse", "Reidentification", "Generalization", "Probes"),
@@ -39,7 +40,7 @@ def rank(profile: str) -> int:
 def missing(found: Mapping[str, Any]) -> list[str]:
     """Return the names of the metrics that an evaluation does not contain."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
-    present = {entry.get("metric") for entry in entries}
+    present = {entry.get("metric") for entry in entries} if found.get("format") == FORMAT else set()
     return [name for names in MODULES.values() for name in names if name not in present]
 
 
@@ -101,6 +102,11 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
     values = [entry.get("value") for entry in figures] + [entry.get("error", 0) for entry in entries]
     numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
     numbers += [entry.get("count", 0) for entry in entries]
+    for entry in figures:
+        resampled = entry.get("resampled", [])
+        if not isinstance(resampled, list) or len(resampled) not in (0, RESAMPLINGS):
+            return False
+        numbers += resampled
     return {str}.issuperset(map(type, words)) and all(map(is_finite, numbers))
 
 

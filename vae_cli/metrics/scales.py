@@ -21,6 +21,7 @@ class ScaleDistribution(Metric):
     """The scales of q(z|x) over test images and dimensions, separately for active and idle dimensions.
 
     scale_mean, scale_median, scale_min, scale_max         over all images and dimensions
+    scale_distance_from_1                                  mean of |scale - 1|
     scale_active_quantiles, scale_idle_quantiles           the 5, 25, 50, 75 and 95 % quantiles
     scale_histogram_edges                                  K + 1 bin edges, in log10 scale
     scale_histogram_active, scale_histogram_idle           share of all scales that fall into each of the K bins
@@ -38,7 +39,7 @@ class ScaleDistribution(Metric):
     claim = "scale"
 
     def compute(self) -> dict[str, Figure]:
-        names = ["scale_mean", "scale_median", "scale_min", "scale_max"]
+        names = ["scale_mean", "scale_distance_from_1", "scale_median", "scale_min", "scale_max"]
         names += ["scale_active_quantiles", "scale_idle_quantiles"]
         names += ["scale_histogram_edges", "scale_histogram_active", "scale_histogram_idle"]
         codes = self.subject.codes("test")
@@ -55,6 +56,7 @@ class ScaleDistribution(Metric):
         images = len(scale)
         figures = [
             mean_figure(scale.mean(1)),
+            mean_figure((scale - 1).abs().mean(1)),
             Figure(float(np.median(scale.numpy())), count=images),
             Figure(float(scale.min()), count=images),
             Figure(float(scale.max()), count=images),

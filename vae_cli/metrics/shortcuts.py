@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vae_cli.metrics.base import Figure, Metric, SplitName, mean_figure, undefined
+from vae_cli.metrics.base import Figure, Metric, SplitName, mean_figure, parts_of_mean, undefined
 from vae_cli.metrics.classifiers import predict_by_neighbors, predict_linearly
 from vae_cli.metrics.neighbours import NEIGHBOURS, NO_LABELS, in_spread
 
@@ -120,7 +120,8 @@ class Generalization(Metric):
             seen, unseen = mean_figure(train[name], "nats"), mean_figure(test[name], "nats")
             gap = float(test[name].mean() - train[name].mean())
             error = math.hypot(*[float(values[name].std()) for values in (train, test)]) / math.sqrt(count)
-            difference = Figure(gap, "nats", count, error if count > 1 else None)
+            parts = torch.cat([parts_of_mean(test[name]), -parts_of_mean(train[name])]).cpu()
+            difference = Figure(gap, "nats", count, error if count > 1 else None, parts=parts)
             figures |= {f"{name}_train": seen, f"{name}_test": unseen, f"{name}_gap": difference}
         return figures
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.metrics.base import Figure, Metric, curve_figure, mean_figure, standard_error, undefined
+from vae_cli.metrics.base import Figure, Metric, curve_figure, mean_figure, measured, parts_of_mean, undefined
 
 NOISE_LEVELS = torch.logspace(math.log10(0.01), math.log10(3), 16, dtype=torch.float64).tolist()
 BIT_DEPTHS = range(1, 13)
@@ -91,10 +91,10 @@ class NoiseProbe(Metric):
                 "image's code does"
             )
         before, after = NOISE_LEVELS[reached[0] - 2], NOISE_LEVELS[reached[0] - 1]
-        share, error = crossing(over[:, reached[0] - 1], over[:, reached[0]])
+        share, moves = crossing(over[:, reached[0] - 1], over[:, reached[0]])
         ratio = math.log(after / before)
         t = before * math.exp(share * ratio)
-        return Figure(t, "aggregate standard deviations", len(values), error and t * ratio * error)
+        return measured(t, "aggregate standard deviations", t * ratio * moves)
 
 
 class Quantization(Metric):
@@ -165,10 +165,10 @@ class Quantization(Metric):
                 f"with {b} bits for each of the {dimensions} active dimensions, quantization still raises the "
                 "distortion by more than 1 nat"
             )
-        share, error = crossing(over[:, b], over[:, b + 1])
+        share, moves = crossing(over[:, b], over[:, b + 1])
         power = 4.0**-b * (1 - 0.75 * share)
         slope = 0.75 * 4.0**-b / (power * math.log(4))
-        return Figure(-math.log(power, 4) * dimensions, "bits", len(over), error and slope * error * dimensions)
+        return measured(-math.log(power, 4) * dimensions, "bits", slope * dimensions * moves)
 
 
 def quantize(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
@@ -178,12 +178,13 @@ def quantize(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     return low + (cell + 0.5) * width
 
 
-def crossing(before: Tensor, after: Tensor) -> tuple[float, float | None]:
-    """Return where the mean curve crosses zero between two points, interpolated linearly, and the standard error.
+def crossing(before: Tensor, after: Tensor) -> tuple[float, Tensor]:
+    """Return where the mean curve crosses zero between two points, interpolated linearly, and how much each image moves
+    the crossing, (N,).
 
     before and after (N,) are the values of each image at the two points. The crossing is 0 at the first point and 1 at
-    the second; its standard error is None for a single image.
+    the second.
     """
-    share = float(before.mean() / (before.mean() - after.mean()))
-    error = standard_error(torch.lerp(before, after, share)[:, None])
-    return share, error[0] / abs(float(before.mean() - after.mean())) if error else None
+    fall = float(before.mean() - after.mean())
+    share = float(before.mean()) / fall
+    return share, parts_of_mean(torch.lerp(before, after, share)) / fall
