@@ -78,8 +78,8 @@ def with_part(ending: str, content: bytes, compression: int = zipfile.ZIP_STORED
     return whole.getvalue()
 
 
-def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
-    state = torch.load(RUN / "best.pt", weights_only=True)
+def changed(change: Callable[[dict[str, Any]], object], file: str = "best.pt") -> bytes:
+    state = torch.load(RUN / file, weights_only=True)
     change(state)
     return saved(state)
 
@@ -267,7 +267,8 @@ def test_the_runs_own_folder_for_data_is_used_when_it_is_named(
     ]
     settings = f"  side: 8\n  channels: 1\n  test: 2\n  validation: 1\n  data_dir: {there}"
     (RUN / "config.yaml").write_text(replaced(words[0], words[1] + settings)())
-    (RUN / "best.pt").write_bytes(changed(lambda state: state.update(images=None)))
+    for file in ("best.pt", "checkpoint.pt"):
+        (RUN / file).write_bytes(changed(lambda state: state.update(images=None), file))
     question = ["sample", str(RUN), "--from", "posterior", "--images", "0", "--data-dir", str(there)]
     assert ask(*question).code == 0
     assert (there / "packed").is_dir()

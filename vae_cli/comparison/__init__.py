@@ -21,5 +21,6 @@ __all__ = [
     "statistics",
     "summary",
     "table",
+    "verdicts",
     "write",
 ]

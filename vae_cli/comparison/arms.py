@@ -11,7 +11,16 @@ from typing import Any
 
 from vae_cli.comparison.labels import BETA, labels_of, usual_value
 from vae_cli.comparison.members import Member, all_keys
-from vae_cli.comparison.statistics import Difference, Statistic, difference, interpolate, statistic
+from vae_cli.comparison.statistics import (
+    Contrast,
+    Difference,
+    Sample,
+    Statistic,
+    contrast,
+    difference,
+    interpolate,
+    statistic,
+)
 from vae_cli.config import catalog
 from vae_cli.config.naming import show
 from vae_cli.core.errors import UserError, nearest
@@ -52,6 +61,11 @@ class Arm:
     def stat(self, name: str) -> Statistic | None:
         """Return the statistics of a scalar figure over seeds; None if no run has the figure."""
         return self._stats.get(name)
+
+    def sample(self, name: str) -> Sample:
+        """Return the values of a scalar figure by seed, and their deviations under resampling of the test images."""
+        stored = {member.seed: member.figures.get(name, {}).get("resampled", []) for member in self.members}
+        return Sample(self.by_seed(name), stored)
 
     def curves(self, name: str) -> list[list[float]]:
         """Return a curve (a figure that is a list of numbers) from each run that has it. If the lengths differ, return
@@ -201,6 +215,10 @@ class Comparison:
         """Return how much higher a figure is in an arm than in the reference; None if one of them lacks the figure."""
         other = reference or self.reference
         return difference(figure, arm.label, arm.by_seed(figure), other.label, other.by_seed(figure))
+
+    def contrast(self, figure: str, arm: Arm, reference: Arm) -> Contrast | None:
+        """Return how much higher a figure is in one arm than in another, with the uncertainty from seeds and images."""
+        return contrast(figure, arm.label, arm.sample(figure), reference.label, reference.sample(figure))
 
     @cached_property
     def differences(self) -> list[Difference]:

@@ -7,10 +7,12 @@ from typing import Any
 from vae_cli.comparison.answers import answers
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.statistics import LEVEL, statistic
+from vae_cli.comparison.verdicts import Verdict, verdicts
 
 
 def as_plain(comparison: Comparison) -> dict[str, Any]:
     """Return the content of `compare.json`: the arms, their differences from the reference, and the answers."""
+    found = verdicts(comparison)
     return {
         "format": 1,
         "reference": comparison.reference.label,
@@ -42,8 +44,38 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
             for found in comparison.at_equal_rate
         ],
         "answers": {
-            claim: {"question": a.question, "verdict": a.verdict, "sentences": a.sentences}
-            for claim, a in answers(comparison).items()
+            claim: {
+                "question": a.question,
+                "verdict": a.verdict,
+                "sentences": a.sentences,
+                **_plain_verdict(found[claim]),
+            }
+            for claim, a in answers(comparison, found).items()
+        },
+    }
+
+
+def _plain_verdict(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.contrast
+    return {
+        "word": verdict.word,
+        "is_difference": verdict.is_difference,
+        "is_tentative": verdict.is_tentative,
+        "why": verdict.why,
+        "margin": verdict.margin,
+        "level": verdict.level,
+        "contrast": None
+        if found is None
+        else {
+            "figure": found.figure,
+            "arm": found.arm,
+            "reference": found.reference,
+            "value": found.value,
+            "error": found.error,
+            "degrees": found.degrees,
+            "p": found.p,
+            "interval": found.interval(verdict.level) if verdict.level else None,
+            "seeds": found.seeds,
         },
     }
 

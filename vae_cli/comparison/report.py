@@ -22,6 +22,7 @@ from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
+from vae_cli.comparison.verdicts import FEW_SEEDS
 from vae_cli.config.claims import CLAIMS, Claim, ClaimName, Entry, entry, headlines
 from vae_cli.config.naming import show
 from vae_cli.core.wording import digits_for
@@ -165,7 +166,22 @@ def render(
         pictures=_embedded(pictures),
         appendix=report.appendix(),
         weights=report.over_weights(),
+        deciding=deciding(),
+        few_seeds=FEW_SEEDS,
     )
+
+
+def deciding() -> Table:
+    """Return, for each claim, the figure that decides about it, what the claim predicts, and the margin."""
+    rows = []
+    for claim in CLAIMS.values():
+        figure = entry(claim.primary)
+        share = f"{100 * claim.margin:g} % of the reference arm's value"
+        margin = share if claim.is_share else f"{claim.margin:g} {figure.unit}"
+        direction = "higher" if claim.sign > 0 else "lower"
+        cells = [Cell(figure.title.partition(", K")[0]), Cell(f"{direction} {claim.arms}"), Cell(margin.strip())]
+        rows.append(Row(f"{claim.number}. {claim.title}", cells))
+    return Table("claim", [Column(name) for name in ("figure that decides", "prediction", "margin")], rows)
 
 
 class Report:

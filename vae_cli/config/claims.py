@@ -26,6 +26,7 @@ class Claim:
     question  the claim turned into a question, which `vae compare` answers
     primary   the figure that decides about the claim, chosen before any run was seen; the others describe
     sign      the sign of the difference in this figure that the claim predicts
+    arms      the arms that are compared, to complete "lower" or "higher"
     margin    the largest difference in this figure that counts as none
     is_share  whether the margin is a share of the reference arm's value, instead of a value
     """
@@ -35,6 +36,7 @@ class Claim:
     question: str
     primary: str
     sign: int
+    arms: str
     margin: float
     is_share: bool = False
 
@@ -46,6 +48,7 @@ CLAIMS: dict[ClaimName, Claim] = {
         "Does the noise limit the information that a code carries?",
         primary="quantization_bits_within_1_nat",
         sign=1,
+        arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
         margin=0.05,
         is_share=True,
     ),
@@ -55,6 +58,7 @@ CLAIMS: dict[ClaimName, Claim] = {
         "Does the noise make neighboring codes decode alike?",
         primary="jacobian_ratio",
         sign=1,
+        arms="without noise than in the reference arm",
         margin=0.05,
     ),
     "shortcuts": Claim(
@@ -63,6 +67,7 @@ CLAIMS: dict[ClaimName, Claim] = {
         "Without noise, or without a penalty on small sigma, does the network take a shortcut?",
         primary="distortion_gap",
         sign=1,
+        arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
         margin=0.5,
     ),
     "scale": Claim(
@@ -71,6 +76,8 @@ CLAIMS: dict[ClaimName, Claim] = {
         "Does the KL term pull sigma towards 1?",
         primary="scale_distance_from_1",
         sign=-1,
+        arms="with the largest weight of the regularizer than with the smallest above 0, if sigma is learned and the "
+        "prior is N(0, I)",
         margin=0.05,
     ),
     "price": Claim(
@@ -79,6 +86,7 @@ CLAIMS: dict[ClaimName, Claim] = {
         "What does it cost to hard-code sigma?",
         primary="iw_bound_k{k}",
         sign=-1,
+        arms="with sigma = 1 everywhere (if there is no such arm, another constant) than in the reference arm",
         margin=0.5,
     ),
 }

@@ -48,7 +48,8 @@ def repeat_run(name: str, overrides: Sequence[str]) -> None:
     if plan(second, config) != "finished":
         with load():
             experiment = build_experiment(config)
-        if not is_fingerprint_of(load_checkpoint(first.checkpoint_file).get("images"), experiment.splits):
+        images = load_checkpoint(first.checkpoint_file).get("images")
+        if images is not None and not is_fingerprint_of(images, experiment.splits):
             raise UserError(f"The images of {first.path} have changed since it was trained, so it cannot be repeated.")
         with suppress(Finished):  # a finished repetition was put back, whose replacement had been killed
             run_experiment(experiment, second, Console(stderr=True))
