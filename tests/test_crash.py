@@ -166,6 +166,7 @@ def kinds_of_runs() -> list[str]:
         "network=conv network.normalization=batch likelihood=discretized_logistic",
         "optimizer=sgd optimizer.momentum=0.9 prior=scaled_normal",
         "on_divergence=restart",
+        "patience=1 optimizer.lr=0.1",
         "dataset=shapes dataset.images=200 dataset.test=20 dataset.validation=20",
         " ".join(["batch_size=8", *PHOTOS]),
     ]

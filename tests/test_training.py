@@ -341,6 +341,38 @@ def test_finished_runs_on_images_that_have_changed_are_named(here: Path, capsys:
         train(*PHOTOS, "sigma=fixed")
 
 
+def test_training_ends_when_the_validation_loss_has_not_fallen_for_a_while(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optimizer.lr=0.03", "epochs=200"]
+    train("run_name=a", *words, "patience=2")
+    run = RunDir(here / "runs/a")
+    assert "ending after epoch" in capsys.readouterr().err
+    losses = [record["validation/loss"] for record in run.metrics()]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + 2 < 200
+    assert all(loss < max(losses[max(0, at - 2) : at]) for at, loss in enumerate(losses[:best]) if at)
+    summary = run.summary()
+    assert (summary["epoch"], summary["weights_of_epoch"]) == (best + 2, best)
+    with pytest.raises(Finished, match="type a larger patience"):
+        train("run_name=a", *words, "patience=2")
+    train("run_name=a", *words, "patience=5")  # goes on as if this had been typed first
+    train("run_name=b", *words, "patience=5")
+    assert same(weights(run.path), weights(here / "runs/b"))
+    train("run_name=a", f"epochs={run.summary()['epoch'] + 1}", *words[:1])
+    assert run.summary()["epoch"] == RunDir(here / "runs/b").summary()["epoch"] + 1
+
+
+def test_patience_needs_validation_images_and_a_constant_loss(here: Path) -> None:
+    with pytest.raises(UserError, match="patience needs validation images"):
+        train("patience=2", "dataset.validation=0")
+    with pytest.raises(UserError, match="no job was started: patience needs validation images"):
+        train("patience=2", "dataset.validation=5,0", multirun=True)
+    rising = ["+schedule@regularizer.beta=linear", "regularizer.beta.start=0", "regularizer.beta.stop=100"]
+    train("run_name=a", *rising, "regularizer.beta.epochs=6", "epochs=6", "patience=1")
+    assert RunDir(here / "runs/a").summary()["epoch"] == 6
+
+
 def test_a_single_edited_image_is_noticed(here: Path) -> None:
     photos(here)
     train(*PHOTOS, "run_name=a")

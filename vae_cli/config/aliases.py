@@ -35,6 +35,9 @@ def current_target(target: str) -> str:
     return f"{MOVED.get(module, module)}.{name}" if module else target
 
 
+ADDED = {"patience": None}  # settings that the runs of earlier versions lack, with the value that they had
+
+
 def with_current_targets(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a configuration in which every `_target_` is the current name of its class."""
     renewed: dict[str, Any] = {}

@@ -39,6 +39,10 @@ from vae_cli.machine.memory import free_memory, memory_of, refuse_oversize, size
 from vae_cli.model.loss import Loss, Terms, loss_and_terms
 from vae_cli.model.vae import VAE
 
+NO_VALIDATION = (
+    "patience needs validation images, and none are held out: leave it out, or hold some out with "
+    "dataset.validation=..."
+)
 QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels: a smaller model takes little time to build and apply
 
 
@@ -72,6 +76,8 @@ def build_experiment(config: Config) -> Experiment:
     if device.type == "cuda" and distributed.count() > 1:
         torch.cuda.set_device(device)  # NCCL sends through the current device
     splits = dataset.load().to(device)
+    if config["patience"] is not None and len(splits.validation) == 0:
+        raise UserError(NO_VALIDATION)
     if len(splits.train) == 0:
         raise UserError("No images are left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
@@ -147,6 +153,8 @@ def check_config(config: Config) -> VAE:
     check_precision(config["precision"], device)
     dataset = build(config["dataset"], "dataset", Dataset)
     dataset.check()
+    if config["patience"] is not None and config["dataset"].get("validation") == 0:
+        raise UserError(NO_VALIDATION)
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, memory_of(device))
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)

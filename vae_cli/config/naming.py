@@ -12,10 +12,11 @@ from typing import Any
 from vae_cli.core.errors import UserError
 from vae_cli.core.files import expand_home
 
-# Settings that do not change the result of a run, and `epochs`, so that a finished run can be trained further.
+# Settings that do not change the result of a run, and those that say when it ends, so that a finished run can be
+# trained further.
 NO_PART_OF_THE_NAME = frozenset(
     [
-        *("epochs", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
+        *("epochs", "patience", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
         *("checkpoint_minutes", "objective", "compile", "on_divergence", "restarts"),
     ]
 )

@@ -17,6 +17,7 @@ Config = dict[str, Any]
 SETTINGS: dict[str, Any] = {
     "latent": Annotated[int, Interval(1, 100_000)],
     "epochs": Count,
+    "patience": Count | None,
     "batch_size": Count,
     "seed": Natural,
     "max_grad_norm": Positive | None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vae_cli.config.aliases import with_current_targets
+from vae_cli.config.aliases import ADDED, with_current_targets
 from vae_cli.config.naming import AXES
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.files import (
@@ -119,7 +119,7 @@ class RunDir:
                 raise Failure(f"{self.config_file} is damaged: {named}. {RETRAIN}")
         if not _is_config(config):
             raise Failure(f"{self.config_file} is damaged: it does not contain the settings of a run. {RETRAIN}")
-        return with_current_targets(config)
+        return {**ADDED, **with_current_targets(config)}
 
     def summary(self) -> dict[str, Any]:
         """Read summary.json; return an empty dictionary if it does not exist yet. Raises Failure if it is damaged."""

@@ -26,7 +26,10 @@ class InTraining(UserError):
 
 def finished_message(path: Path, are_images_new: bool = False) -> str:
     """Return a message saying that a finished run is skipped, with suggestions for the next command."""
-    further = "To train it further, type a larger epochs=...; to train it again from the start"
+    summary = RunDir(path).summary()
+    has_ended_early = summary.get("epoch", 0) < summary.get("config", {}).get("epochs", 0)
+    what = "patience" if has_ended_early else "epochs"
+    further = f"To train it further, type a larger {what}=...; to train it again from the start"
     if are_images_new:
         further = "The images have changed since it was trained. To train it again, on the images as they are now"
     return f"{path} is finished; skipped. {further}, overwrite=true; to see samples: vae sample {in_shell(path)}"
@@ -86,8 +89,11 @@ def plan(folder: RunDir, config: Config, is_ours: bool = False) -> Plan:
 
 def _resume_or_finished(folder: RunDir, config: Config, path: Path) -> Literal["resume", "finished"]:
     summary = folder.summary()
-    if summary.get("status") == "finished" and summary.get("epoch", 0) >= config["epochs"]:
-        return "finished"
+    if summary.get("status") == "finished":
+        epoch, patience = summary.get("epoch", 0), config["patience"]
+        waited = epoch - summary.get("weights_of_epoch", epoch)
+        if epoch >= config["epochs"] or (patience is not None and waited >= patience):
+            return "finished"
     done = max((record["epoch"] for record in folder.metrics()), default=0)
     if done > config["epochs"]:
         raise UserError(f"{path} has already been trained for {done} epochs; set epochs={done} or higher.")

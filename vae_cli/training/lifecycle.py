@@ -217,7 +217,7 @@ def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, s
     Without a validation set, the last weights are used. Training and validation figures are those of the epoch after
     which these weights were saved. Raises NotFinite if a test figure is not finite.
     """
-    config, step = experiment.config, state.step
+    step, epoch = state.step, state.record["epoch"]
     if state.best:
         best = load_checkpoint(folder.best_file)
         if best["step"] != state.best["record"]["step"]:  # possible if an old version of vae was killed
@@ -235,7 +235,7 @@ def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, s
     write_embedding(experiment, events, step)
     events.results({f"test/{name}": value for name, value in test.items()}, step)
     return {
-        "epoch": config["epochs"],
+        "epoch": epoch,
         "step": step,
         "weights_of_epoch": record["epoch"],
         "train": _of_split("train", record),
@@ -245,7 +245,7 @@ def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, s
         "seconds": round(state.seconds, 3),
         "warnings": state.warnings,
         "restarts": state.restarts,
-        "images_per_second": round(config["epochs"] * len(experiment.splits.train) / state.training_seconds, 1),
+        "images_per_second": round(epoch * len(experiment.splits.train) / state.training_seconds, 1),
     }
 
 

@@ -18,7 +18,16 @@ from vae_cli.training.interruption import Interruption
 from vae_cli.training.meter import NotFinite
 from vae_cli.training.pictures import write_pictures
 from vae_cli.training.progress import Progress, is_milestone
-from vae_cli.training.state import Clock, State, keep_best, moving_schedules, numbers, save, steps_per_epoch
+from vae_cli.training.state import (
+    Clock,
+    State,
+    is_exhausted,
+    keep_best,
+    moving_schedules,
+    numbers,
+    save,
+    steps_per_epoch,
+)
 from vae_cli.training.step import Step
 from vae_cli.training.tensorboard import EventWriter
 from vae_cli.training.validation import some_training_images, validate
@@ -43,6 +52,8 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
 
     with Interruption(config["overwrite"]) as interruption:
         for epoch in range(state.step // steps, config["epochs"]):
+            if state.step % steps == 0 and is_exhausted(state, config["patience"]):
+                break
             clock.start()
             for positions in images.shuffled(epoch_order(seed, epoch), batch_size, skip=state.step % steps):
                 for schedule in schedules:
@@ -105,11 +116,14 @@ def end_epoch(
         raise NotFinite(state.step, not_finite)
     # The training curves are already written, by log_step.
     events.scalars({name: value for name, value in record.items() if not name.startswith("train/")}, state.step)
-    if is_milestone(epoch, config["epochs"]):
-        distributed.first(lambda: write_pictures(experiment, events, state.step))
     state.record = {"epoch": epoch, "step": state.step, "seconds": round(clock.seconds(), 3), **record}
     run.append_metrics(state.record)
     if len(held_out):
         keep_best(experiment, run, state, measured["loss"])
+    is_last = is_exhausted(state, config["patience"])
+    if is_last or is_milestone(epoch, config["epochs"]):
+        distributed.first(lambda: write_pictures(experiment, events, state.step))
+    if is_last:
+        progress.end(epoch, config["patience"])
     progress.epoch(epoch, record, measured)
     state.warnings = progress.warnings

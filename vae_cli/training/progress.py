@@ -92,6 +92,18 @@ class Progress:
                 "Try a smaller regularizer.beta, or a warm-up: +schedule@regularizer.beta=linear"
             )
 
+    def end(self, epoch: int, patience: int) -> None:
+        """Say that training ends after this epoch, since the validation loss has not fallen for `patience` epochs."""
+        self.epochs = epoch
+        if self._task is not None:
+            self._bar.update(self._task, total=epoch * self.steps, epochs=epoch)
+        if self.prints_epochs:
+            self.console.print(
+                f"ending after epoch {epoch}: the validation loss has not fallen for {patience} "
+                f"epoch{'s' * (patience > 1)} (patience={patience})",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
+
     def warn(self, text: str) -> None:
         """Print a warning, unless the run has printed it before."""
         if text not in self.warnings:

@@ -76,6 +76,14 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
         distributed.first(lambda: save_checkpoint(run.next_best_file, best))
 
 
+def is_exhausted(state: State, patience: int | None) -> bool:
+    """Return whether the validation loss has not fallen for `patience` epochs (Prechelt, Early Stopping - But When?,
+    1998). A changing schedule (see keep_best) keeps a run from ending."""
+    if patience is None or not state.best:
+        return False
+    return bool(state.record["epoch"] - state.best["record"]["epoch"] >= patience)
+
+
 def save(experiment: Experiment, run: RunDir, events: EventWriter, state: State, clock: Clock) -> None:
     """Write a checkpoint from which training resumes as if it had never stopped.
 
