@@ -182,6 +182,22 @@ def test_density_integrates_to_one_and_mean_is_its_mean(compose: Compose, choice
     assert ((drawn.mean(0) - likelihood.mean).abs() < error).all()
 
 
+@pytest.mark.parametrize("overrides", choices("optimizer"), ids=" ".join)
+def test_weight_decay_leaves_scales_and_priors_alone(compose: Compose, overrides: list[str]) -> None:
+    """It would pull sigma, the prior's scale and the likelihood's towards 1."""
+    parts = ["sigma=shared", "prior=scaled_normal", "likelihood=gaussian", "likelihood.scale=learned"]
+    experiment = build_experiment(compose(*parts, *overrides, "optimizer.weight_decay=0.1"))
+    model = experiment.model
+    lone = {id(p) for part in (model.sigma, model.prior, model.likelihood) for p in part.parameters()}
+    decays = {
+        id(p): group["weight_decay"] for group in experiment.optimizer.inner.param_groups for p in group["params"]
+    }
+    assert len(lone) >= 3
+    assert decays.keys() == {id(p) for p in model.parameters()}
+    assert {decay for key, decay in decays.items() if key in lone} == {0.0}
+    assert {decay for key, decay in decays.items() if key not in lone} == {0.1}
+
+
 @pytest.mark.parametrize("overrides", choices("likelihood"), ids=" ".join)
 def test_an_untrained_decoder_outputs_about_the_mean_image(compose: Compose, overrides: list[str]) -> None:
     experiment = build_experiment(compose(*overrides, "network=linear"))

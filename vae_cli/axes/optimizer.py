@@ -18,11 +18,18 @@ from vae_cli.model.kernels import FusedAdam, without_compiler
 class ScheduledOptimizer:
     """An optimizer whose learning rate follows a schedule.
 
-    arguments are those of the class `kind`, but arguments["lr"] may also be a Schedule. Raises UserError for arguments
-    that the class does not accept, and for classes such as LBFGS that need a closure.
+    arguments are those of the class `kind`, but arguments["lr"] may also be a Schedule. Weight decay does not apply to
+    the parameters in `undecayed`. Raises UserError for arguments that the class does not accept, and for classes such
+    as LBFGS that need a closure.
     """
 
-    def __init__(self, kind: type[Optimizer], parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        kind: type[Optimizer],
+        parameters: Iterable[nn.Parameter],
+        arguments: Mapping[str, Any],
+        undecayed: Iterable[nn.Parameter] = (),
+    ) -> None:
         allowed = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
         for key in arguments:
             if key not in allowed:
@@ -40,9 +47,21 @@ class ScheduledOptimizer:
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
         # Some optimizers divide by the initial learning rate or reject 0, the rate at which a warm-up starts.
         rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
-        try:
+        every, apart = list(parameters), {id(parameter) for parameter in undecayed}
+
+        def in_one_group() -> Optimizer:
             with without_compiler():
-                self.inner = kind(list(parameters), **{**arguments, **rates})
+                return kind(every, **{**arguments, **rates})
+
+        self._in_one_group = in_one_group
+        try:
+            self.inner = in_one_group()
+            if apart and self.inner.defaults.get("weight_decay"):
+                decayed = [parameter for parameter in every if id(parameter) not in apart]
+                others = [parameter for parameter in every if id(parameter) in apart]
+                groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+                with without_compiler():
+                    self.inner = kind(groups, **{**arguments, **rates})
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"{kind.__name__} does not accept these arguments: {error}") from error
 
@@ -90,8 +109,12 @@ class ScheduledOptimizer:
         """Restore the optimizer's state, on the device and in the memory layout of the parameters.
 
         The state may come from another device, on which convolution weights have a different memory layout. torch
-        keeps the layout of the saved moments, so its fused kernels would pair weights with the wrong moments.
+        keeps the layout of the saved moments, so its fused kernels would pair weights with the wrong moments. Earlier
+        versions also applied weight decay to the parameters in `undecayed`; the state of such a run is continued as it
+        was begun.
         """
+        if len(state["param_groups"]) == 1 < len(self.inner.param_groups):
+            self.inner = self._in_one_group()
         with without_compiler():
             self.inner.load_state_dict(state)
         for parameter, held in self.inner.state.items():

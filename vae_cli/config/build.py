@@ -101,7 +101,7 @@ def build_experiment(config: Config) -> Experiment:
     if config["compile"]:
         batch_size = math.ceil(config["batch_size"] / distributed.count())
         compiled_loss = compile_loss(model, regularizer, splits.train, batch_size)
-    optimizer = build_optimizer(config["optimizer"], [*model.parameters(), *regularizer.parameters()])
+    optimizer = build_optimizer(config["optimizer"], model, regularizer)
     return Experiment(config, device, splits, model, regularizer, optimizer, compiled_loss)
 
 
@@ -158,7 +158,7 @@ def check_config(config: Config) -> VAE:
     parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, memory_of(device))
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
-    build_optimizer(config["optimizer"], [*model.parameters(), *parts["regularizer"].parameters()])
+    build_optimizer(config["optimizer"], model, parts["regularizer"])
     return model
 
 
@@ -227,8 +227,11 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     return VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
 
 
-def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOptimizer:
-    """Build the optimizer that a node of the configuration names. Raises UserError."""
+def build_optimizer(node: Config, model: VAE, regularizer: nn.Module) -> ScheduledOptimizer:
+    """Build the optimizer that a node of the configuration names. Raises UserError.
+
+    Weight decay is left out for sigma, the prior and the likelihood: it would pull their scales towards 1.
+    """
     arguments = built_arguments(node, "optimizer")
     kind = find_class(node["_target_"], "optimizer", Optimizer)
     hints = get_type_hints(kind.__init__)
@@ -245,7 +248,9 @@ def build_optimizer(node: Config, parameters: list[nn.Parameter]) -> ScheduledOp
                 f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's default: set where it starts and "
                 "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
             )
-    return ScheduledOptimizer(kind, parameters, arguments)
+    parameters = [*model.parameters(), *regularizer.parameters()]
+    undecayed = [p for part in (model.sigma, model.prior, model.likelihood) for p in part.parameters()]
+    return ScheduledOptimizer(kind, parameters, arguments, undecayed)
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:
