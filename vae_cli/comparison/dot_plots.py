@@ -38,6 +38,16 @@ class Panel(NamedTuple):
     joined: int = 9
 
 
+def jacobian_ratio(comparison: Comparison) -> Figure | None:
+    """Draw how fast the decoded image changes with the code, relative to a linear decoder."""
+    return dots(comparison, [Panel([("jacobian_ratio", "")], unit="ratio")])
+
+
+def generalization(comparison: Comparison) -> Figure | None:
+    """Draw how much worse test images are reconstructed than training images."""
+    return dots(comparison, [Panel([("distortion_gap", "")])])
+
+
 def jacobians(comparison: Comparison) -> Figure | None:
     """Draw the norms of the decoder's Jacobian at codes, halfway between codes and at draws from the prior."""
     places = [("codes", "at codes"), ("halfway", "halfway between codes"), ("prior", "at draws from the prior")]

@@ -28,6 +28,8 @@ COLUMNS = 12  # images in a row
 PAIRS = 2  # interpolations, each between two test images
 SIDE = 44  # approximate side of an image, in pixels
 SCATTERED = 250  # codes in a scatter plot
+ELLIPSES = 12  # of them are drawn with an ellipse
+FAR = 4.0  # a panel whose codes spread this many times as far as usual has a scale of its own
 FOR_VARIANCE = 1000  # codes used to find the two dimensions with the largest variance
 
 
@@ -92,12 +94,52 @@ class Gallery:
         images = torch.cat([row.cpu() for row in rows.values()])
         return png(grid(images, COLUMNS, side=SIDE, pad=3, row_labels=list(rows)))
 
+    def overview(self, labels: Sequence[str], looks: Looks) -> bytes | None:
+        """Return a figure with a row for each of some arms as PNG: reconstructions, decoded draws of the code of one
+        image, an interpolation, and decoded draws from the prior. The first row has the test images themselves."""
+        if not self.has_pictures or self.pairs is None:
+            return None
+        titles = ("the same test images", "one image, drawn four times", "from one image to another", "new images")
+        x, one, ends = (
+            self.test.batch(self.positions[:4]),
+            self.test.batch(self.positions[4:5]),
+            self.test.batch(self.pairs[0]),
+        )
+        blank = torch.ones_like(x[:1])
+        real = [x, one, torch.cat([ends[:1], ends[1:]])]
+        with drawing(WIDTH, 0.42 + 0.62 * (len(labels) + 1)) as figure:
+            rows = figure.subplots(len(labels) + 1, len(titles), squeeze=False, width_ratios=[4, 4, 6, 4])
+            for place, (axes, title) in enumerate(zip(rows[0], titles, strict=True)):
+                images = real[place] if place < len(real) else blank[:0]
+                _show(axes, _spread(images, (4, 4, 6, 4)[place]))
+                axes.set_title(title, loc="center", fontweight="normal")
+            rows[0][0].set_ylabel("real", rotation=0, ha="right", va="center")
+            for line, label in zip(rows[1:], labels, strict=True):
+                for axes, images in zip(line, self._one_of_each(self.runs[label], x, one, ends), strict=True):
+                    _show(axes, images)
+                name = label.replace(", ", ",\n")
+                line[0].set_ylabel(
+                    name, rotation=0, ha="right", va="center", color=text_color(looks[label]), fontweight="bold"
+                )
+        return as_png(figure)
+
+    @torch.no_grad()
+    def _one_of_each(self, run: Run, x: Tensor, one: Tensor, ends: Tensor) -> list[Tensor]:
+        with evaluating(run.model, self.seed, run.device):
+            reconstructed = decode(run, run.encode(x).rsample())
+            drawn = decode(run, run.encode(one.expand(4, -1, -1, -1)).rsample())
+            loc = run.encode(ends).mean
+            path = decode(run, between(loc[0], loc[1], 6, "linear"))
+            made = decode(run, draw_codes(run, "prior", 4, 1.0, MIXTURE_COMPONENTS, self.seed))
+        return [part.cpu() for part in (reconstructed, drawn, path, made)]
+
     @torch.no_grad()
     def scatter(self, looks: Looks) -> bytes | None:
         """Return a plot of the posteriors of test images in the two dimensions with the largest variance, as PNG.
 
-        Points are means, ellipses are one standard deviation, and a dashed ellipse is one standard deviation of the
-        prior. None if a run has only one latent dimension.
+        Points are means, the ellipses around some of them are one standard deviation, and a dashed ellipse is one
+        standard deviation of the prior. All panels have the same scale, except those whose codes spread more than
+        FAR times as far as the median panel's. None if a run has only one latent dimension.
         """
         if any(run.config["latent"] < 2 for run in self.runs.values()):
             return None
@@ -105,14 +147,23 @@ class Gallery:
         rows = -(-len(self.runs) // columns)
         with drawing(WIDTH, 2.45 * rows) as figure:
             panels = figure.subplots(rows, columns, squeeze=False).ravel()
+            edges = []
             for axes, (label, run) in zip(panels, self.runs.items(), strict=False):
-                self._scatter(axes, run)
+                edges.append(self._scatter(axes, run))
                 axes.set_title(label, color=text_color(looks[label]))
+            near = [edge for edge in edges if edge <= FAR * float(np.median(edges))]
+            for axes, edge in zip(panels, edges, strict=False):
+                limit = max(near) if edge in near else edge
+                axes.set_xlim(-limit, limit)
+                axes.set_ylim(-limit, limit)
+                if edge not in near:
+                    axes.set_title("another scale", loc="right", fontweight="normal", fontsize=8)
             for axes in panels[len(self.runs) :]:
                 axes.set_visible(False)
         return as_png(figure)
 
-    def _scatter(self, axes: Any, run: Run) -> None:
+    def _scatter(self, axes: Any, run: Run) -> float:
+        """Draw the posteriors of a run, and return how far they spread."""
         positions = torch.arange(min(FOR_VARIANCE, len(self.test)))
         with evaluating(run.model, self.seed, run.device):
             posterior = run.encode(self.test.batch(positions))
@@ -126,9 +177,11 @@ class Gallery:
         if self.test.labels is not None:
             colors = [f"C{label % 10}" for label in self.test.batch_labels(positions[:count]).tolist()]
         if (size > 0).any():
+            few = slice(ELLIPSES)  # more would hide the means
             ellipses = EllipseCollection(
-                2 * size[:, 0], 2 * size[:, 1], np.zeros(count), units="xy", offsets=points, facecolors=colors,
-                edgecolors="none", alpha=0.14, transOffset=axes.transData,
+                2 * size[few, 0], 2 * size[few, 1], np.zeros(len(size[few])), units="xy", offsets=points[few],
+                facecolors="none", edgecolors=colors[few] if isinstance(colors, list) else colors, linewidths=0.9,
+                alpha=0.8, transOffset=axes.transData,
             )  # fmt: skip
             axes.add_collection(ellipses)
         axes.scatter(points[:, 0], points[:, 1], s=5, c=colors, linewidths=0, zorder=3)
@@ -137,12 +190,32 @@ class Gallery:
             turn = np.linspace(0, 2 * np.pi, 100)
             axes.plot(center[0] + radius[0] * np.cos(turn), center[1] + radius[1] * np.sin(turn), "--", color="#333333",
                       linewidth=1, zorder=4)  # fmt: skip
-        edge = 1.05 * max(float(np.quantile(np.abs(points) + size, 0.99)), 1e-6)
-        axes.set_xlim(-edge, edge)
-        axes.set_ylim(-edge, edge)
         axes.set_aspect("equal")
         axes.set_xlabel(f"dimension {x} of z")
         axes.set_ylabel(f"dimension {y} of z")
+        return 1.05 * max(float(np.quantile(np.abs(points) + size[: len(points)] * (size > 0), 0.99)), 1e-6)
+
+
+def _spread(images: Tensor, count: int) -> Tensor:
+    """Return `count` images: two are put at the ends, fewer than that at the start, with white images in the gaps."""
+    if len(images) == count:
+        return images
+    filled = torch.ones(count, *images.shape[1:])
+    filled[: len(images)] = images
+    if len(images) == 2:
+        filled[[0, 1, -1]] = torch.stack([images[0], torch.ones_like(images[0]), images[1]])
+    return filled
+
+
+def _show(axes: Any, images: Tensor) -> None:
+    """Draw images (N, C, H, W) side by side, without ticks."""
+    picture = grid(images.cpu(), len(images), side=SIDE, pad=2)
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def png(picture: Picture) -> bytes:

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vae_cli.comparison import dot_plots
-from vae_cli.comparison.answers import Answer, answers
+from vae_cli.comparison import dot_plots, price_plot
+from vae_cli.comparison.answers import DESCRIBED, Answer, answers
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.findings import amount_in, equal_rate, finding, unit_of
+from vae_cli.comparison.plain import in_plain_english
 from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
-from vae_cli.comparison.verdicts import FEW_SEEDS
-from vae_cli.config.claims import CLAIMS, Claim, ClaimName, Entry, entry, headlines
+from vae_cli.comparison.verdicts import FEW_SEEDS, compared, verdicts
+from vae_cli.config.claims import CLAIMS, FIGURES, Claim, ClaimName, Entry, entry, headlines
 from vae_cli.config.naming import show
 from vae_cli.core.wording import digits_for
 
@@ -35,6 +38,10 @@ ACROSS = 6  # at most this many arms side by side in a table of the appendix
 AT_EQUAL_RATE: tuple[ClaimName, ...] = ("bits", "price")  # sections that compare distortions at equal rate
 # The plots that are in the report only, and not saved as PNG files.
 ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
+    "jacobian_ratio": dot_plots.jacobian_ratio,
+    "generalization": dot_plots.generalization,
+    "bounds": price_plot.bounds,
+    "price_by_latent": price_plot.price_by_latent,
     "jacobians": dot_plots.jacobians,
     "neighbours": dot_plots.neighbours,
     "shortcuts": dot_plots.shortcuts,
@@ -48,6 +55,7 @@ ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
 class Pictures:
     """Pictures of the arms as PNG, and the seed of the run shown for each arm; if there are none, the reason."""
 
+    overview: bytes | None = None
     samples: bytes | None = None
     mixtures: bytes | None = None
     reconstructions: bytes | None = None
@@ -77,6 +85,7 @@ class Cell:
     text: str
     marks: list[str] = field(default_factory=list)
     differs: bool = False
+    links: list[tuple[str, str]] = field(default_factory=list)  # texts and addresses, shown in place of the text
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,13 @@ class Headline:
 
 @dataclass(frozen=True)
 class Section:
-    """The section on a claim: answer, headline figures, sentences on distortion at equal rate, and possibly a table."""
+    """The section on a claim: answer, a table of the figure that decides and a few that describe, and what is folded:
+    headline figures, sentences on distortion at equal rate, and their table."""
 
+    name: ClaimName
     claim: Claim
     answer: Answer
+    deciding: Table | None
     headlines: list[Headline]
     at_equal_rate: list[str]
     table: Table | None
@@ -135,9 +147,11 @@ def render(
     pictures: Pictures,
     title: str,
     notes: Sequence[str] = (),
+    folder: Path = Path(),
 ) -> str:
-    """Return the report as HTML. `figures` are the plots drawn so far, by name; `notes` are printed at the top."""
-    report = Report(comparison)
+    """Return the report as HTML. `figures` are the plots drawn so far, by name; `notes` are printed at the top; links
+    to the runs are relative to `folder`, in which the report is stored."""
+    report = Report(comparison, folder)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -167,6 +181,8 @@ def render(
         appendix=report.appendix(),
         weights=report.over_weights(),
         deciding=deciding(),
+        plain=in_plain_english(comparison, report.verdicts),
+        glossary=report.glossary(),
         few_seeds=FEW_SEEDS,
     )
 
@@ -187,10 +203,12 @@ def deciding() -> Table:
 class Report:
     """The tables, sections and facts of a report."""
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, folder: Path) -> None:
         self.comparison = comparison
+        self.folder = folder
         self.looks: Looks = looks(comparison)
-        self.answers = answers(comparison)
+        self.verdicts = verdicts(comparison)
+        self.answers = answers(comparison, self.verdicts)
 
     def settings(self) -> Table:
         """Return the arms with the settings that differ between them, and their seeds."""
@@ -198,9 +216,14 @@ class Report:
         rows = []
         for arm in self.comparison.arms:
             values = [arm.members[0].settings.get(key) for key in keys]
-            seeds = ", ".join(str(seed) for seed in arm.seeds)
-            rows.append(self._row(arm, [Cell("-" if v is None else show(v)) for v in values] + [Cell(seeds)]))
+            links = [(str(member.seed), self._address(member.folder.path)) for member in arm.members]
+            cells = [Cell("-" if v is None else show(v)) for v in values]
+            rows.append(self._row(arm, [*cells, Cell("", links=links)]))
         return Table("arm", [Column(name) for name in [*keys, "seeds"]], rows)
+
+    def _address(self, run: Path) -> str:
+        """Return the address of a run's folder, relative to the report."""
+        return quote(os.path.relpath(run, self.folder).replace(os.sep, "/")) + "/"
 
     def equal_settings(self) -> str:
         """Return the settings that all runs share, written as on the command line."""
@@ -233,12 +256,31 @@ class Report:
         names = [found.name for found in entries] + [name for name in beside if self._has(name)]
         equal = self.comparison.at_equal_rate if claim in AT_EQUAL_RATE else []
         return Section(
+            claim,
             CLAIMS[claim],
             self.answers[claim],
+            self._deciding(claim),
             shown,
             [equal_rate(self.comparison, found) for found in equal],
             self._table(names, self.comparison.shown) if names else None,
         )
+
+    def _deciding(self, claim: ClaimName) -> Table | None:
+        """Return a table of the figure that decides and a few that describe, in the arms of all verdicts."""
+        contrast = self.verdicts[claim].contrast
+        if contrast is None:
+            return None
+        names = [contrast.figure, *DESCRIBED[claim], *(("elbo", "elbo_gaussian_prior") if claim == "price" else ())]
+        arms = [arm for arm in compared(self.comparison) if any(arm.stat(name) for name in names)]
+        labels = (contrast.arm, contrast.reference)
+        arms += [arm for arm in self.comparison.arms if arm.label in labels and arm not in arms]
+        return self._table([name for name in names if self._has(name)], arms)
+
+    def glossary(self) -> list[Entry]:
+        """Return the entries of all figures that the runs have, in the order of the register."""
+        known = {entry(name).name: entry(name) for name in self.comparison.figures if entry(name).definition}
+        places = {found.name: place for place, found in enumerate(FIGURES)}
+        return sorted(known.values(), key=lambda found: places.get(found.name, len(places)))
 
     def appendix(self) -> list[AppendixPart]:
         """Return tables of all scalar figures by claim; figures without a known claim come last."""
@@ -337,7 +379,9 @@ def _plot(figure: Figure | None) -> str:
 
 def _embedded(pictures: Pictures) -> dict[str, Any]:
     """Return the pictures as data URIs for the template; the URI of a missing picture is empty."""
-    single = {name: getattr(pictures, name) for name in ("samples", "mixtures", "reconstructions", "scatter")}
+    single = {
+        name: getattr(pictures, name) for name in ("overview", "samples", "mixtures", "reconstructions", "scatter")
+    }
     return {
         **{name: _data_uri(data, "image/png") if data else "" for name, data in single.items()},
         "interpolations": [_data_uri(data, "image/png") for data in pictures.interpolations],

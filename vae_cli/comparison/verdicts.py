@@ -84,6 +84,17 @@ def verdicts(comparison: Comparison) -> dict[ClaimName, Verdict]:
     return found
 
 
+def compared(comparison: Comparison, most: int = 6) -> list[Arm]:
+    """Return the arms of the verdicts, the reference first; if there are fewer than `most`, followed by other arms."""
+    labels = [comparison.reference.label]
+    for verdict in verdicts(comparison).values():
+        if verdict.contrast is not None:
+            labels += [verdict.contrast.reference, verdict.contrast.arm]
+    labels += [arm.label for arm in comparison.shown]
+    chosen = list(dict.fromkeys(labels))[:most]
+    return [arm for arm in comparison.arms if arm.label in chosen]
+
+
 def word_for(interval: tuple[float, float], sign: int, margin: float) -> Word:
     """Return the word for an interval of a difference that the claim predicts to have this sign.
 

@@ -16,6 +16,7 @@ from vae_cli.comparison.plot_style import looks
 from vae_cli.comparison.plots import draw_all, save_all
 from vae_cli.comparison.report import Pictures, render
 from vae_cli.comparison.statistics import statistic
+from vae_cli.comparison.verdicts import compared
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import write_json, write_text
@@ -38,7 +39,7 @@ def write_all(
         cache.forget(folder)
         write_text(table, _csv(comparison))
         write_json(numbers, as_plain(comparison))
-        write_text(report, render(comparison, figures, pictures, title, notes))
+        write_text(report, render(comparison, figures, pictures, title, notes, folder))
         save_all(figures, folder / "figures")
         if tensorboard:
             write_curves(comparison, folder / "tensorboard")
@@ -61,12 +62,14 @@ def take_pictures(comparison: Comparison, device: str, data_dir: str | Path | No
     without pictures."""
     try:
         gallery = Gallery(comparison.shown, device, data_dir)
+        chosen = looks(comparison)
         return Pictures(
+            gallery.overview([arm.label for arm in compared(comparison) if arm.label in gallery.runs], chosen),
             gallery.samples("prior"),
             gallery.samples("mixture"),
             gallery.reconstructions(),
             [found for pair in range(PAIRS) if (found := gallery.interpolations(pair)) is not None],
-            gallery.scatter(looks(comparison)),
+            gallery.scatter(chosen),
             gallery.seeds,
         )
     except UserError as error:

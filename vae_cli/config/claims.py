@@ -24,6 +24,7 @@ class Claim:
     number    its place in tables and reports
     title     the claim as a statement
     question  the claim turned into a question, which `vae compare` answers
+    meaning   what it would mean if the claim were true, for a reader who is new to the subject
     primary   the figure that decides about the claim, chosen before any run was seen; the others describe
     sign      the sign of the difference in this figure that the claim predicts
     arms      the arms that are compared, to complete "lower" or "higher"
@@ -34,6 +35,7 @@ class Claim:
     number: int
     title: str
     question: str
+    meaning: str
     primary: str
     sign: int
     arms: str
@@ -46,6 +48,10 @@ CLAIMS: dict[ClaimName, Claim] = {
         1,
         "The noise limits the information that a code carries",
         "Does the noise limit the information that a code carries?",
+        meaning="Noise blurs codes that are closer to each other than sigma. What is to survive must be spread "
+        "further apart than that, and the penalty on the code makes spreading expensive, so only the most "
+        "important differences between images are kept. Here the bits are counted that a code needs for its "
+        "image to be decoded almost as well.",
         primary="quantization_bits_within_1_nat",
         sign=1,
         arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
@@ -56,6 +62,10 @@ CLAIMS: dict[ClaimName, Claim] = {
         2,
         "The noise makes neighboring codes decode alike",
         "Does the noise make neighboring codes decode alike?",
+        meaning="With noise, the decoder sees slightly different codes for the same image, so it should decode all of "
+        "them to almost the same image. The ratio compares how fast the decoded image changes with the code "
+        "to a straight-line (linear) decoder with images of the same variety: 1 is as even as possible, more "
+        "means that it changes abruptly.",
         primary="jacobian_ratio",
         sign=1,
         arms="without noise than in the reference arm",
@@ -65,6 +75,8 @@ CLAIMS: dict[ClaimName, Claim] = {
         3,
         "Without noise, or without a penalty on small sigma, the network takes a shortcut",
         "Without noise, or without a penalty on small sigma, does the network take a shortcut?",
+        meaning="A network without noise can give each training image a code of its own, however close to those of "
+        "others, and learn the images by heart. New images are then reconstructed worse than training images.",
         primary="distortion_gap",
         sign=1,
         arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
@@ -74,6 +86,9 @@ CLAIMS: dict[ClaimName, Claim] = {
         4,
         "The KL term pulls sigma towards 1",
         "Does the KL term pull sigma towards 1?",
+        meaning="The KL term is smallest if sigma equals the standard deviation of the prior, which is 1, while good "
+        "reconstructions ask for a small sigma. The larger the weight of the KL term, the more the former "
+        "counts.",
         primary="scale_distance_from_1",
         sign=-1,
         arms="with the largest weight of the regularizer than with the smallest above 0, if sigma is learned and the "
@@ -84,6 +99,9 @@ CLAIMS: dict[ClaimName, Claim] = {
         5,
         "Hard-coding sigma has a cost",
         "What does it cost to hard-code sigma?",
+        meaning="With sigma = 1, codes must spread far beyond the prior N(0, I) to stay distinguishable, and each "
+        "step away from the prior costs likelihood. The cost is measured by a tight bound on ln p(x), since "
+        "the ELBO also contains how loose it is itself, which differs between the arms.",
         primary="iw_bound_k{k}",
         sign=-1,
         arms="with sigma = 1 everywhere (if there is no such arm, another constant) than in the reference arm",
