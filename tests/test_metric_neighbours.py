@@ -155,7 +155,7 @@ def test_the_jacobian_of_a_linear_decoder_is_its_weight() -> None:
     J = weight.detach().double() * unit  # noqa: N806
     found = figures(of, Jacobian)
     names = {f"jacobian_{kind}_{place}" for kind in ("frobenius", "norm") for place in PLACES}
-    assert found.keys() == {*names, "jacobian_ratio"}
+    assert found.keys() == {*names, "jacobian_ratio", "jacobian_ratio_means"}
     for place in PLACES:
         frobenius, norm = found[f"jacobian_frobenius_{place}"], found[f"jacobian_norm_{place}"]
         assert frobenius.value == pytest.approx(float(torch.linalg.matrix_norm(J)), rel=1e-5)
@@ -216,7 +216,9 @@ def test_the_jacobian_ratio_of_a_linear_decoder_is_1(sigma: nn.Module | None) ->
     torch.manual_seed(0)
     codes = torch.randn(400, 3) @ torch.tensor([[4.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1e-3]]) + 5
     decoder = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (1, 3, 4)))
-    assert numbers(subject(codes, None, sigma, decoder), Jacobian)["jacobian_ratio"] == pytest.approx(1, abs=1e-4)
+    found = numbers(subject(codes, None, sigma, decoder), Jacobian)
+    assert found["jacobian_ratio"] == pytest.approx(1, abs=1e-4)
+    assert found["jacobian_ratio_means"] == pytest.approx(1, abs=1e-4)
 
 
 def test_the_jacobian_ratio_of_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +551,7 @@ def test_every_figure_of_a_run_is_given_or_has_a_reason(
     of = trained(tmp_path, overrides.split(), monkeypatch)
     found = compute_metrics(of, METRICS)
     flat = {name: figure for each in found.values() for name, figure in each.items()}
-    assert len(flat) == sum(len(each) for each in found.values()) == 32
+    assert len(flat) == sum(len(each) for each in found.values()) == 33
     assert {name for name, figure in flat.items() if figure.value is None} == undefined
     for name, figure in flat.items():
         as_plain(figure)

@@ -17,7 +17,12 @@ SPELLED_OUT = 3  # an answer describes at most this many arms
 # is known without measuring it.
 DESCRIBED: dict[ClaimName, tuple[str, ...]] = {
     "bits": ("noise_probe_tolerance", "rate_bits"),
-    "neighbours": ("class_change_by_step", "largest_step_over_mean", "neighbour_label_agreement"),
+    "neighbours": (
+        "jacobian_ratio_means",
+        "class_change_by_step",
+        "largest_step_over_mean",
+        "neighbour_label_agreement",
+    ),
     "shortcuts": ("collapsed_share", "reidentification"),
     "scale": ("scale_mean",),
     "price": (),

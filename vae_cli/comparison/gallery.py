@@ -197,19 +197,21 @@ class Gallery:
 
 
 def _spread(images: Tensor, count: int) -> Tensor:
-    """Return `count` images: two are put at the ends, fewer than that at the start, with white images in the gaps."""
+    """Return `count` images, those in the gaps NaN: two images are put at the ends, any others at the start."""
     if len(images) == count:
         return images
-    filled = torch.ones(count, *images.shape[1:])
-    filled[: len(images)] = images
-    if len(images) == 2:
-        filled[[0, 1, -1]] = torch.stack([images[0], torch.ones_like(images[0]), images[1]])
+    filled = torch.full((count, *images.shape[1:]), torch.nan)
+    places = [0, -1] if len(images) == 2 else list(range(len(images)))
+    filled[places] = images
     return filled
 
 
 def _show(axes: Any, images: Tensor) -> None:
-    """Draw images (N, C, H, W) side by side, without ticks."""
+    """Draw images (N, C, H, W) side by side, without ticks; nothing is drawn in place of an image that is NaN."""
     picture = grid(images.cpu(), len(images), side=SIDE, pad=2)
+    step = (picture.shape[1] - 2) // len(images)
+    for place in images.isnan().flatten(1).all(1).nonzero().flatten().tolist():
+        picture[:, place * step + (2 if place else 0) : (place + 1) * step + 2] = 255
     axes.imshow(picture, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -84,7 +84,7 @@ def verdicts(comparison: Comparison) -> dict[ClaimName, Verdict]:
     return found
 
 
-def compared(comparison: Comparison, most: int = 6) -> list[Arm]:
+def compared(comparison: Comparison, most: int = 8) -> list[Arm]:
     """Return the arms of the verdicts, the reference first; if there are fewer than `most`, followed by other arms."""
     labels = [comparison.reference.label]
     for verdict in verdicts(comparison).values():

@@ -146,12 +146,13 @@ class Jacobian(Metric):
                           estimated beyond (see frobenius_norm)
     jacobian_norm_*       mean of the largest singular value, a lower bound, accurate to about 0.1 % (see
                           largest_singular_value)
-    jacobian_ratio        sqrt(E tr(J_z C J_z^T) / tr Cov_x(g(loc))), with J_z = dg / dz at the locs, g the mean image
-                          and C = Cov_x(loc): how fast the image changes with the code, relative to a linear decoder
-                          whose images vary as much. It is 1 for a linear decoder, whatever C is, and at least 1 for any
-                          decoder if the locs are normal (Poincare inequality: Chernoff, A note on an inequality
-                          involving the normal distribution, 1981). It does not depend on the noise, the scale or the
+    jacobian_ratio        sqrt(E tr(J_z C J_z^T) / tr Cov(g(z))), with J_z = dg / dz at the noisy codes z ~ q(z|x) of
+                          test images, g the mean image and C = Cov(z): how fast the image changes with the code,
+                          relative to a linear decoder whose images vary as much. It is 1 for a linear decoder, whatever
+                          C is, and at least 1 for any decoder if z is normal (Poincare inequality: Chernoff, A note on
+                          an inequality involving the normal distribution, 1981). It does not depend on the scale or the
                           rotation of the codes
+    jacobian_ratio_means  the same at the locs, without the noise; for a point mass, the two are equal
 
     The first two grow with the variance of the decoded images: for a linear decoder and uncorrelated codes, the
     Frobenius norm is the root of that variance. Their unit contains the noise of the sigma mode. Both are in pixel
@@ -171,21 +172,23 @@ class Jacobian(Metric):
             else:
                 both = self._norms(z)
             figures[f"jacobian_frobenius_{name}"], figures[f"jacobian_norm_{name}"] = both
-        figures["jacobian_ratio"] = undefined(reason) if reason else self._ratio()
+        codes = self.subject.codes()
+        for name, z in (("jacobian_ratio", codes.z), ("jacobian_ratio_means", codes.loc)):
+            figures[name] = undefined(reason) if reason else self._ratio(z)
         return figures
 
-    def _ratio(self) -> Figure:
-        """Return the Jacobian's size at the first budget.points locs, relative to a linear decoder."""
+    def _ratio(self, codes: Tensor) -> Figure:
+        """Return the Jacobian's size at the first budget.points of the codes (N, D), relative to a linear decoder whose
+        images of these codes vary as much."""
         subject = self.subject
-        loc = subject.codes().loc
-        images = torch.cat([mean_images(subject, part).flatten(1).double() for part in loc.split(BATCH)])
+        images = torch.cat([mean_images(subject, part).flatten(1).double() for part in codes.split(BATCH)])
         variance = (images - images.mean(0)).square().sum(1)
         reach = 1e-12 * float(images.square().sum(1).mean())
-        if len(loc) < 2 or not float(variance.mean()) > reach:
-            return undefined(ONE_IMAGE if len(loc) < 2 else "all codes decode to the same image")
-        values, vectors = torch.linalg.eigh(loc.T.double().cov(correction=0).reshape(loc.shape[1], -1).cpu())
-        root = (vectors * values.clamp_min(0).sqrt()).to(loc.device, loc.dtype)
-        places = loc[: subject.budget.points]
+        if len(codes) < 2 or not float(variance.mean()) > reach:
+            return undefined(ONE_IMAGE if len(codes) < 2 else "all codes decode to the same image")
+        values, vectors = torch.linalg.eigh(codes.T.double().cov(correction=0).reshape(codes.shape[1], -1).cpu())
+        root = (vectors * values.clamp_min(0).sqrt()).to(codes.device, codes.dtype)
+        places = codes[: subject.budget.points]
         parts = places.split(max(1, PIXELS_DIFFERENTIATED // math.prod(subject.run.shape)))
         square = torch.cat([frobenius_norm(lambda z: mean_images(subject, z), z, root) for z in parts]).square()
         square, variance = square.cpu(), variance.cpu()
