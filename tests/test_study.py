@@ -52,7 +52,24 @@ def test_the_sigma_study_has_every_mode_several_seeds_and_a_ladder_of_weights() 
             assert {"sigma=fixed", f"sigma.value={value}", f"prior={prior}"} in jobs
     assert {"sigma=learned", "regularizer.beta=0"} in jobs
     assert len({word for job in jobs for word in job if word.startswith("regularizer.beta=")}) >= 5
-    assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 3
+    assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 5  # fewer give tentative verdicts
+    for latent in (2, 64):
+        assert {"sigma=fixed", "sigma.value=1.0", f"latent={latent}", "prior=standard_normal"} in jobs
+
+
+def test_the_quick_study_is_part_of_the_study_and_tests_every_claim() -> None:
+    folder = configs_dir() / "experiment"
+    quick, whole = (yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("sigma_quick", "sigma_study"))
+    jobs = [" ".join(job) for job in jobs_of_study([], quick["arms"])]
+    for arm in ("sigma=learned", "sigma=deterministic", "sigma=fixed sigma.value=1.0 prior=standard_normal"):
+        assert arm in jobs
+    assert {word for job in jobs for word in job.split() if "beta" in word} == {
+        f"regularizer.beta={beta}" for beta in ("0", "0.25", "4")
+    }
+    known = [set(job) for job in jobs_of_study([], whole["arms"])]
+    assert all(any(set(job.split()) <= one for one in known) for job in jobs)
+    assert len(quick["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 5
+    assert quick["defaults"] == whole["defaults"]
 
 
 def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: Any, tmp_path: Path) -> None:
