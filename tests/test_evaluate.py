@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vae_cli.cli import run as run_command
 from vae_cli.commands.train import train
 from vae_cli.config import catalog
-from vae_cli.config.claims import CLAIMS
+from vae_cli.config.claims import CLAIMS, entry
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import Figure, Metric, mean_figure
 from vae_cli.metrics.evaluate import METRICS, find_metrics, word
@@ -76,13 +76,13 @@ def test_every_figure_says_what_it_is_and_what_it_is_a_mean_over(runs: Path, sig
     evaluation = found(runs, sigma)
     assert evaluation["profile"] == "quick"
     names = {kind.__name__ for kind in METRICS}
-    assert {entry["metric"] for part in ("figures", "left_out") for entry in evaluation[part].values()} == names
-    for name, entry in evaluation["figures"].items():
-        values = entry["value"] if isinstance(entry["value"], list) else [entry["value"]]
+    assert {one["metric"] for part in ("figures", "left_out") for one in evaluation[part].values()} == names
+    for name, one in evaluation["figures"].items():
+        values = one["value"] if isinstance(one["value"], list) else [one["value"]]
         assert all(math.isfinite(value) for value in values), name
-        assert entry["claim"] in CLAIMS
-    for entry in evaluation["left_out"].values():
-        assert entry["reason"]
+        assert one["claim"] in CLAIMS
+    for one in evaluation["left_out"].values():
+        assert one["reason"]
     assert not evaluation["figures"].keys() & evaluation["left_out"].keys()
 
 
@@ -120,8 +120,11 @@ def test_tensorboard_has_the_scalars_once(vae: Vae, tmp_path: Path) -> None:
     assert vae("evaluate", "learned", "--quick", "--metrics", "rate") == 0
     events = EventAccumulator(str(tmp_path / "runs" / "learned")).Reload()
     tags = events.Tags()["scalars"]
-    assert "evaluation/noise_probe_tolerance" in tags
-    assert len(events.Scalars("evaluation/rate")) == 1
+    assert "vae evaluate/noise_probe_tolerance" in tags
+    assert len(events.Scalars("vae evaluate/rate")) == 1
+    assert 12 <= sum(tag.startswith("vae evaluate/") for tag in tags) <= 30
+    (page,) = events.Tensors("vae evaluate/figures")
+    assert b"| Noise tolerance of a code |" in page.tensor_proto.string_val[0]
     assert "test/loss" in tags
 
 
@@ -177,6 +180,18 @@ def test_the_table_is_grouped_by_claim(vae: Vae, capsys: pytest.CaptureFixture[s
     assert "noise_probe" not in printed  # titles, not identifiers
     assert "nan" not in printed
     assert "inf " not in printed
+
+
+def test_the_headline_figures_are_printed_with_their_meaning(vae: Vae, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vae("evaluate", "deterministic", "--quick") == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert entry("noise_probe_tolerance").definition.split()[0] in printed
+    assert "Rate: not defined The KL divergence of a point mass from the prior is infinite." in printed
+    assert "Quantization: distortion" not in printed
+    assert entry("jacobian_ratio").title in printed
+    assert "figures: --all prints" in printed
+    assert vae("evaluate", "deterministic", "--quick", "--all") == 0
+    assert "Distortion without quantization" in capsys.readouterr().out
 
 
 class Loudness(Metric):

@@ -25,9 +25,7 @@ vae evaluate /shared/runs/a --quick --out a  evaluate a run in a folder that you
 """
 
 Quick = Annotated[bool, typer.Option("--quick", help="Use fewer images and draws.")]
-Full = Annotated[
-    bool, typer.Option("--full", help="Use all test images, and 5000 draws for the importance-weighted bound.")
-]
+Full = Annotated[bool, typer.Option("--full", help="Use all test images, also for the importance-weighted bound.")]
 Metrics = Annotated[
     str | None,
     typer.Option(
@@ -43,9 +41,10 @@ Samples = Annotated[
         help="Draws for the importance-weighted bound.",
         min=1,
         max=1_000_000,
-        show_default="64, or 5000 with --full; as before if metrics are added to an evaluation",
+        show_default="5000, or 64 with --quick; as before if metrics are added to an evaluation",
     ),
 ]
+All = Annotated[bool, typer.Option("--all", help="Print all figures, by claim, instead of only the headline figures.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an evaluation that is damaged or more thorough than this one.")
 ]
@@ -72,6 +71,7 @@ def evaluate(
     device: Device = "auto",
     overwrite: Overwrite = False,
     out: Out = None,
+    print_all: All = False,
     runs_dir: RunsDir = Path("runs"),
     data_dir: DataDir = None,
     trust: Trust = None,
@@ -107,7 +107,7 @@ def evaluate(
             folder, profile, kinds=kinds, before=stored, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, out=out, say=say,
         )  # fmt: skip
-    _print(folder, found, written)
+    _print(folder, found, written, print_all or metrics is not None)
 
 
 def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[str, Any] | None:
@@ -145,8 +145,8 @@ def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: b
         )
 
 
-def _print(folder: RunDir, found: dict[str, Any], written: Path) -> None:
-    """Print the figures (measured numbers) by claim, plot them, and print the paths of the files written."""
+def _print(folder: RunDir, found: dict[str, Any], written: Path, prints_all: bool) -> None:
+    """Print the headline figures or all of them, plot them, and print the paths of the files written."""
     from dataclasses import replace
 
     from rich.console import Console
@@ -154,14 +154,14 @@ def _print(folder: RunDir, found: dict[str, Any], written: Path) -> None:
     from vae_cli.comparison.arms import Comparison
     from vae_cli.comparison.members import read_member
     from vae_cli.comparison.plots import draw_all, save_all
-    from vae_cli.metrics.table import print_evaluation
+    from vae_cli.metrics.table import print_evaluation, print_headlines
 
     figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
     pictures = save_all(figures, written.parent)
     console = Console()
     if not console.is_terminal:
         console.width = 120
-    print_evaluation(console, found)
+    (print_evaluation if prints_all else print_headlines)(console, found)
     for path in (written, *pictures):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
     console.print(f"{found['seconds']:.1f} s (profile {found['profile']}, seed {found['seed']})", highlight=False)

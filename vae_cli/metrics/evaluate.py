@@ -30,10 +30,12 @@ from vae_cli.metrics.base import (
     undefined,
 )
 from vae_cli.metrics.record import FORMAT, MODULES, Profile, digest, metrics_file, stamp
+from vae_cli.metrics.table import as_page, shown_first
 from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
 from vae_cli.training.tensorboard import add_scalars
 
+GROUP = "vae evaluate"  # of the tags in TensorBoard; it comes after the curves of training
 REUSED_IF_EQUAL = ("format", "profile", "seed", "weights", "weights_digest", "images")
 
 METRICS: tuple[type[Metric], ...] = tuple(
@@ -106,8 +108,8 @@ def evaluate_run(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)
     if out is None:
-        numbers = {name: entry["value"] for name, entry in figures.items() if _is_number(entry["value"])}
-        add_scalars(folder.path, "evaluation", {f"evaluation/{name}": n for name, n in numbers.items()}, run.step)
+        numbers = {f"{GROUP}/{name}": figures[name]["value"] for name in shown_first(found) if name in figures}
+        add_scalars(folder.path, "evaluation", numbers, run.step, {f"{GROUP}/figures": as_page(found)})
     return found
 
 
@@ -177,7 +179,3 @@ def _entry(figure: Figure, kind: type[Metric], resampled: int | None) -> dict[st
     except ValueError:  # the model has diverged to extreme values
         plain = as_plain(undefined("the computed value is not finite"))
     return {**plain, "metric": kind.__name__, "claim": kind.claim}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

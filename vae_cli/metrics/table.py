@@ -1,18 +1,83 @@
-"""The figures of one run as tables in the terminal, one table for each claim."""
+"""The figures of one run as tables in the terminal: the headline figures with their meaning, or all figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.config.claims import CLAIMS, Entry, entry
+from vae_cli.config.claims import CLAIMS, FIGURES, ClaimName, Entry, entry, headlines
+from vae_cli.core.wording import capitalized
 
 ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", "neither": ""}
 WIDE = 110  # columns that a terminal needs to show notes next to the figures
+
+
+def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
+    """Print the headline figures of an evaluation and the figures that decide about claims, with their meaning, or the
+    reason why they are not defined, by claim."""
+    figures, left_out = evaluation["figures"], evaluation["left_out"]
+    count = 0
+    for claim, about in CLAIMS.items():
+        names = _headlines(claim, [*figures, *left_out])
+        if names:
+            console.print(Text(f"{about.number}. {about.title}", style="bold"))
+        for name in names:
+            found = entry(name)
+            if name in figures:
+                _print_line(console, f"{_titled(found)}: {_amount(figures[name])}", found.definition)
+            else:
+                _print_line(console, f"{_titled(found)}: not defined", f"{capitalized(left_out[name]['reason'])}.")
+        count += len(names)
+    console.print(
+        f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better; \N{PLUS-MINUS SIGN} standard error "
+        f"over images. These are {count} of {len(figures) + len(left_out)} figures: --all prints the others, too.",
+        highlight=False, markup=False,
+    )  # fmt: skip
+
+
+def shown_first(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the names of the headline figures of an evaluation and of the figures that decide about claims."""
+    return [name for claim in CLAIMS for name in _headlines(claim, [*evaluation["figures"], *evaluation["left_out"]])]
+
+
+def as_page(evaluation: Mapping[str, Any]) -> str:
+    """Return a Markdown table of all figures of an evaluation that are numbers."""
+    lines = ["| figure | value | ± | unit | meaning |", "|---|---:|---:|---|---|"]
+    for name, figure in evaluation["figures"].items():
+        if not isinstance(figure["value"], list):
+            found, error = entry(name), f"{figure['error']:.2g}" if "error" in figure else ""
+            cells = [_titled(found), show(figure["value"]), error, figure.get("unit", ""), found.definition]
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _print_line(console: Console, text: str, meaning: str) -> None:
+    """Print a figure, and its meaning indented below it."""
+    console.print(Padding(Text(text), (0, 0, 0, 3), expand=False))
+    console.print(Padding(Text(meaning, style="dim"), (0, 0, 0, 6), expand=False))
+
+
+def _amount(figure: Mapping[str, Any]) -> str:
+    error = f" \N{PLUS-MINUS SIGN} {figure['error']:.2g}" if "error" in figure else ""
+    return f"{show(figure['value'])}{error} {figure.get('unit', '')}".rstrip()
+
+
+def _headlines(claim: ClaimName, names: Iterable[str]) -> list[str]:
+    """Return the names of a claim's headline figures and of the figure that decides about it, in the register's order.
+    Of several importance-weighted bounds, the one with the most draws is returned."""
+    wanted = {found.name for found in headlines(claim)}
+    bounds = [name for name in names if name.startswith("iw_bound_k")]
+    wanted |= {max(bounds, key=lambda name: int(name.removeprefix("iw_bound_k")))} if bounds else set()
+    wanted |= {CLAIMS[claim].primary}
+    order = [found.name for found in FIGURES if found.claim == claim]
+    known = [name for name in names if name in wanted and entry(name).claim == claim]
+    places = {name: order.index("iw_bound_k{k}" if name in bounds else name) for name in known}
+    return sorted(places, key=lambda name: places[name])
 
 
 def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:

@@ -226,18 +226,22 @@ class NoEvents(EventWriter):
         pass
 
 
-def add_scalars(folder: Path, name: str, values: Mapping[str, float], step: int) -> None:
+def add_scalars(
+    folder: Path, name: str, values: Mapping[str, float], step: int, pages: Mapping[str, str] | None = None
+) -> None:
     """Add one point per tag in `values` to a run that has ended, in an event file whose name ends in ~`name`.
 
-    The points replace those of an earlier call with the same name.
+    `pages` are pages of the Text tab, in Markdown, by tag. All of them replace those of an earlier call with the same
+    name.
     """
     for file in folder.glob(f"events.*.~{name}"):
         if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
         os.truncate(file, 0)  # not removed: a running TensorBoard stops reading the run if a file is missing
-    _write_alone(
-        folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", _points(values, described=values.keys()), step
-    )
+    summary = _points(values, described=values.keys())
+    for tag, text in (pages or {}).items():
+        summary.value.append(_page(tag, text))
+    _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", summary, step)
 
 
 class EventFile:
@@ -313,6 +317,19 @@ def _description(tag: str) -> Any:
         plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
         data_class=DATA_CLASS_SCALAR,
     )
+
+
+def _page(tag: str, text: str) -> Any:
+    """Return a page of the Text tab, from Markdown."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.text import metadata
+
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
+    content = metadata.create_summary_metadata("", "").plugin_data
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=content), tensor=tensor)
 
 
 def _hparams(tag: str, content: Any) -> Any:
