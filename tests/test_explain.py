@@ -52,7 +52,9 @@ def test_a_choice_is_explained_by_the_docstring_of_its_class(group: str, choice:
         assert shown.get(typed) == setting.comment
 
 
-@pytest.mark.parametrize("word", ["rate", "Rate", "train/rate", "validation/rate", "evaluation/rate", " rate "])
+@pytest.mark.parametrize(
+    "word", ["rate", "Rate", "train/rate", "validation/rate", "evaluation/rate", "vae evaluate/rate", " rate "]
+)
 def test_a_figure_is_found_by_its_identifier_title_and_tags(word: str) -> None:
     facts = dict(glossary.explain_word(word)[0].facts)
     assert facts["identifier"] == "rate"

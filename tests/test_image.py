@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vae_cli.core.errors import UserError
-from vae_cli.core.images import BACKGROUND, SEPARATOR, fast_png, grid, load_image, save_gif, save_png, to_uint8
+from vae_cli.core.images import BACKGROUND, SEPARATOR, Heading, fast_png, grid, load_image, save_gif, save_png, to_uint8
 
 
 def test_to_uint8_clamps_and_rounds_and_maps_nan_and_infinity_to_0() -> None:
@@ -56,6 +56,27 @@ def test_row_labels_are_beside_their_rows() -> None:
     assert np.array_equal(labeled[:, margin:], plain)
     assert (labeled[:66, :margin] < 128).any()
     assert (labeled[66:, :margin] == BACKGROUND).all()
+
+
+def test_headings_are_above_their_columns_and_fit() -> None:
+    images = torch.zeros(6, 1, 8, 8)
+    plain = grid(images, 3)
+    headed = grid(images, 3, headings=[Heading("one"), Heading("a long heading of two columns", 2)])
+    strip = headed[: headed.shape[0] - plain.shape[0]]
+    assert (headed[len(strip) :] == plain).all()
+    inked = np.nonzero((strip < 200).any((0, 2)))[0]
+    width = plain.shape[1] // 3
+    assert 0 < (inked < width).sum() < (inked > width).sum()
+    assert not ((inked > width - 3) & (inked < width + 3)).any()  # the two do not touch
+
+
+def test_the_place_of_an_image_that_is_nan_stays_empty() -> None:
+    images = torch.zeros(4, 1, 8, 8)
+    images[1] = torch.nan
+    picture = grid(images, 4, side=8, pad=2)
+    columns = picture[:, :, 0].mean(0)
+    assert (columns[14:20] == 255).all()
+    assert columns[4] < 255 > columns[26]
 
 
 def test_a_grid_without_images_or_with_2_channels_is_refused() -> None:

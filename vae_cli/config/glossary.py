@@ -18,7 +18,7 @@ from vae_cli.core.errors import UserError, nearest
 Rows = list[tuple[str, str]]
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "neither direction is better"}
-SPLITS = ("train", "validation", "test", "posterior", "evaluation")  # prefixes of tags in TensorBoard
+SPLITS = ("train", "validation", "test", "posterior", "evaluation", "vae evaluate")  # prefixes of tags in TensorBoard
 
 
 @dataclass(frozen=True)

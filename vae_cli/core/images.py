@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from vae_cli.core.errors import UserError
 from vae_cli.core.files import open_regular, replace_file
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # numpy, Pillow and torch are imported by the functions that 
 BACKGROUND = 255
 SEPARATOR = 214  # a gray that is visible between white images and between black ones
 INK = 70
+SMALLEST = 8  # size of a font, in pixels, below which text cannot be read
 # What Pillow raises for a file that it cannot read, in addition to DecompressionBombError.
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, MemoryError, NotImplementedError),
@@ -48,13 +49,26 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1).mul(255).round().byte()
 
 
+class Heading(NamedTuple):
+    """A text above one or more columns of a picture."""
+
+    text: str
+    columns: int = 1
+
+
 def grid(
-    images: Tensor, columns: int, side: int = 64, pad: int = 6, row_labels: Sequence[str] | None = None
+    images: Tensor,
+    columns: int,
+    side: int = 64,
+    pad: int = 6,
+    row_labels: Sequence[str] | None = None,
+    headings: Sequence[Heading] | None = None,
 ) -> Picture:
     """Return images (N, C, H, W) with values in [0, 1] as one uint8 picture (H', W', 3), filled row by row.
 
     C is 1 or 3. Small images are enlarged by an integer factor, without smoothing, so that their longer side is about
-    `side` pixels. `pad` pixels separate them. `row_labels` are written to the left of the rows, one per row.
+    `side` pixels. `pad` pixels separate them. `row_labels` are written to the left of the rows, one per row, and
+    `headings` above the columns, from left to right. The place of an image that is NaN stays empty.
     Raises UserError for a picture of more than MAX_PIXELS pixels.
 
     >>> import torch
@@ -79,16 +93,20 @@ def grid(
             f"the {MAX_PIXELS / 1e6:,.0f} million allowed; ask for fewer images."
         )
 
+    is_empty = images.isnan().flatten(1).all(1).tolist()
     cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
     picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
     for index, cell in enumerate(cells):
+        if is_empty[index]:
+            continue
         top = pad + (index // columns) * (height + pad)
         left = margin + pad + (index % columns) * (width + pad)
         # Each image draws its own frame, so that empty places stay background.
         picture[top - pad : top + height + pad, left - pad : left + width + pad] = SEPARATOR
         picture[top : top + height, left : left + width] = cell
-    return _draw_labels(picture, row_labels, height, pad) if row_labels else picture
+    picture = _draw_labels(picture, row_labels, height, pad) if row_labels else picture
+    return _draw_headings(picture, headings, margin + pad, width + pad) if headings else picture
 
 
 def _font_size(height: int) -> int:
@@ -115,6 +133,25 @@ def _draw_labels(picture: Picture, labels: Sequence[str], height: int, pad: int)
         middle = pad + row * (height + pad) + height / 2
         draw.text((right, middle), label, fill=(INK, INK, INK), font=font, anchor="rm")
     return np.array(canvas)
+
+
+def _draw_headings(picture: Picture, headings: Sequence[Heading], left: int, width: int) -> Picture:
+    """Return the picture with the headings above its columns, whose width is given in pixels. A heading that is wider
+    than its columns gets a smaller font."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = _font_size(width)
+    strip = Image.new("RGB", (picture.shape[1], round(1.7 * size)), (BACKGROUND, BACKGROUND, BACKGROUND))
+    draw = ImageDraw.Draw(strip)
+    for text, columns in headings:
+        room, own = columns * width - 4, size
+        while own > SMALLEST and ImageFont.load_default(own).getlength(text) > room:
+            own -= 1
+        middle = (left + (columns * width) / 2, strip.height / 2)
+        draw.text(middle, text, fill=(INK, INK, INK), font=ImageFont.load_default(own), anchor="mm")
+        left += columns * width
+    return np.concatenate([np.array(strip), picture])
 
 
 def save_png(path: Path, picture: Picture) -> None:

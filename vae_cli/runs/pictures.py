@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.core.errors import UserError, nearest
-from vae_cli.core.images import grid, load_image
+from vae_cli.core.images import Heading, grid, load_image
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.memory import refuse_oversize
 from vae_cli.runs.codes import Path as PathKind
@@ -73,7 +73,8 @@ def posterior_samples(
         images = decode(run, z.flatten(0, 1), draw=True).unflatten(0, z.shape[:2]) if draw else means
     x = inference.x.cpu()
     rows = torch.cat([x[:, None], mean[:, None], images], 1)
-    picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices])
+    headings = [Heading("image"), Heading("mean"), Heading("draws" if draws > 1 else "draw", draws)]
+    picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices], headings=headings)
     arrays = {"index": chosen, "inputs": x, "loc": loc, "mean": mean, "z": z, "images": images}
     drawn = f"{draws} decoded draws" if draws > 1 else "one decoded draw"
     captions = [f"Each row: a test image, its reconstruction from the mean code, and {drawn} from its posterior."]
@@ -144,7 +145,8 @@ def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: boo
         z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
         images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
-    picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names)
+    headings = [Heading("image"), Heading("decoded", steps), Heading("image")]
+    picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names, headings=headings)
     caption = f"Each row: an image, {steps} decoded codes on the {path} path between the mean codes, the other image."
     frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
     return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
@@ -162,9 +164,19 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
         z = between(left, right, steps, path).transpose(0, 1)  # (rows, columns, D)
         images = decode(run, z.flatten(0, 1))
     rows = images.unflatten(0, (steps, steps))
-    caption = f"Corners, row by row: test images {', '.join(map(str, indices))}."
+    # The test images themselves are shown next to the corners.
+    framed = torch.full((steps, steps + 2, *images.shape[1:]), math.nan)
+    framed[:, 1:-1] = rows
+    framed[[0, 0, -1, -1], [0, -1, 0, -1]] = ends.cpu()
+    headings = [Heading("image"), Heading("decoded", steps), Heading("image")]
+    caption = f"Corners, row by row: test images {', '.join(map(str, indices))}, shown at the sides."
     frames = _animate([grid(row, steps) for row in rows]) if gif else None
-    return Rendered(grid(images, steps), {"ends": ends, "z": z, "images": rows}, [caption], frames)
+    return Rendered(
+        grid(framed.flatten(0, 1), steps + 2, headings=headings),
+        {"ends": ends, "z": z, "images": rows},
+        [caption],
+        frames,
+    )
 
 
 def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rendered:
@@ -201,8 +213,11 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]
     arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
+    offsets = [round(offset, 6) for offset in torch.linspace(-span, span, steps).tolist()]
+    headings = [Heading(f"{offset:+.2g}" if offset else "mean") for offset in offsets]
     frames = _animate([grid(images[:, step], 1, row_labels=labels) for step in range(steps)]) if gif else None
-    return Rendered(grid(images.flatten(0, 1), steps, row_labels=labels), arrays, captions, frames)
+    picture = grid(images.flatten(0, 1), steps, row_labels=labels, headings=headings)
+    return Rendered(picture, arrays, captions, frames)
 
 
 def _animate(frames: list[Picture]) -> list[Picture]:
