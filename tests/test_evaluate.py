@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vae_cli.cli import run as run_command
 from vae_cli.commands.train import train
+from vae_cli.comparison.run_plots import draw_run, losses
 from vae_cli.config import catalog
 from vae_cli.config.claims import CLAIMS, entry
 from vae_cli.core.errors import UserError
@@ -192,6 +193,31 @@ def test_the_headline_figures_are_printed_with_their_meaning(vae: Vae, capsys: p
     assert "figures: --all prints" in printed
     assert vae("evaluate", "deterministic", "--quick", "--all") == 0
     assert "Distortion without quantization" in capsys.readouterr().out
+
+
+def test_the_losses_of_a_run_are_drawn(vae: Vae, tmp_path: Path) -> None:
+    for name, titles in {"learned": ["Loss", "Distortion", "Rate"], "deterministic": ["Loss", "Distortion"]}.items():
+        figure = losses(RunDir(tmp_path / "runs" / name))
+        assert figure is not None
+        assert [axes.get_title(loc="left") for axes in figure.axes] == titles
+        records = RunDir(tmp_path / "runs" / name).metrics()
+        for axes, term in zip(figure.axes, titles, strict=True):
+            train, validation, best = axes.lines
+            assert train.get_ydata().tolist() == [one[f"train/{term.lower()}"] for one in records]
+            assert validation.get_ydata().tolist() == [one[f"validation/{term.lower()}"] for one in records]
+            assert best.get_xdata()[0] == RunDir(tmp_path / "runs" / name).summary()["weights_of_epoch"]
+
+
+def test_two_dimensional_codes_get_a_map(vae: Vae, tmp_path: Path) -> None:
+    assert vae("train", "latent=2", "epochs=1", "network.hidden=[8]", "run_name=two") == 0
+    assert vae("evaluate", "two", "--quick", "--metrics", "rate") == 0
+    assert vae("evaluate", "learned", "--quick", "--metrics", "rate") == 0
+    maps = [(tmp_path / "runs" / name / "evaluation/codes.png").exists() for name in ("two", "learned")]
+    assert maps == [True, False]
+    left, right = draw_run(RunDir(tmp_path / "runs/two"), "cpu", None)["codes"].axes
+    assert len(left.collections[0].get_offsets()) == 297
+    assert {text.get_text() for text in left.texts} == set("0123456789")
+    assert right.get_images()[0].get_extent() == [-2.5, 2.5, -2.5, 2.5]
 
 
 class Loudness(Metric):

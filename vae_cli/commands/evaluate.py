@@ -107,7 +107,7 @@ def evaluate(
             folder, profile, kinds=kinds, before=stored, samples=samples, seed=seed, weights=weights, device=device,
             data_dir=data_dir, out=out, say=say,
         )  # fmt: skip
-    _print(folder, found, written, print_all or metrics is not None)
+    _print(folder, found, written, print_all or metrics is not None, device, data_dir)
 
 
 def _stored_evaluation(folder: RunDir, file: Path, is_elsewhere: bool) -> dict[str, Any] | None:
@@ -145,7 +145,9 @@ def _refuse_to_replace(folder: RunDir, stored: Mapping[str, Any], is_complete: b
         )
 
 
-def _print(folder: RunDir, found: dict[str, Any], written: Path, prints_all: bool) -> None:
+def _print(
+    folder: RunDir, found: dict[str, Any], written: Path, prints_all: bool, device: str, data_dir: str | None
+) -> None:
     """Print the headline figures or all of them, plot them, and print the paths of the files written."""
     from dataclasses import replace
 
@@ -154,9 +156,11 @@ def _print(folder: RunDir, found: dict[str, Any], written: Path, prints_all: boo
     from vae_cli.comparison.arms import Comparison
     from vae_cli.comparison.members import read_member
     from vae_cli.comparison.plots import draw_all, save_all
+    from vae_cli.comparison.run_plots import draw_run
     from vae_cli.metrics.table import print_evaluation, print_headlines
 
-    figures = draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
+    figures = draw_run(folder, device, data_dir)
+    figures |= draw_all(Comparison([replace(read_member(folder), evaluation=found)]))
     pictures = save_all(figures, written.parent)
     console = Console()
     if not console.is_terminal:

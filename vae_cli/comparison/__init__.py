@@ -19,6 +19,7 @@ __all__ = [
     "plots",
     "price_plot",
     "report",
+    "run_plots",
     "selection",
     "statistics",
     "summary",

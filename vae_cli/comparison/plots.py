@@ -184,9 +184,14 @@ def rate_per_dimension(comparison: Comparison) -> Figure | None:
 
 
 def training(comparison: Comparison) -> Figure | None:
-    """Plot the part of the rate due to the scales, and the mean sigma, against the epoch."""
+    """Plot the part of the rate due to the scales, and the mean sigma, against the epoch.
+
+    Figures that are constant in all arms are left out.
+    """
     curves = {"training_rate_scale": "rate_scale", "training_scale_mean": "scale_mean"}
-    drawn = [name for name in curves if any(arm.curves(name) for arm in comparison.shown)]
+    drawn = [
+        name for name in curves if any(len({*curve}) > 1 for arm in comparison.shown for curve in arm.curves(name))
+    ]
     if not drawn:
         return None
     with drawing(WIDTH, height_with_legend(comparison, 3.4)) as figure:
@@ -233,7 +238,7 @@ def _draw_bands(axes: Any, comparison: Comparison, x_name: str, y_name: str) -> 
 def sigma_histograms(comparison: Comparison) -> Figure | None:
     """Draw a histogram of sigma over images and dimensions for each arm, split into active and idle dimensions."""
     arms = [arm for arm in comparison.shown if arm.curves("scale_histogram_edges")]
-    if not arms:
+    if all(arm.has_constant_scale for arm in arms):  # also if there is no such arm
         return None
     found = looks(comparison)
     columns = min(3, len(arms))
@@ -321,7 +326,7 @@ def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name in SAVED.keys() - figures.keys():
         (folder / f"{name}.png").unlink(missing_ok=True)  # left from an earlier comparison
-    paths = {name: folder / f"{name}.png" for name in SAVED if name in figures}
+    paths = {name: folder / f"{name}.png" for name in figures}
     for name, path in paths.items():
         save_png(figures[name], path)
     return list(paths.values())

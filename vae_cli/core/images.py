@@ -93,10 +93,18 @@ def grid(
             f"the {MAX_PIXELS / 1e6:,.0f} million allowed; ask for fewer images."
         )
 
+    picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
+    _paste(picture, images, factor, columns, margin, pad)
+    picture = _draw_labels(picture, row_labels, height, pad) if row_labels else picture
+    return _draw_headings(picture, headings, margin + pad, width + pad) if headings else picture
+
+
+def _paste(picture: Picture, images: Tensor, factor: int, columns: int, margin: int, pad: int) -> None:
+    """Enlarge images by a factor, and put each into its place in a picture, except those that are NaN."""
     is_empty = images.isnan().flatten(1).all(1).tolist()
     cells = to_uint8(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     cells = cells.repeat(factor, axis=1).repeat(factor, axis=2)
-    picture = np.full((rows * (height + pad) + pad, margin + columns * (width + pad) + pad, 3), BACKGROUND, np.uint8)
+    height, width = cells.shape[1:3]
     for index, cell in enumerate(cells):
         if is_empty[index]:
             continue
@@ -105,8 +113,6 @@ def grid(
         # Each image draws its own frame, so that empty places stay background.
         picture[top - pad : top + height + pad, left - pad : left + width + pad] = SEPARATOR
         picture[top : top + height, left : left + width] = cell
-    picture = _draw_labels(picture, row_labels, height, pad) if row_labels else picture
-    return _draw_headings(picture, headings, margin + pad, width + pad) if headings else picture
 
 
 def _font_size(height: int) -> int:

@@ -213,8 +213,8 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]
     arrays = {"z": z, "images": images, "dimensions": order, "base": torch.tensor(base)}
-    offsets = [round(offset, 6) for offset in torch.linspace(-span, span, steps).tolist()]
-    headings = [Heading(f"{offset:+.2g}" if offset else "mean") for offset in offsets]
+    places = [round(offset, 6) for offset in torch.linspace(-span, span, steps).tolist()]
+    headings = [Heading(f"{offset:+.2g}" if offset else "mean") for offset in places]
     frames = _animate([grid(images[:, step], 1, row_labels=labels) for step in range(steps)]) if gif else None
     picture = grid(images.flatten(0, 1), steps, row_labels=labels, headings=headings)
     return Rendered(picture, arrays, captions, frames)
