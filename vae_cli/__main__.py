@@ -28,7 +28,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupt)
     from vae_cli.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:  # all is done and printed; what runs at exit must not be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

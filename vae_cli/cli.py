@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from contextlib import suppress
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -81,6 +79,4 @@ def main() -> None:
         code = leave_pipe()
     except KeyboardInterrupt:  # a second Ctrl-C, while the first one was handled
         code = 130
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed
     sys.exit(code)
