@@ -405,6 +405,15 @@ def test_the_report_needs_no_other_file_and_escapes_all_text() -> None:
     assert "@media print" in page
 
 
+def test_a_run_whose_name_is_not_utf8_is_linked() -> None:
+    comparison = study(constant=28.0, refit=1.4)
+    first = comparison.members[0]
+    object.__setattr__(first, "folder", RunDir(Path("runs/digits/a\udcff b")))
+    page = page_of(Comparison(comparison.members))
+    page.encode()
+    assert 'href="runs/digits/a%FF%20b/"' in page
+
+
 def test_a_missing_figure_is_shown_with_its_reason_and_never_as_a_number() -> None:
     comparison = study(constant=28.0, refit=1.4)
     html = page_of(comparison)

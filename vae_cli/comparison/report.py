@@ -223,7 +223,7 @@ class Report:
 
     def _address(self, run: Path) -> str:
         """Return the address of a run's folder, relative to the report."""
-        return quote(os.path.relpath(run, self.folder).replace(os.sep, "/")) + "/"
+        return quote(os.fsencode(os.path.relpath(run, self.folder).replace(os.sep, "/"))) + "/"
 
     def equal_settings(self) -> str:
         """Return the settings that all runs share, written as on the command line."""
