@@ -272,14 +272,14 @@ def test_answers_follow_the_numbers() -> None:
     assert found["neighbours"].verdict == "Tentatively: no difference"
     assert found["shortcuts"].verdict == "Not tested"  # its figure was not measured
     assert found["scale"].verdict == "Tentatively: yes"
-    assert found["price"].verdict == "Tentatively: 14.00 nats per image, with latent=8"
+    assert found["price"].verdict == "Tentatively: 14.00 nats per image, with 8 latent dimensions"
     assert "for 'deterministic' and" in found["bits"].sentences[0]
     assert "[" in found["bits"].sentences[0]
     assert "95 % of the difference" in " ".join(found["price"].sentences)
     assert "From 64 to 5,000 draws, the importance-weighted bound grows by" in " ".join(found["price"].sentences)
     assert REASON in " ".join(found["bits"].sentences)
     none = answers(study(constant=0.0, refit=0.0, noise=0.02))["price"]
-    assert none.verdict == "Tentatively: nothing: less than 0.500 nats per image, with latent=8"
+    assert none.verdict == "Tentatively: nothing: less than 0.500 nats per image, with 8 latent dimensions"
     assert "no difference found with 3 seeds" in " ".join(none.sentences)
 
 

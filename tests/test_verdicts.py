@@ -224,16 +224,13 @@ def test_the_answer_is_told_in_plain_english() -> None:
     assert text.startswith(
         "The noise limits how much a code says about its image (a code trained without noise needs 20.0 bits"
     )
-    assert "it does not change how alike neighboring codes look." in text
+    assert "it does not change how similar the images of neighboring codes are." in text
     assert "Without it, the network does not memorize its training images more than with it." in text
-    assert (
-        "Setting it to 1 by hand costs 7.3 nats per image (with 16 latent dimensions): the cost is due to the prior"
-        in text
-    )
+    assert "to 1 costs 7.3 nats (10.5 bits) per image (with 16 latent dimensions): the cost is due to the prior" in text
     assert "tentative" not in text
     assert told(effect(*arms, seeds=3, **{bits: 20.0})).endswith("All of this is tentative: there are only 3 seeds.")
     assert told(runs({}, {"sigma": "deterministic"}, seeds=1)) == ""
-    for name in (*USUAL, "sigma", "latent=", "_"):
+    for name in (*USUAL, "latent=", "_"):
         assert name not in text
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.findings import amount, equal_rate, extremes, gap, none_found, unit_of
 from vae_cli.comparison.statistics import Difference
-from vae_cli.comparison.verdicts import FEW_SEEDS, Verdict, verdicts
+from vae_cli.comparison.verdicts import FEW_SEEDS, Verdict, learned_prior, verdicts
 from vae_cli.config.claims import CLAIMS, ClaimName, entry
 from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted, signed
 
@@ -68,8 +68,8 @@ def evidence(comparison: Comparison, verdict: Verdict) -> str:
     digits = digits_for([own.mean, other.mean])
     latent = arms[found.reference].members[0].settings.get("latent")
     text = (
-        f"With latent={latent}, {entry(found.figure).phrase} is {amount(own, unit, digits)} for {quoted([found.arm])} "
-        f"and {amount(other, unit, digits)} for {quoted([found.reference])}"
+        f"With {latent} latent dimensions, {entry(found.figure).phrase} is {amount(own, unit, digits)} for "
+        f"{quoted([found.arm])} and {amount(other, unit, digits)} for {quoted([found.reference])}"
     )
     interval = found.interval(verdict.level) if verdict.level else None
     if interval is None:
@@ -79,7 +79,7 @@ def evidence(comparison: Comparison, verdict: Verdict) -> str:
     tail = f" {unit}" if unit else ""
     text += (
         f": a difference of {signed(found.value, digits)}{tail} [{low}, {high}] "
-        f"({100 * verdict.level:.3g} % interval over seeds and test images)"
+        f"({100 * verdict.level:.3g} % interval over seeds and test images, corrected for the number of verdicts)"
     )
     margin = f"\N{PLUS-MINUS SIGN}{number(verdict.margin)}{tail}"
     if verdict.word == "undecided":
@@ -105,11 +105,11 @@ def price_in_short(comparison: Comparison, verdict: Verdict) -> str:
     latent = next(arm for arm in comparison.arms if arm.label == found.reference).members[0].settings.get("latent")
     size = number(abs(found.value))
     text = {
-        "yes": f"{size} nats per image, with latent={latent}",
-        "slightly": f"Little: {size} nats per image, with latent={latent}",
-        "no difference": f"Nothing: less than {number(verdict.margin)} nats per image, with latent={latent}",
-        "opposite slightly": f"Nothing: it gains {size} nats per image, with latent={latent}",
-        "opposite": f"Nothing: it gains {size} nats per image, with latent={latent}",
+        "yes": f"{size} nats per image, with {latent} latent dimensions",
+        "slightly": f"Little: {size} nats per image, with {latent} latent dimensions",
+        "no difference": f"Nothing: less than {number(verdict.margin)} nats per image, with {latent} latent dimensions",
+        "opposite slightly": f"Nothing: it gains {size} nats per image, with {latent} latent dimensions",
+        "opposite": f"Nothing: it gains {size} nats per image, with {latent} latent dimensions",
     }[verdict.word]
     return f"Tentatively: {text[0].lower()}{text[1:]}" if verdict.is_tentative else text
 
@@ -203,7 +203,24 @@ def _price(comparison: Comparison) -> list[str]:
             said.add(better[0].label)
         sentences.append(_cost(comparison, arm, found, better))
     sentences += [equal_rate(comparison, equal) for equal in comparison.at_equal_rate]
-    return [*sentences, *_growth(comparison, [reference, *arms][:SPELLED_OUT])]
+    return [*_with_a_learned_prior(comparison), *sentences, *_growth(comparison, [reference, *arms][:SPELLED_OUT])]
+
+
+def _with_a_learned_prior(comparison: Comparison) -> list[str]:
+    """Return a list with a sentence on how much of the price is left if the width of the prior is learned, too; empty
+    without such an arm."""
+    bound, found = comparison.tightest_bound, learned_prior(comparison)
+    rest = None if bound is None or found is None else comparison.contrast(bound, found, comparison.reference)
+    interval = None if rest is None else rest.interval()
+    if rest is None or interval is None:
+        return []
+    digits = digits_for([rest.value, *interval])
+    low, high = (signed(end, digits) for end in interval)
+    return [
+        f"If the width of the prior is learned, too, in {quoted([rest.arm])}, {entry(rest.figure).phrase} differs from "
+        f"that of {quoted([rest.reference])} by only {signed(rest.value, digits)} nats [{low}, {high}] (95 % interval "
+        "over seeds and test images)."
+    ]
 
 
 def _growth(comparison: Comparison, arms: Sequence[Arm]) -> list[str]:

@@ -157,7 +157,7 @@ class Gallery:
                 axes.set_xlim(-limit, limit)
                 axes.set_ylim(-limit, limit)
                 if edge not in near:
-                    axes.set_title("another scale", loc="right", fontweight="normal", fontsize=8)
+                    axes.annotate("another scale", (0.97, 0.03), xycoords="axes fraction", ha="right", fontsize=8)
             for axes in panels[len(self.runs) :]:
                 axes.set_visible(False)
         return as_png(figure)

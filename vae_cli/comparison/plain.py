@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from vae_cli.comparison.arms import Comparison
-from vae_cli.comparison.verdicts import Verdict, Word, closest
+from vae_cli.comparison.verdicts import Verdict, Word, learned_prior
 from vae_cli.config.claims import ClaimName
 from vae_cli.core.wording import number
 
@@ -13,8 +14,8 @@ FRACTION = 0.9  # from this share on, a loss counts as recovered
 
 # What a verdict says; {x} is the size of the difference, {latent} the number of latent dimensions.
 BITS: dict[Word, str] = {
-    "yes": "the noise limits how much a code says about its image (a code trained without noise needs {x} bits more to "
-    "be decoded as well)",
+    "yes": "the noise limits how much a code says about its image (a code trained without noise needs {x} bits more "
+    "to stay within 1 nat of its own best reconstruction)",
     "slightly": "the noise hardly limits how much a code says about its image (by {x} bits)",
     "no difference": "the noise does not limit how much a code says about its image",
     "undecided": "these runs do not decide whether the noise limits how much a code says about its image",
@@ -22,13 +23,13 @@ BITS: dict[Word, str] = {
     "opposite slightly": "a code with noise says a little more about its image than one without (by {x} bits)",
 }
 NEIGHBOURS: dict[Word, str] = {
-    "yes": "it makes neighboring codes look more alike",
-    "slightly": "it makes neighboring codes look a little more alike",
-    "no difference": "it does not change how alike neighboring codes look",
-    "undecided": "whether it makes neighboring codes look more alike is undecided",
-    "opposite": "it does not make neighboring codes look more alike: without it, images change more evenly",
-    "opposite slightly": "it does not make neighboring codes look more alike: without it, images change a little more "
-    "evenly",
+    "yes": "it makes neighboring codes decode to more similar images",
+    "slightly": "it makes neighboring codes decode to slightly more similar images",
+    "no difference": "it does not change how similar the images of neighboring codes are",
+    "undecided": "whether it makes neighboring codes decode to more similar images is undecided",
+    "opposite": "it does not make neighboring codes decode to more similar images: without it, they do so more",
+    "opposite slightly": "it does not make neighboring codes decode to more similar images: without it, they do so "
+    "a little more",
 }
 SHORTCUTS: dict[Word, str] = {
     "yes": "Without it, the network learns its training images by heart: new ones are reconstructed {x} nats worse",
@@ -47,13 +48,17 @@ SCALE: dict[Word, str] = {
     "opposite slightly": "the more the code is penalized, the further, by a little, the size of the noise is from 1",
 }
 PRICE: dict[Word, str] = {
-    "yes": "Setting it to {value} by hand costs {x} nats per image (with {latent} latent dimensions)",
-    "slightly": "Setting it to {value} by hand costs little, {x} nats per image (with {latent} latent dimensions)",
-    "no difference": "Setting it to {value} by hand costs nothing (with {latent} latent dimensions)",
-    "undecided": "Whether setting it to {value} by hand costs anything is undecided",
-    "opposite": "Setting it to {value} by hand gains {x} nats per image (with {latent} latent dimensions)",
-    "opposite slightly": "Setting it to {value} by hand gains a little, {x} nats per image (with {latent} latent "
+    "yes": "Hard-coding sigma, the size of the noise, to {value} costs {x} nats ({bits} bits) per image (with "
+    "{latent} latent dimensions)",
+    "slightly": "Hard-coding sigma, the size of the noise, to {value} costs little, {x} nats per image (with {latent} "
+    "latent dimensions)",
+    "no difference": "Hard-coding sigma, the size of the noise, to {value} costs nothing (with {latent} latent "
     "dimensions)",
+    "undecided": "Whether hard-coding sigma, the size of the noise, to {value} costs anything is undecided",
+    "opposite": "Hard-coding sigma, the size of the noise, to {value} gains {x} nats per image (with {latent} latent "
+    "dimensions)",
+    "opposite slightly": "Hard-coding sigma, the size of the noise, to {value} gains a little, {x} nats per image "
+    "(with {latent} latent dimensions)",
 }
 
 
@@ -84,6 +89,7 @@ def _said(
     scale = arm.stat("scale_mean")
     return words[verdict.word].format(
         x=number(abs(verdict.contrast.value), 1),
+        bits=number(abs(verdict.contrast.value) / math.log(2), 1),
         latent=arm.members[0].settings.get("latent"),
         value="1" if scale is None else f"{scale.mean:.3g}",
     )
@@ -93,22 +99,14 @@ def _due_to_the_prior(comparison: Comparison, verdict: Verdict) -> str:
     """Return whether the cost of a constant sigma is gone if the prior is learned; empty without such an arm."""
     if verdict.word != "yes" or verdict.contrast is None:
         return ""
-    arms = {arm.label: arm for arm in comparison.arms}
-    arm, reference = arms[verdict.contrast.arm], arms[verdict.contrast.reference]
-    learned = [
-        other
-        for other in comparison.arms
-        if other.has_constant_scale and other.members[0].settings.get("prior") == "scaled_normal"
-        if all(
-            value == other.settings.get(key) for key, value in arm.settings.items() if key.partition(".")[0] != "prior"
-        )
-    ]
-    if not learned:
+    learned = learned_prior(comparison)
+    if learned is None:
         return ""
-    rest = comparison.contrast(verdict.contrast.figure, closest(learned, arm), reference)
+    reference = next(arm for arm in comparison.arms if arm.label == verdict.contrast.reference)
+    rest = comparison.contrast(verdict.contrast.figure, learned, reference)
     if rest is None or rest.interval() is None:
         return ""
     share = 1 - rest.value / verdict.contrast.value
     if share >= FRACTION:
-        return "the cost is due to the prior, since it is gone if the spread of the prior is learned, too"
-    return f"a learned spread of the prior recovers {100 * share:.0f} % of it" if share > 0 else ""
+        return "the cost is due to the prior, since it is gone if the width of the prior is learned, too"
+    return f"also learning the width of the prior recovers {100 * share:.0f} % of it" if share > 0 else ""

@@ -271,14 +271,12 @@ class Report:
         if contrast is None:
             return None
         names = [contrast.figure, *DESCRIBED[claim], *(("elbo", "elbo_gaussian_prior") if claim == "price" else ())]
-        arms = [arm for arm in compared(self.comparison) if any(arm.stat(name) for name in names)]
-        labels = (contrast.arm, contrast.reference)
-        arms += [arm for arm in self.comparison.arms if arm.label in labels and arm not in arms]
-        return self._table([name for name in names if self._has(name)], arms)
+        arms = [arm for arm in compared(self.comparison) if any(map(arm.stat, names))]
+        return self._table([name for name in names if self._has(name)], arms, marks_differences=False)
 
     def glossary(self) -> list[Entry]:
         """Return the entries of all figures that the runs have, in the order of the register."""
-        known = {entry(name).name: entry(name) for name in self.comparison.figures if entry(name).definition}
+        known = {found.name: found for found in map(entry, self.comparison.figures) if found.definition}
         places = {found.name: place for place, found in enumerate(FIGURES)}
         return sorted(known.values(), key=lambda found: places.get(found.name, len(places)))
 
@@ -311,11 +309,14 @@ class Report:
     def _row(self, arm: Arm, cells: list[Cell]) -> Row:
         return Row(arm.label, cells, hex_color(self.looks[arm.label]), arm is self.comparison.reference)
 
-    def _table(self, names: Sequence[str], arms: Sequence[Arm]) -> Table:
+    def _table(self, names: Sequence[str], arms: Sequence[Arm], marks_differences: bool = True) -> Table:
         """Return a table with arms as rows and figures as columns."""
         footnotes = Footnotes()
         digits = {name: _digits(name, arms) for name in names}
-        rows = [self._row(arm, [self._cell(arm, name, digits[name], footnotes) for name in names]) for arm in arms]
+        cells = {
+            arm.label: [self._cell(arm, n, digits[n], footnotes, marks_differences) for n in names] for arm in arms
+        }
+        rows = [self._row(arm, cells[arm.label]) for arm in arms]
         heads = [
             Column(found.title, unit_of(self.comparison, found.name), found.definition, found.better)
             for found in map(entry, names)
@@ -339,7 +340,7 @@ class Report:
             tables.append(Table("figure", heads, rows, footnotes.marks if is_last else {}))
         return tables
 
-    def _cell(self, arm: Arm, name: str, digits: int, footnotes: Footnotes) -> Cell:
+    def _cell(self, arm: Arm, name: str, digits: int, footnotes: Footnotes, is_marked: bool = True) -> Cell:
         stat, reason = arm.stat(name), arm.reason(name)
         if stat is None:
             return Cell("-", [footnotes.mark(reason)] if reason else [])
@@ -348,7 +349,7 @@ class Report:
         if stat.n < len(arm.members) and reason:
             marks.append(footnotes.mark(reason))
         found = None if arm is self.comparison.reference else self.comparison.difference(name, arm)
-        return Cell(amount_in(arm, stat, digits), marks, found is not None and bool(found.is_real))
+        return Cell(amount_in(arm, stat, digits), marks, is_marked and found is not None and bool(found.is_real))
 
 
 class Footnotes:

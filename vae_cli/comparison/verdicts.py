@@ -145,6 +145,21 @@ def closest(arms: Sequence[Arm], to: Arm) -> Arm:
     return min(arms, key=lambda arm: sum(arm.settings[key] != to.settings.get(key) for key in arm.settings))
 
 
+def learned_prior(comparison: Comparison) -> Arm | None:
+    """Return the arm that differs from the one that decides about the price only in that its prior is learned."""
+    pair = _hard_coded(comparison, _figure(comparison, "price"))
+    if isinstance(pair, str):
+        return None
+    fixed, _ = pair
+    found = [
+        arm
+        for arm in comparison.arms
+        if arm.has_constant_scale and arm.members[0].settings.get("prior") == "scaled_normal"
+        if all(arm.settings.get(k) == value for k, value in fixed.settings.items() if k.partition(".")[0] != "prior")
+    ]
+    return closest(found, fixed) if found else None
+
+
 Pair = tuple[Arm, Arm] | str  # the arm and its reference, or why there is no pair
 
 

@@ -48,10 +48,11 @@ CLAIMS: dict[ClaimName, Claim] = {
         1,
         "The noise limits the information that a code carries",
         "Does the noise limit the information that a code carries?",
-        meaning="Noise blurs codes that are closer to each other than sigma. What is to survive must be spread "
-        "further apart than that, and the penalty on the code makes spreading expensive, so only the most "
-        "important differences between images are kept. Here the bits are counted that a code needs for its "
-        "image to be decoded almost as well.",
+        meaning="Noise blurs codes that are closer to each other than sigma. Differences that should survive it must "
+        "exceed sigma, and the penalty on the code makes large differences expensive, so a noisy code can "
+        "only keep the most important ones. The figure counts the bits to which a code can be rounded, one "
+        "dimension at a time, until its image gets 1 nat worse. Such rounding is wasteful, so the number "
+        "serves only to compare arms.",
         primary="quantization_bits_within_1_nat",
         sign=1,
         arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
@@ -62,10 +63,10 @@ CLAIMS: dict[ClaimName, Claim] = {
         2,
         "The noise makes neighboring codes decode alike",
         "Does the noise make neighboring codes decode alike?",
-        meaning="With noise, the decoder sees slightly different codes for the same image, so it should decode all of "
-        "them to almost the same image. The ratio compares how fast the decoded image changes with the code "
-        "to a straight-line (linear) decoder with images of the same variety: 1 is as even as possible, more "
-        "means that it changes abruptly.",
+        meaning="With noise, the decoder sees slightly different codes for the same image, and so it learns to decode "
+        "all of them to almost the same image. The figure compares how fast the decoded image changes with "
+        "the code to a linear decoder whose images vary as much, which scores 1. More means that the image "
+        "changes abruptly in some places, less that it changes more slowly than that.",
         primary="jacobian_ratio",
         sign=1,
         arms="without noise than in the reference arm",
@@ -75,8 +76,9 @@ CLAIMS: dict[ClaimName, Claim] = {
         3,
         "Without noise, or without a penalty on small sigma, the network takes a shortcut",
         "Without noise, or without a penalty on small sigma, does the network take a shortcut?",
-        meaning="A network without noise can give each training image a code of its own, however close to those of "
-        "others, and learn the images by heart. New images are then reconstructed worse than training images.",
+        meaning="Without noise, a network can give each training image a code of its own, however close to those of "
+        "others, and learn the images by heart. One would then expect that new images are reconstructed "
+        "worse, compared with training images, than by a network with noise.",
         primary="distortion_gap",
         sign=1,
         arms="without noise (if there is no such arm, without a penalty on the code) than in the reference arm",
@@ -86,9 +88,10 @@ CLAIMS: dict[ClaimName, Claim] = {
         4,
         "The KL term pulls sigma towards 1",
         "Does the KL term pull sigma towards 1?",
-        meaning="The KL term is smallest if sigma equals the standard deviation of the prior, which is 1, while good "
-        "reconstructions ask for a small sigma. The larger the weight of the KL term, the more the former "
-        "counts.",
+        meaning="Under the prior N(0, I), the KL term is smallest if sigma is 1, while good reconstructions ask for a "
+        "small sigma. The larger the weight of the KL term, the more the former counts. The mean over all "
+        "dimensions mixes those that the decoder uses, where sigma is small, with idle ones, where it is "
+        "close to 1.",
         primary="scale_distance_from_1",
         sign=-1,
         arms="with the largest weight of the regularizer than with the smallest above 0, if sigma is learned and the "
@@ -100,8 +103,9 @@ CLAIMS: dict[ClaimName, Claim] = {
         "Hard-coding sigma has a cost",
         "What does it cost to hard-code sigma?",
         meaning="With sigma = 1, codes must spread far beyond the prior N(0, I) to stay distinguishable, and each "
-        "step away from the prior costs likelihood. The cost is measured by a tight bound on ln p(x), since "
-        "the ELBO also contains how loose it is itself, which differs between the arms.",
+        "step away from the prior costs likelihood: 7 nats less mean that the model makes the images about a "
+        "thousand times less likely. The figure is a tight bound on ln p(x). The ELBO understates ln p(x) by "
+        "a different amount in each arm, so that it would mix the cost of sigma with how loose it is.",
         primary="iw_bound_k{k}",
         sign=-1,
         arms="with sigma = 1 everywhere (if there is no such arm, another constant) than in the reference arm",
