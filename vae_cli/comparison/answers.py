@@ -218,7 +218,7 @@ def _with_a_learned_prior(comparison: Comparison) -> list[str]:
     low, high = (signed(end, digits) for end in interval)
     return [
         f"If the width of the prior is learned, too, in {quoted([rest.arm])}, {entry(rest.figure).phrase} differs from "
-        f"that of {quoted([rest.reference])} by only {signed(rest.value, digits)} nats [{low}, {high}] (95 % interval "
+        f"that of {quoted([rest.reference])} by {signed(rest.value, digits)} nats [{low}, {high}] (95 % interval "
         "over seeds and test images)."
     ]
 

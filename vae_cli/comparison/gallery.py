@@ -105,13 +105,11 @@ class Gallery:
             self.test.batch(self.positions[4:5]),
             self.test.batch(self.pairs[0]),
         )
-        blank = torch.ones_like(x[:1])
-        real = [x, one, torch.cat([ends[:1], ends[1:]])]
+        real = [x, one, ends, x[:0]]
         with drawing(WIDTH, 0.42 + 0.62 * (len(labels) + 1)) as figure:
             rows = figure.subplots(len(labels) + 1, len(titles), squeeze=False, width_ratios=[4, 4, 6, 4])
             for place, (axes, title) in enumerate(zip(rows[0], titles, strict=True)):
-                images = real[place] if place < len(real) else blank[:0]
-                _show(axes, _spread(images, (4, 4, 6, 4)[place]))
+                _show(axes, _spread(real[place], (4, 4, 6, 4)[place]))
                 axes.set_title(title, loc="center", fontweight="normal")
             rows[0][0].set_ylabel("real", rotation=0, ha="right", va="center")
             for line, label in zip(rows[1:], labels, strict=True):
@@ -193,7 +191,7 @@ class Gallery:
         axes.set_aspect("equal")
         axes.set_xlabel(f"dimension {x} of z")
         axes.set_ylabel(f"dimension {y} of z")
-        return 1.05 * max(float(np.quantile(np.abs(points) + size[: len(points)] * (size > 0), 0.99)), 1e-6)
+        return 1.05 * max(float(np.quantile(np.abs(points) + size, 0.99)), 1e-6)
 
 
 def _spread(images: Tensor, count: int) -> Tensor:

@@ -10,8 +10,6 @@ from vae_cli.comparison.verdicts import Verdict, Word, learned_prior
 from vae_cli.config.claims import ClaimName
 from vae_cli.core.wording import number
 
-FRACTION = 0.9  # from this share on, a loss counts as recovered
-
 # What a verdict says; {x} is the size of the difference, {latent} the number of latent dimensions.
 BITS: dict[Word, str] = {
     "yes": "the noise limits how much a code says about its image (a code trained without noise needs {x} bits more "
@@ -96,7 +94,7 @@ def _said(
 
 
 def _due_to_the_prior(comparison: Comparison, verdict: Verdict) -> str:
-    """Return whether the cost of a constant sigma is gone if the prior is learned; empty without such an arm."""
+    """Return how much of the cost of a constant sigma is recovered by a learned prior; empty without such an arm."""
     if verdict.word != "yes" or verdict.contrast is None:
         return ""
     learned = learned_prior(comparison)
@@ -107,6 +105,4 @@ def _due_to_the_prior(comparison: Comparison, verdict: Verdict) -> str:
     if rest is None or rest.interval() is None:
         return ""
     share = 1 - rest.value / verdict.contrast.value
-    if share >= FRACTION:
-        return "the cost is due to the prior, since it is gone if the width of the prior is learned, too"
     return f"also learning the width of the prior recovers {100 * share:.0f} % of it" if share > 0 else ""

@@ -87,8 +87,7 @@ class ImageFolder(Dataset):
         self._files()
 
     def fingerprint_of_files(self) -> str:
-        listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in self._files())
-        return sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return _fingerprint(self._files())
 
     def load(self) -> Splits:
         files = self._files()
@@ -101,7 +100,7 @@ class ImageFolder(Dataset):
             "range": self.range,
         }
         folder = pack_folder(data, self.path.name, settings)
-        fingerprint = self.fingerprint_of_files()
+        fingerprint = _fingerprint(files)
         pack = open_pack(folder, fingerprint)
         if pack is None:
             self._counts(len(files))  # raises UserError before the images are packed
@@ -229,3 +228,8 @@ class ImageFolder(Dataset):
             found |= {files[number].name: values for number, values in enumerate(results, start) if values is not None}
             start += len(results)
         return find_whites(found, "Type dataset.range=1, 255, 4095 or 65535, the value of white in your images.")
+
+
+def _fingerprint(files: Sequence[File]) -> str:
+    listing = "\n".join(f"{file.name}\t{file.size}\t{file.modified}" for file in files)
+    return sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()[:16]

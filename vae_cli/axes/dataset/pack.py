@@ -221,8 +221,9 @@ def write_images(
     with closing(chunks), open(part / "images.npy", "wb") as file:
         start = _write_header(file, count, shape)
         for chunk in chunks:
-            file.write(chunk.images.tobytes())
-            digest.update(chunk.images.tobytes())
+            pixels = chunk.images.tobytes()
+            file.write(pixels)
+            digest.update(pixels)
             count += len(chunk.images)
             labels += chunk.labels or ()
         file.seek(0)
