@@ -44,7 +44,7 @@ class SameNoise(TorchFunctionMode):
 def three_steps(experiment: Experiment) -> tuple[Tensor, list[Tensor]]:
     """Return the losses of three eager steps, and the gradients of the first."""
     step = Step(experiment)
-    step.passes = step.compute
+    step.take = step.eager
     positions = torch.arange(64, device=experiment.splits.train.images.device)
     losses, gradients = [], list[Tensor]()
     with SameNoise():
@@ -157,22 +157,37 @@ def test_every_command_runs_on_a_gpu(
 
 
 @pytest.mark.parametrize(
-    "words", [["network=mlp"], ["network=conv", "precision=bfloat16"], ["network=resnet"]], ids=" ".join
+    "words",
+    [
+        ["network=mlp"],
+        ["network=conv", "precision=bfloat16"],
+        ["network=resnet"],
+        ["max_grad_norm=1", "+schedule@optimizer.lr=linear", "optimizer.lr.start=1e-2", "optimizer.lr.stop=1e-4"],
+        ["optimizer=adamw", "+schedule@optimizer.lr=linear", "optimizer.lr.start=1e-2", "optimizer.lr.stop=1e-4"],
+        ["optimizer=sgd", "optimizer.lr=1e-5"],
+        ["regularizer=free_bits", "prior=scaled_normal"],
+    ],
+    ids=" ".join,
 )
 def test_a_replayed_step_has_the_bits_of_the_eager_one(built: Built, words: list[str]) -> None:
     found = []
     for is_eager in (True, False):
         experiment = built(*words, "device=cuda", "likelihood=bernoulli", "likelihood.binarize=dynamic")
         step = Step(experiment)
-        assert isinstance(step.passes, Replayed)
+        replayed = step.take
+        assert isinstance(replayed, Replayed)
         if is_eager:
-            step.passes = step.compute
-        positions = torch.arange(64, device="cuda")
-        losses = torch.stack([step(positions[: 64 if n % 5 else 20])["loss"].mean() for n in range(20)])
+            step.take = step.eager
+        positions, means = torch.arange(64, device="cuda"), []
+        for number in range(20):
+            experiment.optimizer.advance(number / 2)
+            means.append(step(positions[: 64 if number % 5 else 20])["loss"].mean())
+        losses = torch.stack(means)
         if not is_eager:
-            assert step.passes.replay is not None
+            assert replayed.replay is not None
+            assert replayed.has_update == (not any(word.startswith("optimizer=") for word in words))
         found.append((losses, experiment.model.state_dict()))
-    (losses, eager), (replayed_losses, replayed) = found
-    assert torch.equal(losses, replayed_losses)
+    (losses, eager), (same_losses, same) = found
+    assert torch.equal(losses, same_losses)
     for name, value in eager.items():
-        assert torch.equal(value, replayed[name]), name
+        assert torch.equal(value, same[name]), name

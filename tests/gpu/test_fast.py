@@ -1,6 +1,6 @@
 """How fast a GPU trains: waits per step, images per second, and the share of what the card can do.
 
-Nothing here is asserted in seconds. pytest prints the figures at the end.
+Nothing here is asserted in seconds. pytest prints the figures at the end, and with -s each when it is known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vae_cli.training.meter import Meter
 from vae_cli.training.step import Step
 
 Built = Callable[..., Experiment]
-Record = Callable[[str, object], None]
+Record = Callable[[str, str], None]
 
 STEPS = 200
 MNIST = ("dataset=mnist", "likelihood=bernoulli", "batch_size=128", "device=cuda")
@@ -33,6 +33,17 @@ CASES = {
     "resnet, CIFAR-10": ("dataset=cifar10", "network=resnet", "batch_size=128", "device=cuda"),
 }
 RUNS_AT_ONCE = (1, 4, 16)
+
+
+@pytest.fixture
+def record(record_property: Record) -> Record:
+    """Record a figure for the table at the end, and print it."""
+
+    def note(name: str, value: str) -> None:
+        record_property(name, value)
+        print(f"\n{name}: {value}", flush=True)
+
+    return note
 
 
 def batches(experiment: Experiment) -> list[Tensor]:
@@ -72,31 +83,44 @@ def test_no_step_waits_for_the_gpu(built: Built, name: str) -> None:
                 meter.add(number, step(positions))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert not [f"{said.filename}:{said.lineno}" for said in caught if "synchroniz" in str(said.message)]
+    # The mode itself is announced once by a warning that mentions synchronizing operations.
+    waits = [said for said in caught if "called a synchronizing" in str(said.message)]
+    assert not [f"{said.filename}:{said.lineno}: {said.message}" for said in waits]
+
+
+def test_the_check_for_waits_notices_one() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            torch.ones(1, device="cuda").item()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [said for said in caught if "called a synchronizing" in str(said.message)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
-def test_images_per_second(built: Built, name: str, precision: str, record_property: Record) -> None:
+def test_images_per_second(built: Built, name: str, precision: str, record: Record) -> None:
     experiment = built(*CASES[name], f"precision={precision}")
     batch, order = experiment.config["batch_size"], batches(experiment)
     replayed, eager = Step(experiment), Step(experiment)
-    eager.passes = eager.compute
+    eager.take = eager.eager
     for kind, step in (("eager", eager), ("CUDA graph", replayed)):
         torch.cuda.reset_peak_memory_stats()
         seconds = seconds_per_step(step, order)
         peak = torch.cuda.max_memory_allocated() / 2**20
-        record_property(f"{name}, {precision}, {kind}", f"{batch / seconds:,.0f} images/s, {peak:,.0f} MB")
+        record(f"{name}, {precision}, {kind}", f"{batch / seconds:,.0f} images/s, {peak:,.0f} MB")
 
 
-def test_compiled_images_per_second(built: Built, record_property: Record) -> None:
+def test_compiled_images_per_second(built: Built, record: Record) -> None:
     for name in ("mlp 784-400-16", "resnet, CIFAR-10"):
         experiment = built(*CASES[name], "precision=bfloat16", "compile=true")
         seconds = seconds_per_step(Step(experiment), batches(experiment))
-        record_property(f"{name}, bfloat16, compiled, CUDA graph", f"{128 / seconds:,.0f} images/s")
+        record(f"{name}, bfloat16, compiled, CUDA graph", f"{128 / seconds:,.0f} images/s")
 
 
-def test_share_of_the_matrix_products(built: Built, record_property: Record) -> None:
+def test_share_of_the_matrix_products(built: Built, record: Record) -> None:
     """The products of the mlp alone, forward and backward, as one CUDA graph: what no step can beat."""
     experiment = built(*CASES["mlp 784-400-16"])
     sizes = [(784, 400), (400, 32), (16, 400), (400, 784)]
@@ -116,7 +140,7 @@ def test_share_of_the_matrix_products(built: Built, record_property: Record) -> 
     order = batches(experiment)
     floor = seconds_per_step(lambda positions: graph.replay(), order)
     share = floor / seconds_per_step(Step(experiment), order)
-    record_property("mlp 784-400-16, share of its matrix products", f"{share:.2f}")
+    record("mlp 784-400-16, share of its matrix products", f"{share:.2f}")
 
 
 class Example(nn.Module):
@@ -134,7 +158,7 @@ class Example(nn.Module):
         return torch.sigmoid(self.out(F.relu(self.back(z)))), loc, log_variance
 
 
-def test_against_the_usual_example(built: Built, record_property: Record) -> None:
+def test_against_the_usual_example(built: Built, record: Record) -> None:
     """The usual way: a DataLoader that collates images one by one, a copy and a read of the loss at every step."""
     experiment = built(*CASES["mlp 784-400-16"], "latent=20")
     ours = 128 / seconds_per_step(Step(experiment), batches(experiment))
@@ -155,46 +179,63 @@ def test_against_the_usual_example(built: Built, record_property: Record) -> Non
             loss.item()
             optimizer.step()
         speeds.append(len(images) / (time.perf_counter() - begin))
-    record_property("mlp, against the usual example", f"{ours / max(speeds):.1f} times as many images/s")
+    record("mlp, against the usual example", f"{ours / max(speeds):.1f} times as many images/s")
 
 
-def test_several_runs_on_one_gpu(tmp_path: Path, record_property: Record) -> None:
+PROGRAM = """
+import sys, time
+import torch
+from hydra import compose, initialize_config_dir
+import vae_cli.commands.train
+from vae_cli.axes.dataset import Split, Splits
+from vae_cli.axes.dataset.torchvision import Torchvision
+from vae_cli.config.build import build_experiment
+from vae_cli.config.catalog import configs_dir
+from vae_cli.config.compose import to_plain
+from vae_cli.training.step import Step
+
+images = torch.randint(0, 255, (12000, 1, 28, 28), dtype=torch.uint8)
+rows = torch.arange(12000).split([10000, 1000, 1000])
+Torchvision.load = lambda self: Splits(*(Split(images, None, part) for part in rows), None)
+with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+    config = to_plain(compose("train", sys.argv[1:], return_hydra_config=True))
+experiment = build_experiment(config)
+step = Step(experiment)
+order = torch.randperm(10000).cuda().split(128)[:-1]
+for positions in order[:20]:
+    step(positions)
+torch.cuda.synchronize()
+print("ready", flush=True)
+sys.stdin.readline()
+count, begin = 0, time.time()
+while time.time() < begin + 4:
+    for positions in order:
+        step(positions)
+    torch.cuda.synchronize()
+    count += len(order) * 128
+print(count / (time.time() - begin), flush=True)
+"""
+
+
+def images_per_second_together(count: int, folder: Path) -> float:
+    """Return the images per second of several runs together, each in its own process, that start at the same time."""
+    command = [sys.executable, "-c", PROGRAM, *CASES["mlp 784-400-16"], "threads=1"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": folder}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in processes)
+
+
+def test_several_runs_on_one_gpu(tmp_path: Path, record: Record) -> None:
     """The images per second of several processes together, relative to one."""
-    program = (
-        "import sys, time, torch\n"
-        "from hydra import compose, initialize_config_dir\n"
-        "from vae_cli.axes.dataset import Split, Splits\n"
-        "from vae_cli.axes.dataset.torchvision import Torchvision\n"
-        "from vae_cli.config.build import build_experiment\n"
-        "from vae_cli.config.catalog import configs_dir\n"
-        "from vae_cli.config.compose import to_plain\n"
-        "from vae_cli.training.step import Step\n"
-        "import vae_cli.commands.train\n"
-        "images = torch.randint(0, 255, (12000, 1, 28, 28), dtype=torch.uint8)\n"
-        "rows = torch.arange(12000).split([10000, 1000, 1000])\n"
-        "Torchvision.load = lambda self: Splits(*(Split(images, None, part) for part in rows), None)\n"
-        "with initialize_config_dir(str(configs_dir()), version_base='1.3'):\n"
-        "    config = to_plain(compose('train', sys.argv[2:], return_hydra_config=True))\n"
-        "experiment = build_experiment(config)\n"
-        "step = Step(experiment)\n"
-        "order = torch.randperm(10000).cuda().split(128)[:-1]\n"
-        "for positions in order[:20]: step(positions)\n"
-        "torch.cuda.synchronize()\n"
-        "while time.time() < float(sys.argv[1]): time.sleep(0.01)\n"
-        "count, begin = 0, time.time()\n"
-        "while time.time() < begin + 5:\n"
-        "    for positions in order: step(positions)\n"
-        "    torch.cuda.synchronize()\n"
-        "    count += len(order) * 128\n"
-        "print(count / (time.time() - begin))\n"
-    )
     speeds: dict[int, float] = {}
     for count in RUNS_AT_ONCE:
-        start = str(time.time() + 15 + 2 * count)
-        command = [sys.executable, "-c", program, start, *CASES["mlp 784-400-16"], "threads=1"]
-        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(count)]
-        speeds[count] = sum(float(process.communicate()[0]) for process in processes)
-        record_property(
+        speeds[count] = images_per_second_together(count, tmp_path)
+        record(
             f"{count:2d} runs at a time", f"{speeds[count]:,.0f} images/s, {speeds[count] / speeds[1]:.1f} times one"
         )
 

@@ -93,6 +93,16 @@ class ScheduledOptimizer:
         for group in self.inner.param_groups:
             group["lr"] = rate * self._factor
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `step` can be captured as a CUDA graph, once a step has been taken; `set_rates` stays outside."""
+        return self._fused is not None and self._fused.is_capturable
+
+    def set_rates(self) -> None:
+        """Make the current learning rates known to the GPU, before a step that may be replayed as a CUDA graph."""
+        if self._fused is not None:
+            self._fused.set_rates()
+
     def step(self) -> None:
         """Update the parameters, with a single fused kernel if this gives the same result (see FusedAdam)."""
         if self._fused is None:

@@ -127,10 +127,17 @@ class FusedAdam:
 
     torch's own step also runs hooks, groups the tensors by device, and converts types to increment the step counts.
     For a small network, this overhead takes as long as the kernel itself.
+
+    On a GPU the learning rates are read from its memory, so that a step can be captured as a CUDA graph and replayed
+    with another rate: `set_rates` copies them there, and is not part of the graph.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
+        self._set = [float(group["lr"]) for group, *_ in groups]
+        device = groups[0][3].device if groups else torch.device("cpu")
+        self.is_capturable = device.type == "cuda"
+        self._rates = list(torch.tensor(self._set, device=device)) if self.is_capturable else None
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> FusedAdam | None:
@@ -164,16 +171,26 @@ class FusedAdam:
             groups.append((group, means, squares, taken, views))
         return cls(groups)
 
+    def set_rates(self) -> None:
+        """Copy the groups' learning rates to the GPU if they have changed; the next steps use them."""
+        if self._rates is None:
+            return
+        for number, (group, *_) in enumerate(self._groups):
+            if group["lr"] != self._set[number]:
+                self._set[number] = group["lr"]
+                self._rates[number].fill_(group["lr"])
+
     @torch.no_grad()
     def step(self) -> bool:
         """Take a step and return True, or return False without taking one if a parameter has no gradient."""
         every = [[parameter.grad for parameter in group["params"]] for group, *_ in self._groups]
         if any(gradient is None for gradients in every for gradient in gradients):
             return False
-        for (group, means, squares, taken, views), gradients in zip(self._groups, every, strict=True):
+        rates = self._rates or [group["lr"] for group, *_ in self._groups]
+        for (group, means, squares, taken, views), gradients, rate in zip(self._groups, every, rates, strict=True):
             taken.add_(1)
             torch._fused_adam_(
-                group["params"], gradients, means, squares, [], views, lr=group["lr"], beta1=group["betas"][0],
+                group["params"], gradients, means, squares, [], views, lr=rate, beta1=group["betas"][0],
                 beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
                 maximize=group["maximize"],
             )  # fmt: skip

@@ -1,9 +1,9 @@
-"""One training step; on a GPU, its forward and backward passes are replayed as a CUDA graph."""
+"""One training step; on a GPU, it is replayed as a CUDA graph."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,16 +26,19 @@ class Step:
         self.experiment = experiment
         self.model, self.regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
         self.parameters = [*self.model.parameters(), *self.regularizer.parameters()]
-        self.passes: Callable[[Tensor], Terms] = self.compute
-        images = experiment.splits.train.images
-        if images.is_cuda and distributed.count() == 1:
-            self.passes = Replayed(self.compute, self.parameters, experiment.config["batch_size"])
+        self.take: Callable[[Tensor], Terms] = self.eager
+        if experiment.splits.train.images.is_cuda and distributed.count() == 1:
+            self.take = Replayed(self, experiment.config["batch_size"])
 
     def __call__(self, positions: Tensor) -> Terms:
         """Train on the images at these positions (B,) in the training set; return the loss terms before the update."""
-        terms = self.passes(positions)
-        clip_gradient(self.parameters, self.experiment.config["max_grad_norm"])
-        self.experiment.optimizer.step()
+        self.experiment.optimizer.set_rates()
+        return self.take(positions)
+
+    def eager(self, positions: Tensor) -> Terms:
+        """Take the step by launching its operations one by one."""
+        terms = self.compute(positions)
+        self.update()
         return terms
 
     def compute(self, positions: Tensor) -> Terms:
@@ -51,14 +54,20 @@ class Step:
         loss.backward()
         return terms
 
+    def update(self) -> None:
+        """Update the parameters by their gradients."""
+        clip_gradient(self.parameters, self.experiment.config["max_grad_norm"])
+        self.experiment.optimizer.step()
+
 
 class Replayed:
-    """The forward and backward pass of a step as a replayed CUDA graph: one launch instead of about a hundred.
+    """A step as a replayed CUDA graph: one launch instead of about a hundred.
 
     A small network keeps a GPU busy for less time than the CPU needs to launch its operations one by one. The graph
-    contains the passes for a batch of `batch_size` images, which must be on the GPU. A smaller last batch is computed
-    eagerly, and so is every batch if the passes cannot be captured. The optimizer's update is not part of the graph, so
-    any optimizer and learning rate can be used. The results are bit-identical to those of the eager passes.
+    contains the whole step for a batch of `batch_size` images, which must be on the GPU: the gathering of the images,
+    both passes and, if the optimizer is Adam with one fused kernel, the update. Other optimizers update the parameters
+    after the replay, from the gradients that the graph writes. A smaller last batch is computed eagerly, and so is
+    every batch if the step cannot be captured. The results are bit-identical to those of the eager step.
     """
 
     positions: Tensor  # the graph's input, (B,)
@@ -66,39 +75,42 @@ class Replayed:
     terms: Tensor  # output of the graph, (number of terms, B)
     gradients: list[Tensor | None]  # output of the graph, for each parameter
 
-    def __init__(self, compute: Callable[[Tensor], Terms], parameters: Sequence[Tensor], batch_size: int) -> None:
-        self.compute = compute
-        self.parameters = parameters
+    def __init__(self, step: Step, batch_size: int) -> None:
+        self.step = step
         self.batch_size = batch_size
         self.warm_up = WARM_UP
         self.replay: Callable[[], None] | None = None
+        self.has_update = False
 
     def __call__(self, positions: Tensor) -> Terms:
-        """Compute the loss of the images at these positions (B,) and its gradient; return the terms, each (B,)."""
+        """Take a step on the images at these positions (B,); return the terms of the loss, each (B,)."""
         if len(positions) != self.batch_size or self.warm_up < 0:
-            return self.compute(positions)
+            return self.step.eager(positions)
         if self.warm_up > 0:
             self.warm_up -= 1
-            return graphs.beside(lambda: self.compute(positions))
+            return graphs.beside(lambda: self.step.eager(positions))
         if self.replay is None and not self._is_captured(positions):
-            return self.compute(positions)
+            return self.step.eager(positions)
         assert self.replay is not None
         self.positions.copy_(positions)
         self.replay()
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient  # set again each time, because an eager step replaces it
+        if not self.has_update:
+            for parameter, gradient in zip(self.step.parameters, self.gradients, strict=True):
+                parameter.grad = gradient  # set again each time, because an eager step replaces it
+            self.step.update()
         return dict(zip(self.names, self.terms.clone(), strict=True))
 
     def _is_captured(self, positions: Tensor) -> bool:
-        """Capture the passes and return whether that succeeded; if it failed, never try again."""
+        """Capture the step and return whether that succeeded; if it failed, never try again."""
         self.positions = positions.clone()
+        self.has_update = self.step.experiment.optimizer.is_capturable
 
-        def passes() -> tuple[tuple[str, ...], Tensor]:
-            terms = self.compute(self.positions)
+        def whole() -> tuple[tuple[str, ...], Tensor]:
+            terms = (self.step.eager if self.has_update else self.step.compute)(self.positions)
             return tuple(terms), torch.stack(list(terms.values()))
 
         try:
-            (self.names, self.terms), self.replay = graphs.capture(passes)
+            (self.names, self.terms), self.replay = graphs.capture(whole)
         except Exception as error:  # a user's own class may do anything
             self.warm_up = -1
             log.warning(
@@ -107,5 +119,5 @@ class Replayed:
                 first_line(error),
             )
             return False
-        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.gradients = [parameter.grad for parameter in self.step.parameters]
         return True
