@@ -164,6 +164,24 @@ def test_compiling_changes_neither_statistics_nor_scale_nor_gradients(
     assert all(parameter.grad is None for parameter in compiled.model.parameters())
 
 
+def test_if_the_loss_cannot_be_compiled_its_networks_are(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(x: Tensor) -> Any:
+        raise RuntimeError("PassManager::run failed\nmore")
+
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: fail)
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    experiment = build_experiment(compose("compile=true"))
+    assert compiled == [experiment.model.encoder, experiment.model.decoder]
+    assert experiment.compiled_loss is None
+    assert [said.getMessage() for said in caplog.records] == [
+        "Only encoder and decoder are compiled, because the loss cannot be: PassManager::run failed"
+    ]
+    Step(experiment)(torch.arange(64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
@@ -396,7 +414,7 @@ def trained(config: dict[str, Any], graphs: FakeGraphs | None = None) -> tuple[d
     step = Step(experiment)
     if graphs is not None:
         graphs.experiment = experiment
-        step.take = replayed = Replayed(step, 32)
+        step.replayed = replayed = Replayed(32)
     terms = []
     for number in range(10):
         experiment.optimizer.advance(number / 3)

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from vae_cli.config.settings import SETTINGS
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import locked
 from vae_cli.core.garbage import USUAL, collect_rarely
+from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.find import find_runs
 from vae_cli.runs.folder import RunDir
@@ -893,6 +895,21 @@ def test_training_collects_garbage_as_often_as_python_does_by_default(here: Path
     assert gc.get_threshold()[0] > USUAL[0]
     train("run_name=a")
     assert gc.get_threshold() == USUAL
+
+
+def test_a_sweep_keeps_nothing_of_its_finished_runs_in_memory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[VAE]] = []
+    init = VAE.__init__
+
+    def noted(self: VAE, *args: Any, **more: Any) -> None:
+        init(self, *args, **more)
+        models.append(weakref.ref(self))
+
+    monkeypatch.setattr(VAE, "__init__", noted)
+    train("seed=0,1,2,3", multirun=True)
+    gc.collect()
+    assert len(models) >= 4
+    assert not [model for model in models if model() is not None]
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(commands: Any, here: Path) -> None:

@@ -16,7 +16,7 @@ from vae_cli.config import catalog
 from vae_cli.config.build import Experiment
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.run import load_run
-from vae_cli.training.step import Replayed, Step
+from vae_cli.training.step import Step
 
 Built = Callable[..., Experiment]
 Answers = Callable[..., Any]
@@ -44,7 +44,7 @@ class SameNoise(TorchFunctionMode):
 def three_steps(experiment: Experiment) -> tuple[Tensor, list[Tensor]]:
     """Return the losses of three eager steps, and the gradients of the first."""
     step = Step(experiment)
-    step.take = step.eager
+    step.replayed = None
     positions = torch.arange(64, device=experiment.splits.train.images.device)
     losses, gradients = [], list[Tensor]()
     with SameNoise():
@@ -174,10 +174,10 @@ def test_a_replayed_step_has_the_bits_of_the_eager_one(built: Built, words: list
     for is_eager in (True, False):
         experiment = built(*words, "device=cuda", "likelihood=bernoulli", "likelihood.binarize=dynamic")
         step = Step(experiment)
-        replayed = step.take
-        assert isinstance(replayed, Replayed)
+        replayed = step.replayed
+        assert replayed is not None
         if is_eager:
-            step.take = step.eager
+            step.replayed = None
         positions, means = torch.arange(64, device="cuda"), []
         for number in range(20):
             experiment.optimizer.advance(number / 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 from collections.abc import Mapping
 from copy import deepcopy
@@ -43,7 +45,11 @@ NO_VALIDATION = (
     "patience needs validation images, and none are held out: leave it out, or hold some out with "
     "dataset.validation=..."
 )
+MODELS_PER_CACHE = 4  # compiled before torch's cache is emptied: it refuses a ninth structure, and one may take two
 QUICK_TO_BUILD = 1 << 26  # bytes of weights plus pixels: a smaller model takes little time to build and apply
+
+log = logging.getLogger(__name__)
+_compiled = itertools.count(1)
 
 
 @dataclass
@@ -117,7 +123,8 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
     """Compile the loss of a batch, which makes later steps faster. Raises Failure if it cannot be compiled.
 
     Returns the loss as one compiled function of the images; it draws the same random numbers as the uncompiled one. If
-    several processes train the run, only encoder and decoder are compiled, in place, and None is returned.
+    several processes train the run, or torch's compiler fails on the whole loss, only encoder and decoder are compiled,
+    in place, and None is returned.
 
     torch compiles a function when it is first called, for the given batch size, so one batch is passed forward and
     backward. This also changes running statistics and the likelihood's scale, so they are restored afterwards.
@@ -126,22 +133,35 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
     def loss(x: Tensor) -> tuple[Tensor, Terms]:
         return loss_and_terms(model, regularizer, x)
 
+    if next(_compiled) % MODELS_PER_CACHE == 0:
+        torch.compiler.reset()
     states = [deepcopy(module.state_dict()) for module in (model, regularizer)]
-    is_alone = distributed.count() == 1
-    try:
-        if is_alone:
-            loss = torch.compile(loss, dynamic=False, options={"fallback_random": True})
-        else:
-            model.encoder.compile()
-            model.decoder.compile()
-        loss(images.batch(torch.arange(min(batch_size, len(images)))))[0].backward()
-    except Exception as error:  # compilers fail in many ways; most often none is installed
-        raise Failure(f"The loss cannot be compiled here ({first_line(error)}); leave out compile=true.") from error
+    x, compiled, failure = images.batch(torch.arange(min(batch_size, len(images)))), None, None
+    if distributed.count() == 1:
+        compiled = torch.compile(loss, dynamic=False, options={"fallback_random": True})
+        failure = _failure_of(compiled, x)
+    if compiled is None or failure is not None:
+        compiled = None
+        model.encoder.compile()
+        model.decoder.compile()
+        if (error := _failure_of(loss, x)) is not None:
+            raise Failure(f"The loss cannot be compiled here ({first_line(error)}); leave out compile=true.") from error
+        if failure is not None:
+            log.warning("Only encoder and decoder are compiled, because the loss cannot be: %s", first_line(failure))
     for module, state in zip((model, regularizer), states, strict=True):
         module.load_state_dict(state)
         for parameter in module.parameters():
             parameter.grad = None
-    return loss if is_alone else None
+    return compiled
+
+
+def _failure_of(loss: Loss, x: Tensor) -> Exception | None:
+    """Pass images x forward and backward, and return what the compiler raised, if it failed."""
+    try:
+        loss(x)[0].backward()
+    except Exception as error:  # compilers fail in many ways; most often none is installed
+        return error
+    return None
 
 
 def check_config(config: Config) -> VAE:

@@ -6,6 +6,7 @@ import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 USUAL = gc.get_threshold()
 RARE = 50_000  # new objects between two searches
@@ -22,8 +23,13 @@ def collect_as_usual() -> None:
 
     Long training runs need this: an object that refers to itself may keep tensors in memory until the next collection.
     """
-    gc.freeze()
+    _freeze_once()
     gc.set_threshold(*USUAL)
+
+
+@cache
+def _freeze_once() -> None:
+    gc.freeze()  # a second time, in a later run of a sweep, it would keep what is left of the earlier runs for good
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,7 @@ def capture(compute: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     random = torch.cuda.get_rng_state()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=_side_stream(torch.cuda.current_device())):
             result = compute()
     except Exception:
         torch.cuda.synchronize()
@@ -36,9 +37,14 @@ def beside(compute: Callable[[], T]) -> T:
 
     Later work on the current stream waits for the computation to finish; the CPU does not wait.
     """
-    stream = torch.cuda.Stream()
+    stream = _side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         result = compute()
     torch.cuda.current_stream().wait_stream(stream)
     return result
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # only one, because cuBLAS takes up to 64 MB of memory for each stream

@@ -26,14 +26,14 @@ class Step:
         self.experiment = experiment
         self.model, self.regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
         self.parameters = [*self.model.parameters(), *self.regularizer.parameters()]
-        self.take: Callable[[Tensor], Terms] = self.eager
+        self.replayed: Replayed | None = None
         if experiment.splits.train.images.is_cuda and distributed.count() == 1:
-            self.take = Replayed(self, experiment.config["batch_size"])
+            self.replayed = Replayed(experiment.config["batch_size"])
 
     def __call__(self, positions: Tensor) -> Terms:
         """Train on the images at these positions (B,) in the training set; return the loss terms before the update."""
         self.experiment.optimizer.set_rates()
-        return self.take(positions)
+        return self.eager(positions) if self.replayed is None else self.replayed(self, positions)
 
     def eager(self, positions: Tensor) -> Terms:
         """Take the step by launching its operations one by one."""
@@ -75,38 +75,37 @@ class Replayed:
     terms: Tensor  # output of the graph, (number of terms, B)
     gradients: list[Tensor | None]  # output of the graph, for each parameter
 
-    def __init__(self, step: Step, batch_size: int) -> None:
-        self.step = step
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.warm_up = WARM_UP
         self.replay: Callable[[], None] | None = None
         self.has_update = False
 
-    def __call__(self, positions: Tensor) -> Terms:
+    def __call__(self, step: Step, positions: Tensor) -> Terms:
         """Take a step on the images at these positions (B,); return the terms of the loss, each (B,)."""
         if len(positions) != self.batch_size or self.warm_up < 0:
-            return self.step.eager(positions)
+            return step.eager(positions)
         if self.warm_up > 0:
             self.warm_up -= 1
-            return graphs.beside(lambda: self.step.eager(positions))
-        if self.replay is None and not self._is_captured(positions):
-            return self.step.eager(positions)
+            return graphs.beside(lambda: step.eager(positions))
+        if self.replay is None and not self._is_captured(step, positions):
+            return step.eager(positions)
         assert self.replay is not None
         self.positions.copy_(positions)
         self.replay()
         if not self.has_update:
-            for parameter, gradient in zip(self.step.parameters, self.gradients, strict=True):
+            for parameter, gradient in zip(step.parameters, self.gradients, strict=True):
                 parameter.grad = gradient  # set again each time, because an eager step replaces it
-            self.step.update()
+            step.update()
         return dict(zip(self.names, self.terms.clone(), strict=True))
 
-    def _is_captured(self, positions: Tensor) -> bool:
+    def _is_captured(self, step: Step, positions: Tensor) -> bool:
         """Capture the step and return whether that succeeded; if it failed, never try again."""
         self.positions = positions.clone()
-        self.has_update = self.step.experiment.optimizer.is_capturable
+        self.has_update = step.experiment.optimizer.is_capturable
 
         def whole() -> tuple[tuple[str, ...], Tensor]:
-            terms = (self.step.eager if self.has_update else self.step.compute)(self.positions)
+            terms = (step.eager if self.has_update else step.compute)(self.positions)
             return tuple(terms), torch.stack(list(terms.values()))
 
         try:
@@ -119,5 +118,5 @@ class Replayed:
                 first_line(error),
             )
             return False
-        self.gradients = [parameter.grad for parameter in self.step.parameters]
+        self.gradients = [parameter.grad for parameter in step.parameters]
         return True
