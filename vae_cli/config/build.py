@@ -26,6 +26,7 @@ from vae_cli.config.instantiate import build, built_arguments, check_value, find
 from vae_cli.config.settings import Config, check_settings
 from vae_cli.core.compatibility import check_together
 from vae_cli.core.errors import Failure, UserError, first_line
+from vae_cli.core.garbage import collect_as_usual
 from vae_cli.core.rng import initial_weights
 from vae_cli.core.values import NonNegative
 from vae_cli.machine import distributed
@@ -72,6 +73,7 @@ class Experiment:
 def build_experiment(config: Config) -> Experiment:
     """Check a configuration and build its experiment. Raises UserError, or Failure if the data are missing."""
     check_settings(config)
+    collect_as_usual()  # before anything of the run exists, so that all of it can be collected when the run ends
     flush_denormals()
     device = take_device(config["device"])
     check_precision(config["precision"], device)

@@ -10,7 +10,6 @@ import torch
 from vae_cli.axes.schedule import Number
 from vae_cli.config.build import Experiment
 from vae_cli.config.objective import POSTERIOR
-from vae_cli.core.garbage import collect_as_usual
 from vae_cli.core.rng import epoch_order
 from vae_cli.machine import distributed
 from vae_cli.runs.folder import RunDir
@@ -46,7 +45,6 @@ def train(experiment: Experiment, run: RunDir, events: EventWriter, progress: Pr
     step = Step(experiment)
     clock = Clock(state, config["checkpoint_minutes"])
 
-    collect_as_usual()
     if state.step == 0 and config["on_divergence"] == "restart":
         save(experiment, run, events, state, clock)
 
