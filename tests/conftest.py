@@ -49,6 +49,7 @@ QUICK_FILES = frozenset(
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="run the tests to run between edits (about a minute)")
     parser.addoption("--long", action="store_true", help="run the long form of the stress tests: more kills and inputs")
+    parser.addoption("--save", action="store_true", help="store the figures of tests/gpu in tests/benchmarks/results")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

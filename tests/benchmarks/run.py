@@ -502,12 +502,19 @@ def save(bench: Bench, size: str) -> None:
 
 
 def markdown() -> str:
-    """Return the newest saved results for each set of instructions (AVX2, AVX512 ...) as a table."""
-    newest = {json.loads(file.read_text())["about"]["instructions"]: file for file in sorted(RESULTS.glob("*.json"))}
-    parts = []
-    for file in newest.values():
+    """Return the newest saved results for each set of instructions (AVX2, AVX512 ...) and each GPU as a table."""
+    newest = dict[str, dict[str, Any]]()
+    for file in sorted(RESULTS.glob("*.json")):
         saved = json.loads(file.read_text())
+        newest[saved["about"].get("gpu") or saved["about"]["instructions"]] = saved
+    parts = []
+    for saved in newest.values():
         about = saved["about"]
+        if "gpu" in about:  # written by tests/gpu
+            parts += [f"{about['date']}, {about['gpu']}, torch {about['torch']}, batches of 128:", ""]
+            rows = [f"| {name} | {figure} |" for name, figure in saved["figures"].items()]
+            parts += ["| what | figure |", "|---|---:|", *rows, ""]
+            continue
         rows = sorted(saved["rows"], key=lambda row: list(SECTIONS).index(row["section"]))
         parts += [
             f"{about['date']}, {about['cores']} cores ({about['processor']}; {_instructions(about)}), "

@@ -1,10 +1,14 @@
-"""The GPU suite: `pytest tests/gpu`, in about six minutes on an H100. Without a CUDA GPU every test is skipped.
+"""The GPU suite: `pytest tests/gpu`, in about five minutes on an H200. Without a CUDA GPU every test is skipped.
 
-No test here downloads anything: the images of MNIST and CIFAR-10 are replaced by random numbers of their shapes.
+With --save, the figures are stored in tests/benchmarks/results, from which the table in tests/README.md is made. No
+test here downloads anything: the images of MNIST and CIFAR-10 are replaced by random numbers of their shapes.
 """
 
 from __future__ import annotations
 
+import json
+import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA GPU"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With --save, store the figures; others of the same GPU and day stay."""
+    passed = terminalreporter.getreports("passed")
+    figures = dict(figure for report in passed for figure in report.user_properties)
+    if not config.getoption("--save") or not figures:
+        return
+    gpu = torch.cuda.get_device_name()
+    about = {"date": time.strftime("%Y-%m-%d"), "gpu": gpu, "python": platform.python_version()}
+    about["torch"] = torch.__version__
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    file = results / f"{about['date']}-{gpu.replace(' ', '-').lower()}.json"
+    before = json.loads(file.read_text())["figures"] if file.exists() else {}
+    file.write_text(json.dumps({"about": about, "figures": {**before, **figures}}, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True)
