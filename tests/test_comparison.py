@@ -19,12 +19,14 @@ from vae_cli.comparison.export import as_plain
 from vae_cli.comparison.findings import amount
 from vae_cli.comparison.members import Member, common_folder, drop_twins, like_the_newest, refuse_incomparable
 from vae_cli.comparison.plot_layout import limits
+from vae_cli.comparison.plot_style import looks
 from vae_cli.comparison.plots import draw_all
 from vae_cli.comparison.report import Pictures, render
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS, SOURCES, TERMINAL
 from vae_cli.comparison.statistics import statistic
 from vae_cli.comparison.table import SummaryTable, print_table
-from vae_cli.comparison.verdicts import WORDS
+from vae_cli.comparison.tables import MISSING
+from vae_cli.comparison.verdicts import WORDS, compared
 from vae_cli.config.claims import CLAIMS, entry, is_primary
 from vae_cli.core.errors import UserError
 from vae_cli.core.wording import number
@@ -419,7 +421,7 @@ def test_a_missing_figure_is_shown_with_its_reason_and_never_as_a_number() -> No
     html = page_of(comparison)
     row = re.search(r"deterministic</th>\s*((?:<td[^>]*>.*?</td>\s*)+)", html[html.index("More figures") :])
     assert row is not None
-    assert row[1].startswith("<td>-<sup>a</sup></td>")
+    assert row[1].startswith(f"<td>{MISSING}<sup>a</sup></td>")
     page = Parsed(html).text
     assert not re.search(r"\b(nan|inf|None)\b", page)
     assert REASON in page
@@ -471,6 +473,43 @@ def test_a_section_explains_its_headline_figures() -> None:
     text = " ".join(Parsed(page_of(study(constant=28.0, refit=1.4))).text.split())
     assert entry("rate").definition in text
     assert "Rate (nats, neither direction is better)" in text
+
+
+def many_arms() -> Comparison:
+    """Return the arms of `study` and ten more, in three seeds."""
+    comparison = study(constant=28.0, refit=1.4)
+    members = list(comparison.members)
+    for seed in (0, 1, 2):
+        figures = {name: figure["value"] for name, figure in comparison.reference.members[seed].figures.items()}
+        constant = {**figures, "scale_mean": 1.0, "scale_min": 1.0, "scale_max": 1.0}
+        members.append(member(seed, {"sigma": "fixed", "sigma.value": 1.0, "prior": "scaled_normal"}, constant))
+        for latent in range(20, 29):
+            members.append(member(seed, {"latent": latent}, figures))
+    return Comparison(members)
+
+
+def test_the_plot_of_a_claim_shows_the_arms_of_the_verdicts_and_another_one_more() -> None:
+    comparison = many_arms()
+    assert len(comparison.shown) > 8
+    page = Parsed(page_of(comparison)).text
+    assert page.count("Shown are the arms of the table") == page.count("The same plot, for more arms.") > 0
+    assert "'deterministic' has no rate." in page
+    arms = [arm.label for arm in compared(comparison)]
+    assert arms[0] == comparison.reference.label
+    assert {"fixed 1.0", "fixed 1.0, scaled_normal", "deterministic"} <= set(arms)
+    few = Parsed(page_of(study(constant=28.0, refit=1.4))).text
+    assert "Shown are the arms" not in few
+    assert "for more arms" not in few
+
+
+def test_arms_that_are_shown_together_look_different_and_the_same_in_every_plot() -> None:
+    comparison = many_arms()
+    found = looks(comparison)
+    together = [found[arm.label] for arm in compared(comparison)]
+    assert len(set(together)) == len(together)
+    assert looks(comparison.only(compared(comparison))) == found
+    assert len(comparison.only(comparison.arms[:2]).shown) == 2
+    assert len(comparison.shown) > 2
 
 
 def test_all_words_of_verdicts_are_explained() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "statistics",
     "summary",
     "table",
+    "tables",
     "verdicts",
     "write",
 ]

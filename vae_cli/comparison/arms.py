@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,6 +96,31 @@ class Arm:
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
     @property
+    def latent(self) -> int:
+        """The number of latent dimensions."""
+        return int(self.members[0].settings["latent"])
+
+    @property
+    def learns_sigma(self) -> bool:
+        """Whether the encoder learns sigma for each image."""
+        return self.members[0].settings.get("sigma") == "learned"
+
+    @property
+    def has_standard_prior(self) -> bool:
+        """Whether the prior is N(0, I)."""
+        return self.members[0].settings.get("prior") == "standard_normal"
+
+    @property
+    def learns_width_of_prior(self) -> bool:
+        """Whether the prior is a normal whose mean and width are learned."""
+        return self.members[0].settings.get("prior") == "scaled_normal"
+
+    def differs_only_in(self, axes: Sequence[str], other: Arm) -> bool:
+        """Whether two arms have equal settings, except for those of these axes."""
+        keys = {key for key in (*self.settings, *other.settings) if key.partition(".")[0] not in axes}
+        return all(self.settings.get(key) == other.settings.get(key) for key in keys)
+
+    @property
     def beta(self) -> float | None:
         """The weight of the regularizer; None if there is no weight or it is not constant."""
         value = self.members[0].settings.get(BETA)
@@ -161,6 +187,7 @@ class Comparison:
         self.reference = find_reference(arms, reference)
         self.arms = sorted(arms, key=self._place)
         self.families = self._families()
+        self.usual = self.shown  # also in a view that shows other arms (see `only`)
 
     def _place(self, arm: Arm) -> tuple[Any, ...]:
         first = arm.label.partition(",")[0]
@@ -198,6 +225,12 @@ class Comparison:
             return self.arms
         usual = (None, 0.0, self.base_beta)
         return [arm for arm in self.arms if arm.beta in usual or arm is self.reference]
+
+    def only(self, arms: Sequence[Arm]) -> Comparison:
+        """Return the same comparison, whose plots and tables show only these arms, with the same looks."""
+        view = copy(self)
+        view.shown = list(arms)
+        return view
 
     def _families(self) -> list[Family]:
         groups: dict[Any, list[Arm]] = {}

@@ -16,7 +16,7 @@ from vae_cli.comparison.plot_style import GRAY, INK, MARKERS, WIDTH, Looks, draw
 from vae_cli.comparison.selection import SOURCES
 from vae_cli.config.claims import entry
 
-ACROSS = 100  # characters of bold text that fit across the page
+ACROSS = 105  # characters of bold text that fit across the page
 
 
 class Panel(NamedTuple):
@@ -26,7 +26,8 @@ class Panel(NamedTuple):
     title   the text above the panel; if empty, the title of the first figure
     unit    the text below the panel; if empty, the unit of the first figure
     log     whether a logarithmic axis may be used
-    line    the name of a figure that is drawn as a vertical line, such as chance level, with its label in the legend
+    line    a number, or the name of a figure, such as chance level, that is drawn as a vertical line, with its label in
+            the legend
     joined  the number of figures, counted from the first, whose dots are connected by a line
     """
 
@@ -34,13 +35,13 @@ class Panel(NamedTuple):
     title: str = ""
     unit: str = ""
     log: bool = False
-    line: tuple[str, str] | None = None
+    line: tuple[str | float, str] | None = None
     joined: int = 9
 
 
 def jacobian_ratio(comparison: Comparison) -> Figure | None:
     """Draw how fast the decoded image changes with the code, relative to a linear decoder."""
-    return dots(comparison, [Panel([("jacobian_ratio", "")], unit="ratio")])
+    return dots(comparison, [Panel([("jacobian_ratio", "")], unit="ratio", line=(1.0, "a linear decoder"))])
 
 
 def generalization(comparison: Comparison) -> Figure | None:
@@ -108,6 +109,7 @@ def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False)
     drawn = [p for p in panels if any(arm.stat(name) for arm in arms for name, _ in p.names)]
     if not drawn:
         return None
+    across = ACROSS - round(0.9 * max(len(arm.label) for arm in arms))  # the labels are not bold, so they are narrower
     with drawing(WIDTH, 1.5 + 0.29 * len(arms)) as figure:
         figure.set_layout_engine("constrained", w_pad=0.09)
         row = figure.subplots(1, len(drawn), sharey=True, sharex=share_x, squeeze=False)[0]
@@ -117,7 +119,7 @@ def dots(comparison: Comparison, panels: Sequence[Panel], share_x: bool = False)
             _draw_line(axes, panel, arms, inside, panel.unit or unit_text(comparison, panel.names[0][0]))
             _place_ticks(axes, inside, ticks=5 if len(drawn) < 3 else 4 if len(drawn) < 5 else 3)
             title = panel.title or entry(panel.names[0][0]).title
-            axes.set_title(textwrap.fill(title, ACROSS // len(drawn)) if title.strip() else "")
+            axes.set_title(textwrap.fill(title, across // len(drawn)) if title.strip() else "")
         row[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
         for label, arm in zip(row[0].get_yticklabels(), arms, strict=True):
             label.set_color(text_color(found[arm.label]))
@@ -186,10 +188,13 @@ def _place_ticks(axes: Any, inside: Limits | None, ticks: int) -> None:
 
 
 def _line_of(panel: Panel, arms: Sequence[Arm]) -> float | None:
-    """Return the position of a panel's vertical line (the mean over arms of the line's figure); None without a line."""
+    """Return the position of a panel's vertical line (of a figure, its mean over arms); None without a line."""
     if panel.line is None:
         return None
-    found = [stat.mean for arm in arms if (stat := arm.stat(panel.line[0])) is not None]
+    place = panel.line[0]
+    if not isinstance(place, str):
+        return place
+    found = [stat.mean for arm in arms if (stat := arm.stat(place)) is not None]
     return float(np.mean(found)) if found else None
 
 

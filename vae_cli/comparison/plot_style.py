@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from vae_cli.comparison.arms import Comparison
 from vae_cli.core.files import replace_file
 
-# Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, strongest first.
-HUES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#b8a000", "#2299cc", "#882255", "#666666", "#999933", "#cc7722")
+# Mostly from Paul Tol's "bright" and "muted" schemes, which color-blind people can tell apart, strongest first.
+HUES = ("#4477aa", "#ee6677", "#228833", "#8855bb", "#b8a000", "#555555", "#2299cc", "#cc7722", "#882255", "#999933")
 TINTS = (0.0, -0.4, 0.4, 0.2)  # below 0 darker, above 0 lighter
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"  # as many as make 28 different looks of a hue, with the four tints
 WIDTH = 9.6  # inches: the width of the page
 DPI = 130
 INK, GRAY, FAINT = "#333333", "#888888", "#cccccc"
@@ -66,22 +66,19 @@ def looks(comparison: Comparison) -> Looks:
     """Return the look of every arm, by label.
 
     Arms whose labels start with the same setting share a hue; arms whose labels agree after the first setting share a
-    tint, line and marker. An arm that plots leave out has the same look as the arm of its family that they
-    show.
+    tint, line and marker. The arms that plots usually leave out come last, so that the others differ most.
     """
-    found: Looks = {}
-    hues: dict[str, int] = {}
-    shown = {arm.label for arm in comparison.shown}
-    rests = Counter(arm.label.partition(",")[2] for arm in comparison.shown)
+    usual = {arm.label for arm in comparison.usual}
+    arms = sorted(comparison.arms, key=lambda arm: arm.label not in usual)
+    rests = Counter(arm.label.partition(",")[2] for arm in comparison.usual)
     tints = [rest for rest, _ in sorted(rests.items(), key=lambda item: (item[0] != "", -item[1]))]
-    for arm in comparison.shown:
+    hues: dict[str, int] = {}
+    found: Looks = {}
+    for arm in arms:
         word, _, rest = arm.label.partition(",")
+        if rest not in tints:
+            tints.append(rest)
         found[arm.label] = _look(hues.setdefault(word, len(hues)), tints.index(rest))
-    for family in comparison.families:
-        of_shown = [found[arm.label] for arm in family.arms if arm.label in shown and arm.beta]
-        look = of_shown[0] if of_shown else _look(hues.setdefault(family.label, len(hues)), 0)
-        for arm in family.arms:
-            found.setdefault(arm.label, look)
     return found
 
 

@@ -33,6 +33,7 @@ from vae_cli.comparison.selection import SOURCES, source_title
 from vae_cli.comparison.statistics import Statistic
 from vae_cli.core.wording import capitalized
 
+SIDES = ((5, 5), (-5, -11), (-5, 5))  # of a mark, in points: where the weights of neighboring families are written
 Curves = dict[str, tuple[Any, list[Any]]]  # by the arm's label: x (points,), and y (points,) for each seed
 
 
@@ -40,6 +41,7 @@ def rate_distortion(comparison: Comparison) -> Figure | None:
     """Plot distortion against rate: a curve for each family of arms, bars of one standard deviation over seeds, and
     lines of equal ELBO."""
     families = [f for f in comparison.families if any(_point(arm) for arm in f.arms)]
+    families.sort(key=lambda family: len(family.arms) == 1)  # the curves first, so that their weights alternate sides
     points = [(arm.label, *point) for family in families for arm in family.arms if (point := _point(arm))]
     if len(points) < 2:
         return None
@@ -47,8 +49,8 @@ def rate_distortion(comparison: Comparison) -> Figure | None:
     with drawing(WIDTH, 5.2) as figure:
         axes = figure.add_subplot()
         main: list[tuple[Statistic, Statistic]] = []
-        for family in families:
-            main += _draw_family(axes, comparison, family, found)
+        for number, family in enumerate(families):
+            main += _draw_family(axes, comparison, family, found, SIDES[number % len(SIDES)])
         fit_to_points(axes, main)
         equal_elbo_lines(axes)
         axes.set_xlabel(axis_label(comparison, "rate"))
@@ -63,10 +65,12 @@ def _point(arm: Arm) -> tuple[float, float] | None:
     return None if rate is None or distortion is None else (rate.mean, distortion.mean)
 
 
-def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks) -> list[tuple[Statistic, Statistic]]:
-    """Draw one family, and return the points (rate, distortion) of its curve."""
+def _draw_family(
+    axes: Any, comparison: Comparison, family: Family, found: Looks, side: tuple[int, int]
+) -> list[tuple[Statistic, Statistic]]:
+    """Draw one family, with its weights at one side of its marks; return the points (rate, distortion) of its curve."""
     arms = [arm for arm in family.arms if _point(arm)]
-    usual = next((arm for arm in arms if arm in comparison.shown and arm.beta != 0), arms[0])
+    usual = next((arm for arm in arms if arm in comparison.usual and arm.beta != 0), arms[0])
     look = found[usual.label]
     ladder = [arm for arm in arms if arm.beta != 0] or arms
     points = []
@@ -84,8 +88,8 @@ def _draw_family(axes: Any, comparison: Comparison, family: Family, found: Looks
             points.append((rate, distortion))
         if len(arms) > 1 and arm.beta is not None:
             axes.annotate(
-                f"{arm.beta:g}", (rate.mean, distortion.mean), xytext=(5, 5), textcoords="offset points",
-                fontsize=8, color=look.color, annotation_clip=True,
+                f"{arm.beta:g}", (rate.mean, distortion.mean), xytext=side, textcoords="offset points",
+                ha="left" if side[0] > 0 else "right", fontsize=8, color=look.color, annotation_clip=True,
             )  # fmt: skip
     label = family.label + (" (numbers: beta)" if len(arms) > 1 else "")
     curve = sorted((x.mean, y.mean) for x, y in points)
@@ -275,8 +279,7 @@ def _draw_histogram(axes: Any, arm: Arm, look: Look) -> None:
     axes.set_title(arm.label, color=text_color(look))
     axes.xaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+    axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.tick_params(labelbottom=True)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from vae_cli.comparison.arms import Arm, Comparison
@@ -58,26 +56,20 @@ def _curves(comparison: Comparison, bound: str) -> dict[str, dict[int, tuple[Arm
     sigma under N(0, I), by latent size."""
     curves: dict[str, dict[int, tuple[Arm, Contrast]]] = {}
     for arm in comparison.arms:
-        settings = arm.members[0].settings
         if not arm.has_constant_scale or not arm.has_price or not arm.has_noise or arm.stat(bound) is None:
             continue
-        other = _learned(comparison, settings)
-        contrast = None if other is None else comparison.contrast(bound, arm, other)
+        contrasts = (comparison.contrast(bound, arm, other) for other in comparison.arms if is_counterpart(other, arm))
+        contrast = next(contrasts, None)
         if contrast is not None:
+            settings = arm.members[0].settings
             label = f"sigma = {settings.get('sigma.value', settings.get('sigma'))}, prior {settings.get('prior')}"
-            curves.setdefault(label, {})[int(settings[LATENT])] = arm, contrast
+            curves.setdefault(label, {})[arm.latent] = arm, contrast
     return curves
 
 
-def _learned(comparison: Comparison, settings: dict[str, Any]) -> Arm | None:
-    """Return the arm with a learned sigma and the prior N(0, I) that has these settings otherwise."""
-    wanted = {key: value for key, value in settings.items() if key.partition(".")[0] not in ("sigma", "prior")}
-    for arm in comparison.arms:
-        own = arm.members[0].settings
-        usual = {"sigma": "learned", "prior": "standard_normal", **wanted}
-        if all(own.get(key) == value for key, value in usual.items()):
-            return arm
-    return None
+def is_counterpart(other: Arm, arm: Arm) -> bool:
+    """Whether an arm has a learned sigma and the prior N(0, I), and is otherwise set like `arm`."""
+    return other.learns_sigma and other.has_standard_prior and other.differs_only_in(["sigma", "prior"], arm)
 
 
 def _end(contrast: Contrast) -> float:

@@ -25,10 +25,11 @@ from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
+from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table
 from vae_cli.comparison.verdicts import FEW_SEEDS, compared, verdicts
 from vae_cli.config.claims import CLAIMS, FIGURES, Claim, ClaimName, Entry, entry, headlines
 from vae_cli.config.naming import show
-from vae_cli.core.wording import digits_for
+from vae_cli.core.wording import digits_for, quoted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,22 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.j2"
 ACROSS = 6  # at most this many arms side by side in a table of the appendix
 AT_EQUAL_RATE: tuple[ClaimName, ...] = ("bits", "price")  # sections that compare distortions at equal rate
+# The plot at the top of each section. It shows the arms of the verdicts; if there are more, a second one shows all.
+LEADS: Mapping[ClaimName, str] = {
+    "bits": "noise_and_bits",
+    "neighbours": "jacobian_ratio",
+    "shortcuts": "generalization",
+    "scale": "scales",
+    "price": "bounds",
+}
+# The figure without which an arm is missing from a plot, and what it is called.
+NEEDED: Mapping[str, tuple[str, str]] = {
+    "rate_distortion": ("rate", "rate"),
+    "rate_per_dimension": ("rate", "rate"),
+    "scales": ("scale_mean", "sigma"),
+    "training": ("scale_mean", "sigma"),
+    "iw_bound": ("elbo", "bound on ln p(x)"),
+}
 # The plots that are in the report only, and not saved as PNG files.
 ONLY_IN_REPORT: Mapping[str, Callable[[Comparison], Figure | None]] = {
     "jacobian_ratio": dot_plots.jacobian_ratio,
@@ -65,49 +82,7 @@ class Pictures:
     reason: str = ""
 
 
-# The values that the template receives.
-
-
-@dataclass(frozen=True)
-class Column:
-    """The heading of a column: a figure (its unit, its definition and which direction is better) or an arm."""
-
-    title: str
-    unit: str = ""
-    definition: str = ""
-    better: str = "neither"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell: its text, the marks of its footnotes, and whether it differs from the reference."""
-
-    text: str
-    marks: list[str] = field(default_factory=list)
-    differs: bool = False
-    links: list[tuple[str, str]] = field(default_factory=list)  # texts and addresses, shown in place of the text
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row: an arm with its color, or a figure with its unit and identifier."""
-
-    title: str
-    cells: list[Cell]
-    color: str = ""
-    is_reference: bool = False
-    unit: str = ""
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; `footnotes` maps the text of each footnote to its mark."""
-
-    head: str
-    columns: list[Column]
-    rows: list[Row]
-    footnotes: Mapping[str, str] = field(default_factory=dict)
+# More values that the template receives are in `tables`.
 
 
 @dataclass(frozen=True)
@@ -153,6 +128,7 @@ def render(
     to the runs are relative to `folder`, in which the report is stored."""
     report = Report(comparison, folder)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
+    leads = report.leads()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -177,6 +153,10 @@ def render(
         facts=report.facts(),
         sections={claim: report.section(claim) for claim in CLAIMS},
         plots={name: _plot(drawn.get(name)) for name in [*SAVED, *ONLY_IN_REPORT]},
+        leads={claim: _plot(leads.get(claim)) for claim in CLAIMS},
+        missing=report.missing(comparison.shown),
+        missing_from_leads=report.missing(compared(comparison)),
+        hidden=len(comparison.arms) - len(comparison.shown),
         pictures=_embedded(pictures),
         appendix=report.appendix(),
         weights=report.over_weights(),
@@ -210,6 +190,24 @@ class Report:
         self.verdicts = verdicts(comparison)
         self.answers = answers(comparison, self.verdicts)
 
+    def leads(self) -> dict[ClaimName, Figure | None]:
+        """Return the plot of each claim with only the arms of the verdicts; empty if there are no more arms."""
+        arms = compared(self.comparison)
+        if len(arms) >= len(self.comparison.shown):
+            return {}
+        view, draw = self.comparison.only(arms), {**SAVED, **ONLY_IN_REPORT}
+        return {claim: draw[name](view) for claim, name in LEADS.items()}
+
+    def missing(self, arms: Sequence[Arm]) -> dict[str, str]:
+        """Return, for each plot, a sentence on those of the arms that it cannot show; empty if it can show all."""
+        found = dict.fromkeys([*SAVED, *ONLY_IN_REPORT], "")
+        for plot, (figure, word) in NEEDED.items():
+            labels = [arm.label for arm in arms if arm.stat(figure) is None]
+            if labels:
+                verb = "have" if len(labels) > 1 else "has"
+                found[plot] = f" {quoted(labels)} {verb} no {word}."
+        return found
+
     def settings(self) -> Table:
         """Return the arms with the settings that differ between them, and their seeds."""
         keys = self.comparison.differing or ["sigma"]
@@ -217,7 +215,7 @@ class Report:
         for arm in self.comparison.arms:
             values = [arm.members[0].settings.get(key) for key in keys]
             links = [(str(member.seed), self._address(member.folder.path)) for member in arm.members]
-            cells = [Cell("-" if v is None else show(v)) for v in values]
+            cells = [Cell(MISSING if v is None else show(v)) for v in values]
             rows.append(self._row(arm, [*cells, Cell("", links=links)]))
         return Table("arm", [Column(name) for name in [*keys, "seeds"]], rows)
 
@@ -235,12 +233,13 @@ class Report:
         members = self.comparison.members
         versions = [m.summary.get("versions", {}) for m in members]
         names = list(dict.fromkeys(name for version in versions for name in version))
+        commits = list(dict.fromkeys(m.summary.get("git_commit", "")[:12] for m in members))
         facts = {
             "Test images used": _distinct(m.figures.get("distortion", {}).get("count") for m in members),
             "Evaluation profile": _distinct(m.evaluation.get("profile") for m in members),
             "Weights": _distinct(m.evaluation.get("weights") for m in members),
             "Versions": ", ".join(f"{name} {_distinct(v.get(name) for v in versions)}" for name in names),
-            "Git commit": _distinct(m.summary.get("git_commit") for m in members),
+            "Git commit": f"{len(commits)} different ones" if len(commits) > 3 else ", ".join(filter(None, commits)),
             "Device": _distinct(m.summary.get("device") for m in members),
         }
         return {name: text for name, text in facts.items() if text}
@@ -343,30 +342,13 @@ class Report:
     def _cell(self, arm: Arm, name: str, digits: int, footnotes: Footnotes, is_marked: bool = True) -> Cell:
         stat, reason = arm.stat(name), arm.reason(name)
         if stat is None:
-            return Cell("-", [footnotes.mark(reason)] if reason else [])
+            return Cell(MISSING, [footnotes.mark(reason)] if reason else [])
         notes = dict.fromkeys(str(m.figures.get(name, {}).get("note", "")) for m in arm.members)
         marks = [footnotes.mark(note) for note in notes if note]
         if stat.n < len(arm.members) and reason:
             marks.append(footnotes.mark(reason))
         found = None if arm is self.comparison.reference else self.comparison.difference(name, arm)
         return Cell(amount_in(arm, stat, digits), marks, is_marked and found is not None and bool(found.is_real))
-
-
-class Footnotes:
-    """The distinct notes below a table, marked a, b, c ... z, aa, bb ...
-
-    >>> footnotes = Footnotes()
-    >>> [footnotes.mark(text) for text in ("one", "two", "one")]
-    ['a', 'b', 'a']
-    """
-
-    def __init__(self) -> None:
-        self.marks: dict[str, str] = {}
-
-    def mark(self, text: str) -> str:
-        """Return the mark of a note, and add the note if it is new."""
-        place = len(self.marks)
-        return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
 
 
 def _digits(name: str, arms: Sequence[Arm]) -> int:

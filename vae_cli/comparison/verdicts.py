@@ -85,12 +85,16 @@ def verdicts(comparison: Comparison) -> dict[ClaimName, Verdict]:
 
 
 def compared(comparison: Comparison, most: int = 8) -> list[Arm]:
-    """Return the arms of the verdicts, the reference first; if there are fewer than `most`, followed by other arms."""
+    """Return the arms of the verdicts, the one with a learned prior that explains the price and, up to `most`, others:
+    first those with as many latent dimensions as the reference."""
     labels = [comparison.reference.label]
     for verdict in verdicts(comparison).values():
         if verdict.contrast is not None:
             labels += [verdict.contrast.reference, verdict.contrast.arm]
-    labels += [arm.label for arm in comparison.shown]
+    if (learned := learned_prior(comparison)) is not None:
+        labels.append(learned.label)
+    others = sorted(comparison.usual, key=lambda arm: arm.latent != comparison.reference.latent)
+    labels += [arm.label for arm in others]
     chosen = list(dict.fromkeys(labels))[:most]
     return [arm for arm in comparison.arms if arm.label in chosen]
 
@@ -154,8 +158,7 @@ def learned_prior(comparison: Comparison) -> Arm | None:
     found = [
         arm
         for arm in comparison.arms
-        if arm.has_constant_scale and arm.members[0].settings.get("prior") == "scaled_normal"
-        if all(arm.settings.get(k) == value for k, value in fixed.settings.items() if k.partition(".")[0] != "prior")
+        if arm.has_constant_scale and arm.learns_width_of_prior and arm.differs_only_in(["prior"], fixed)
     ]
     return closest(found, fixed) if found else None
 
@@ -193,7 +196,7 @@ def _weights(comparison: Comparison, figure: str) -> Pair:
     ladders = []
     for family in comparison.families:
         arms = [arm for arm in family.arms if arm.beta and arm.stat(figure) and not arm.has_constant_scale]
-        arms = [arm for arm in arms if arm.members[0].settings.get("prior") == "standard_normal"]
+        arms = [arm for arm in arms if arm.has_standard_prior]
         if len({arm.beta for arm in arms}) > 1:
             ladders.append(arms)
     if not ladders:

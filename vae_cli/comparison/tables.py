@@ -1,0 +1,67 @@
+"""The tables of a report: columns, rows, cells and footnotes, as the template receives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MISSING = "\N{EN DASH}"  # a figure that an arm does not have, or a setting
+
+
+@dataclass(frozen=True)
+class Column:
+    """The heading of a column: a figure (its unit, its definition and which direction is better) or an arm."""
+
+    title: str
+    unit: str = ""
+    definition: str = ""
+    better: str = "neither"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, the marks of its footnotes, and whether it differs from the reference."""
+
+    text: str
+    marks: list[str] = field(default_factory=list)
+    differs: bool = False
+    links: list[tuple[str, str]] = field(default_factory=list)  # texts and addresses, shown in place of the text
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: an arm with its color, or a figure with its unit and identifier."""
+
+    title: str
+    cells: list[Cell]
+    color: str = ""
+    is_reference: bool = False
+    unit: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `footnotes` maps the text of each footnote to its mark."""
+
+    head: str
+    columns: list[Column]
+    rows: list[Row]
+    footnotes: Mapping[str, str] = field(default_factory=dict)
+
+
+class Footnotes:
+    """The distinct notes below a table, marked a, b, c ... z, aa, bb ...
+
+    >>> footnotes = Footnotes()
+    >>> [footnotes.mark(text) for text in ("one", "two", "one")]
+    ['a', 'b', 'a']
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[str, str] = {}
+
+    def mark(self, text: str) -> str:
+        """Return the mark of a note, and add the note if it is new."""
+        place = len(self.marks)
+        return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
