@@ -79,7 +79,11 @@ def shortcuts(comparison: Comparison) -> Figure | None:
         Panel([("collapsed_share", "")], unit="share"),
         Panel([("reidentification", "")], unit="share", line=("reidentification_chance", "chance")),
         Panel([("distortion_gap", "")]),
-        Panel([("linear_probe_loc", "on loc"), ("linear_probe_z", "on z")], "Linear probe for the label", "accuracy"),
+        Panel(
+            [("linear_probe_loc", "of the mean code"), ("linear_probe_z", "of a noisy one")],
+            "Linear probe for the label",
+            "accuracy",
+        ),
     ]
     return dots(comparison, panels)
 

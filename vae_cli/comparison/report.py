@@ -20,6 +20,7 @@ from vae_cli.comparison import dot_plots, price_plot
 from vae_cli.comparison.answers import DESCRIBED, Answer, answers
 from vae_cli.comparison.arms import Arm, Comparison
 from vae_cli.comparison.findings import amount_in, equal_rate, finding, unit_of
+from vae_cli.comparison.members import Member
 from vae_cli.comparison.plain import in_plain_english
 from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
@@ -45,6 +46,7 @@ LEADS: Mapping[ClaimName, str] = {
     "scale": "scales",
     "price": "bounds",
 }
+SPLITS = {"train": "training", "validation": "validation", "test": "testing"}
 # The figure without which an arm is missing from a plot, and what it is called.
 NEEDED: Mapping[str, tuple[str, str]] = {
     "rate_distortion": ("rate", "rate"),
@@ -235,6 +237,7 @@ class Report:
         names = list(dict.fromkeys(name for version in versions for name in version))
         commits = list(dict.fromkeys(m.summary.get("git_commit", "")[:12] for m in members))
         facts = {
+            "Images": "; ".join(dict.fromkeys(filter(None, map(_images, members)))),
             "Test images used": _distinct(m.figures.get("distortion", {}).get("count") for m in members),
             "Evaluation profile": _distinct(m.evaluation.get("profile") for m in members),
             "Weights": _distinct(m.evaluation.get("weights") for m in members),
@@ -375,6 +378,15 @@ def _embedded(pictures: Pictures) -> dict[str, Any]:
 
 def _data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _images(member: Member) -> str | None:
+    """Return how large a run's images are, and how many there are; None for a run of an earlier version."""
+    images = member.summary.get("images")
+    if not isinstance(images, dict):
+        return None
+    counts = [f"{images.get(split, 0):,} for {word}" for split, word in SPLITS.items()]
+    return f"{' x '.join(map(str, images['shape']))} (channels, height, width); {', '.join(counts)}"
 
 
 def _distinct(values: Iterable[Any]) -> str:

@@ -19,9 +19,13 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     packages = ["torch", "hydra-core", "omegaconf", "tensorboard", "vae-cli"]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
     cuda = experiment.device.type == "cuda"
-    files = experiment.splits.files
+    splits, files = experiment.splits, experiment.splits.files
     return {
         "config": experiment.config,
+        "images": {
+            "shape": list(splits.train.images.shape[1:]),
+            **{name: len(getattr(splits, name)) for name in ("train", "validation", "test")},
+        },
         **({} if files is None else {"image_files": files}),
         "versions": versions,
         "git_commit": git_commit(),
