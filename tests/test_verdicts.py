@@ -249,12 +249,15 @@ def test_the_price_is_drawn_by_latent_size() -> None:
         for latent in ("2", "16", "64")
         for arm in ({}, fixed, {**fixed, "prior": "scaled_normal"})
     ]
-    figure = price_by_latent(Comparison(effect(*arms, **{PRIMARY["price"]: -5.0})))
+    # Other weights have other prices, which the plot leaves out.
+    weights = [{"latent": "16", "regularizer.beta": 4}, {**fixed, "latent": "16", "regularizer.beta": 4}]
+    priced = effect(*arms, **{PRIMARY["price"]: -5.0}) + effect(*weights, **{PRIMARY["price"]: -9.0})
+    figure = price_by_latent(Comparison(priced))
     assert figure is not None
     (axes,) = figure.axes
     curves = {container.get_label(): container[0].get_data() for container in axes.containers}
-    assert set(curves) == {"sigma = 1.0, prior standard_normal", "sigma = 1.0, prior scaled_normal"}
-    sizes, prices = curves["sigma = 1.0, prior standard_normal"]
+    assert set(curves) == {"sigma 1.0 under N(0, I)", "sigma 1.0, prior scaled_normal"}
+    sizes, prices = curves["sigma 1.0 under N(0, I)"]
     assert list(sizes) == [2, 16, 64]
     assert prices == pytest.approx([5.0] * 3, abs=0.01)
     assert price_by_latent(Comparison(runs({}, fixed))) is None

@@ -147,8 +147,9 @@ def _several(comparison: Comparison, found: Sequence[Difference]) -> str:
 
 def _without(comparison: Comparison, noise: bool, price: bool) -> list[Arm]:
     """Return the arms without noise (if `noise` is true), and the arms with noise but without a penalty on the code (if
-    `price` is true)."""
-    return [a for a in comparison.shown if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
+    `price` is true), of the reference's latent size."""
+    arms = [arm for arm in comparison.shown if arm.latent == comparison.reference.latent]
+    return [a for a in arms if (noise and not a.has_noise) or (price and a.has_noise and not a.has_price)]
 
 
 def _nothing(comparison: Comparison) -> list[str]:
@@ -186,10 +187,11 @@ def _active_and_idle(arm: Arm) -> list[str]:
 
 
 def _price(comparison: Comparison) -> list[str]:
-    """Describe the arms with a constant sigma: their ELBO, under their own priors and under other priors, and how much
-    the importance-weighted bound still grows."""
+    """Describe the arms with a constant sigma and the reference's latent size: their ELBO, under their own priors and
+    under other priors, and how much the importance-weighted bound still grows."""
     reference = comparison.reference
     arms = [a for a in comparison.shown if a.has_constant_scale and a is not reference and a.stat("elbo")]
+    arms = [arm for arm in arms if arm.latent == reference.latent]
     if not arms or reference.stat("elbo") is None:
         return []
     gaps = [(arm, d) for arm in arms if (d := comparison.difference("elbo", arm)) is not None]

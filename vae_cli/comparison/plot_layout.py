@@ -106,6 +106,7 @@ def arrows_outside(axes: Any, values: Sequence[float], inside: Limits, height: f
         outside = sorted(value for value in values if (value > inside[1]) == is_right)
         if outside:
             ends = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (outside[0], outside[-1])))
+            ends = ends.replace("-", MINUS)
             axes.annotate(
                 f"{ends} \N{RIGHTWARDS ARROW}" if is_right else f"\N{LEFTWARDS ARROW} {ends}",
                 (0.99 if is_right else 0.01, height), xycoords=("axes fraction", "data"), fontsize=8, color=color,

@@ -32,13 +32,14 @@ def price_by_latent(comparison: Comparison) -> Figure | None:
     if not curves:
         return None
     found = looks(comparison)
-    with drawing(WIDTH * 0.75, 3.6) as figure:
+    with drawing(WIDTH, 3.6) as figure:
         axes = figure.add_subplot()
         for label, points in curves.items():
             sizes = sorted(points)
             values = [-points[size][1].value for size in sizes]
             ends = [_end(points[size][1]) for size in sizes]
-            look = found[points[sizes[-1]][0].label]
+            usual = comparison.reference.latent if comparison.reference.latent in points else sizes[-1]
+            look = found[points[usual][0].label]
             axes.errorbar(sizes, values, yerr=ends, color=look.color, marker=look.marker, capsize=3, label=label)
         dotted_line(axes, 0)
         axes.set_xscale("log", base=2)
@@ -56,20 +57,26 @@ def _curves(comparison: Comparison, bound: str) -> dict[str, dict[int, tuple[Arm
     sigma under N(0, I), by latent size."""
     curves: dict[str, dict[int, tuple[Arm, Contrast]]] = {}
     for arm in comparison.arms:
-        if not arm.has_constant_scale or not arm.has_price or not arm.has_noise or arm.stat(bound) is None:
+        if not arm.has_constant_scale or not arm.has_noise or arm.stat(bound) is None:
+            continue
+        if not arm.differs_only_in(["sigma", "prior", LATENT], comparison.reference):
             continue
         contrasts = (comparison.contrast(bound, arm, other) for other in comparison.arms if is_counterpart(other, arm))
         contrast = next(contrasts, None)
         if contrast is not None:
-            settings = arm.members[0].settings
-            label = f"sigma = {settings.get('sigma.value', settings.get('sigma'))}, prior {settings.get('prior')}"
-            curves.setdefault(label, {})[arm.latent] = arm, contrast
+            curves.setdefault(_label(arm), {})[arm.latent] = arm, contrast
     return curves
 
 
 def is_counterpart(other: Arm, arm: Arm) -> bool:
     """Whether an arm has a learned sigma and the prior N(0, I), and is otherwise set like `arm`."""
     return other.learns_sigma and other.has_standard_prior and other.differs_only_in(["sigma", "prior"], arm)
+
+
+def _label(arm: Arm) -> str:
+    settings = arm.members[0].settings
+    sigma = settings.get("sigma.value", settings.get("sigma"))
+    return f"sigma {sigma} under N(0, I)" if arm.has_standard_prior else f"sigma {sigma}, prior {settings.get('prior')}"
 
 
 def _end(contrast: Contrast) -> float:

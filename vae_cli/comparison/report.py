@@ -26,7 +26,7 @@ from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
-from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table
+from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table, of_any_run
 from vae_cli.comparison.verdicts import FEW_SEEDS, compared, verdicts
 from vae_cli.config.claims import CLAIMS, FIGURES, Claim, ClaimName, Entry, entry, headlines
 from vae_cli.config.naming import show
@@ -256,6 +256,7 @@ class Report:
         ]
         beside = [self._bound if name == "iw_bound_k" else name for name in BESIDE_HEADLINES[claim]]
         names = [found.name for found in entries] + [name for name in beside if self._has(name)]
+        said = self.answers[claim].sentences
         equal = self.comparison.at_equal_rate if claim in AT_EQUAL_RATE else []
         return Section(
             claim,
@@ -263,7 +264,7 @@ class Report:
             self.answers[claim],
             self._deciding(claim),
             shown,
-            [equal_rate(self.comparison, found) for found in equal],
+            [text for found in equal if (text := equal_rate(self.comparison, found)) not in said],
             self._table(names, self.comparison.shown) if names else None,
         )
 
@@ -346,7 +347,7 @@ class Report:
         stat, reason = arm.stat(name), arm.reason(name)
         if stat is None:
             return Cell(MISSING, [footnotes.mark(reason)] if reason else [])
-        notes = dict.fromkeys(str(m.figures.get(name, {}).get("note", "")) for m in arm.members)
+        notes = dict.fromkeys(of_any_run(str(m.figures.get(name, {}).get("note", ""))) for m in arm.members)
         marks = [footnotes.mark(note) for note in notes if note]
         if stat.n < len(arm.members) and reason:
             marks.append(footnotes.mark(reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -65,3 +66,12 @@ class Footnotes:
         """Return the mark of a note, and add the note if it is new."""
         place = len(self.marks)
         return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
+
+
+def of_any_run(note: str) -> str:
+    """Return the note of a figure without the number at its end, which differs from run to run.
+
+    >>> of_any_run("the value lies between this and 9.22")
+    'the value lies between this and a second estimate, which is in the evaluation of each run'
+    """
+    return re.sub(r" -?[0-9.]+$", " a second estimate, which is in the evaluation of each run", note)

@@ -161,7 +161,7 @@ class Probes(Metric):
         figures: dict[str, Figure] = {}
         for code, fitted, asked in (("loc", train.loc, test.loc), ("z", train.z, test.z)):
             if code == "z" and train.scale is None:
-                figures |= {name: undefined("z equals loc, since there is no noise") for name in self._names("z")}
+                figures |= {name: undefined("the code has no noise: see the mean code") for name in self._names("z")}
                 continue
             linear, near = self._names(code)
             fitted = fitted[:PROBE_CODES]
