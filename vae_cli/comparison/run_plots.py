@@ -100,7 +100,7 @@ def code_map(run: Run) -> Figure | None:
                           bbox=BOX)  # fmt: skip
         left.set_title("Mean codes of test images")
         right.set_title("Images decoded inside the dashed square")
-        right.imshow(grid(images, SIDE, side=28, pad=0), extent=(low[0], high[0], low[1], high[1]), aspect="equal")
+        right.imshow(grid(images, SIDE, side=28, pad=3), extent=(low[0], high[0], low[1], high[1]), aspect="equal")
         right.grid(visible=False)
         for axes in (left, right):
             axes.set_xlabel("z0")

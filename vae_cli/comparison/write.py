@@ -19,7 +19,7 @@ from vae_cli.comparison.statistics import statistic
 from vae_cli.comparison.verdicts import compared
 from vae_cli.config.naming import clean
 from vae_cli.core.errors import Failure, UserError
-from vae_cli.core.files import write_json, write_text
+from vae_cli.core.files import replace_file, write_json, write_text
 
 
 def write_all(
@@ -41,11 +41,20 @@ def write_all(
         write_json(numbers, as_plain(comparison))
         write_text(report, render(comparison, figures, pictures, title, notes, folder))
         save_all(figures, folder / "figures")
+        _save_overview(pictures.overview, folder / "figures" / "overview.png")
         if tensorboard:
             write_curves(comparison, folder / "tensorboard")
     except OSError as error:
         raise Failure(f"{folder} cannot be written: {error.strerror}. Choose another folder: --out FOLDER") from error
     return not pictures.reason
+
+
+def _save_overview(picture: bytes | None, path: Path) -> None:
+    """Write the picture at the top of the report; without one, remove that of an earlier comparison."""
+    if picture is None:
+        path.unlink(missing_ok=True)
+    else:
+        replace_file(path, lambda file: file.write(picture))
 
 
 def _csv(comparison: Comparison) -> str:
