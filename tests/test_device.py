@@ -403,8 +403,7 @@ class RatesInMemory(FusedAdam):
     """The update as it is on a GPU: it reads the learning rates from memory, so that a graph can contain it."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        super().__init__(groups)
-        self.is_capturable, self._rates = True, [torch.tensor(rate) for rate in self._set]
+        super().__init__(groups, is_capturable=True)
 
 
 def trained(config: dict[str, Any], graphs: FakeGraphs | None = None) -> tuple[dict[str, Tensor], Tensor]:

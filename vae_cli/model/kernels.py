@@ -132,11 +132,11 @@ class FusedAdam:
     with another rate: `set_rates` copies them there, and is not part of the graph.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], is_capturable: bool | None = None) -> None:
         self._groups = groups
         self._set = [float(group["lr"]) for group, *_ in groups]
-        device = groups[0][3].device if groups else torch.device("cpu")
-        self.is_capturable = device.type == "cuda"
+        device = groups[0][3].device
+        self.is_capturable = device.type == "cuda" if is_capturable is None else is_capturable
         self._rates = list(torch.tensor(self._set, device=device)) if self.is_capturable else None
 
     @classmethod
