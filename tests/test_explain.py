@@ -53,7 +53,11 @@ def test_a_choice_is_explained_by_the_docstring_of_its_class(group: str, choice:
 
 
 @pytest.mark.parametrize(
-    "word", ["rate", "Rate", "train/rate", "validation/rate", "evaluation/rate", "vae evaluate/rate", " rate "]
+    "word",
+    [
+        *("rate", "Rate", " rate ", "train/rate", "validation/rate", "evaluation/rate", "vae evaluate/rate"),
+        *("curves/rate/train", "curves/rate/validation", "parameters/rate"),
+    ],
 )
 def test_a_figure_is_found_by_its_identifier_title_and_tags(word: str) -> None:
     facts = dict(glossary.explain_word(word)[0].facts)

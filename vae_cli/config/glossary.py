@@ -18,7 +18,8 @@ from vae_cli.core.errors import UserError, nearest
 Rows = list[tuple[str, str]]
 
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "neither": "neither direction is better"}
-SPLITS = ("train", "validation", "test", "posterior", "evaluation", "vae evaluate")  # prefixes of tags in TensorBoard
+# Prefixes of figures in metrics.jsonl, and of tags in TensorBoard
+SPLITS = ("train", "validation", "test", "posterior", "parameters", "curves", "evaluation", "vae evaluate")
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def _titles(claim: ClaimName | None) -> Rows:
 
 
 def _figures(word: str) -> Iterator[Meaning]:
-    split, slash, term = word.rpartition("/")
-    name = term if slash and split in SPLITS else word
+    split, slash, term = word.partition("/")
+    name = re.sub("/(train|validation)$", "", term) if slash and split in SPLITS else word
     for one in FIGURES:
         if name.lower() in (one.name, one.title.lower()):
             yield _explain_figure(one)
