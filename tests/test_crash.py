@@ -438,8 +438,8 @@ def test_files_that_a_kill_truncates_are_repaired(
             assert points.get(tag, {}).keys() >= {step for step, _ in found if step <= 4 * 41}
         if is_long and number == 0:  # TensorBoard's other reader
             get = tensorboard(tmp_path / "runs")
-            found = get("plugin/scalars/scalars", run="a", tag="validation/loss")
-            assert [(step, value) for _, step, value in found] == curves(run)["validation/loss"]
+            found = get("plugin/scalars/scalars", run="a", tag="curves/loss/validation")
+            assert [(step, value) for _, step, value in found] == curves(run)["curves/loss/validation"]
         shutil.rmtree(run)
     record_property("cuts healed", str(count))
 

@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from vae_cli.config.claims import entry
 from vae_cli.core.images import grid
 from vae_cli.training import tensorboard
+from vae_cli.training.cards import tag_of
 from vae_cli.training.records import write_record
 from vae_cli.training.tensorboard import EventWriter, Hparam
 
@@ -51,7 +52,7 @@ def train(writer: EventWriter, hparams: Mapping[str, Hparam], first: int, last: 
         if step % 5 == 0:
             writer.scalars({f"validation/{term}": step + shift for term in terms(hparams)}, step)
             writer.histograms({"posterior/loc": torch.randn(20, 4), "posterior/scale": torch.full((20, 4), 0.5)}, step)
-            writer.pictures("reconstructions", grid(images, 4), step)
+            writer.pictures("images/pairs", grid(images, 4), step, "Upper row: images.")
 
 
 @pytest.fixture(scope="module")
@@ -116,22 +117,28 @@ def test_tensorboard_shows_each_run_once_and_completely(
     tags = get("plugin/scalars/tags")
     for run, hparams in RUNS.items():
         parts = ["train", "validation"] if run == "digits/sigma-shared" else ["train", "validation", "test"]
-        assert set(tags[run]) == {f"{part}/{term}" for part in parts for term in terms(hparams)}
-        about = tags[run]["train/rate" if "train/rate" in tags[run] else "train/distortion"]
-        assert about["displayName"] in ("Rate", "Distortion")
-        assert entry(about["displayName"].lower()).definition.split(":")[0] in about["description"]
-        for tag, every in {"train/loss": 1, "validation/loss": 5}.items():
+        assert set(tags[run]) == {tag_of(f"{part}/{term}") for part in parts for term in terms(hparams)}
+        shown = "rate" if "rate" in terms(hparams) else "distortion"
+        for part in ("train", "validation"):
+            about = tags[run][f"curves/{shown}/{part}"]
+            assert about["displayName"] == f"{entry(shown).title} ({part})"
+            assert entry(shown).definition.split(":")[0] in about["description"]
+        for tag, every in {"curves/loss/train": 1, "curves/loss/validation": 5}.items():
             points = [(step, value) for _, step, value in get("plugin/scalars/scalars", run=run, tag=tag)]
             shift = 100 if run == RESUMED else 0
             assert points == [(step, step + (shift if step < 11 else 0)) for step in range(every, 21, every)]
 
     # Histograms and pictures
-    for kind, expected in {"histograms": {"posterior/loc", "posterior/scale"}, "images": {"reconstructions"}}.items():
+    for kind, expected in {"histograms": {"posterior/loc", "posterior/scale"}, "images": {"images/pairs"}}.items():
         assert {run: set(tags) for run, tags in get(f"plugin/{kind}/tags").items()} == dict.fromkeys(RUNS, expected)
     for _, _, buckets in get("plugin/histograms/histograms", run=RESUMED, tag="posterior/scale"):
         assert [bucket for bucket in buckets if bucket[2]] == [[0.5, 0.5, 80]]
-    pictures = get("plugin/images/images", run=RESUMED, tag="reconstructions", sample="0")
+    pictures = get("plugin/images/images", run=RESUMED, tag="images/pairs", sample="0")
     assert [picture["step"] for picture in pictures] == [5, 10, 15, 20]
+    for run in RUNS:
+        about = get("plugin/images/tags")[run]["images/pairs"]
+        assert about["displayName"] == "pairs"
+        assert "Upper row: images." in about["description"]
 
     # The HPARAMS tab
     columns = {info["name"]: info for info in get("plugin/hparams/experiment", {})["hparamInfos"]}
@@ -152,7 +159,8 @@ def test_tensorboard_shows_each_run_once_and_completely(
     for name, row in rows.items():
         metrics = {metric["name"]["tag"]: metric["value"] for metric in row["metricValues"]}
         values = {"train": 20.0, "validation": 20.0} | ({} if name == "digits/sigma-shared" else {"test": 7.0})
-        assert metrics == {f"{part}/{term}": value for part, value in values.items() for term in terms(RUNS[name])}
+        pairs = ((f"{part}/{term}", value) for part, value in values.items() for term in terms(RUNS[name]))
+        assert metrics == {tag_of(figure): value for figure, value in pairs}
 
     only = {"excludeMissingValues": True}
     assert set(session_groups(get, {"hparam": "sigma", "filterDiscrete": ["fixed"]})) == {RESUMED}
@@ -166,7 +174,7 @@ def test_tensorboard_shows_each_run_once_and_completely(
     assert len(charts) == len(categories["train and validation"])
     assert set(charts) == {"loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo"}
     matches = get("plugin/custom_scalars/scalars", run="digits/default", tag=charts["rate"][0])["tag_to_events"]
-    assert set(matches) == {"train/rate", "validation/rate"}
+    assert set(matches) == {"curves/rate/train", "curves/rate/validation"}
 
     # The projector
     assert set(get("plugin/projector/runs")) == set(RUNS)
@@ -207,8 +215,8 @@ def test_points_that_are_not_finite_are_shown_and_left_out_of_histograms(
         writer.histograms({"loc": torch.tensor([[1.0, float("nan")], [3.0, float("inf")]])}, 1)
         writer.histograms({"empty": torch.tensor([float("nan")]), "none": torch.empty(0)}, 1)
     get = tensorboard(tmp_path)
-    assert get("plugin/scalars/scalars", run="run", tag="train/loss")[0][2] == "NaN"
-    assert get("plugin/scalars/scalars", run="run", tag="train/rate")[0][2] == "Infinity"
+    assert get("plugin/scalars/scalars", run="run", tag="curves/loss/train")[0][2] == "NaN"
+    assert get("plugin/scalars/scalars", run="run", tag="curves/rate/train")[0][2] == "Infinity"
     assert set(get("plugin/histograms/tags")["run"]) == {"loc"}
     ((_, _, buckets),) = get("plugin/histograms/histograms", run="run", tag="loc")
     assert sum(count for _, _, count in buckets) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,34 @@ import pytest
 
 from vae_cli.commands.train import train
 from vae_cli.config import catalog
+from vae_cli.metrics.evaluate import evaluate_run, find_metrics
 from vae_cli.runs.folder import RunDir
 
 MODES = list(catalog.groups()["sigma"].choices)
 ALWAYS = {"loss", "distortion", "penalty"}
 NOISY = ALWAYS | {"rate", "rate_loc", "rate_scale", "elbo"}
+
+
+def cards_in_order(get: Callable[..., Any]) -> list[str]:
+    """Return the tags of all cards of the Time Series page, which TensorBoard sorts part by part."""
+    tags = get("plugin/timeseries/tags")
+    of_runs = (tags[kind]["runTagInfo"].values() for kind in ("scalars", "histograms"))
+    shown = {tag for runs in of_runs for of_run in runs for tag in of_run} | set(tags["images"]["tagRunSampledInfo"])
+    return sorted(shown, key=lambda tag: tag.split("/"))
+
+
+def test_training_curves_come_first_each_beside_its_validation_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorboard: Callable[..., Callable[..., Any]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(["epochs=2", "network.hidden=[32]", "latent=4", "run_name=a"])
+    evaluate_run(RunDir(Path("runs/a")), "quick", kinds=find_metrics(["rate"]))
+    cards = cards_in_order(tensorboard(tmp_path / "runs"))
+    groups = {group: list(tags) for group, tags in groupby(cards, lambda tag: tag.partition("/")[0])}
+    assert list(groups) == ["curves", "images", "parameters", "posterior", "test", "vae evaluate"]
+    first = groups["curves"]
+    assert first[::2] == [f"curves/{term}/train" for term in sorted(NOISY)]
+    assert first[1::2] == [f"curves/{term}/validation" for term in sorted(NOISY)]
 
 
 def test_every_tag_is_shown(
@@ -32,23 +56,25 @@ def test_every_tag_is_shown(
         terms = NOISY if has_noise else ALWAYS
         posterior = {"loc_std", *(("scale_mean", "scale_min", "collapsed") if has_noise else ())}
         more = {"rate_bits", "active_units"} if has_noise else set()
-        expected = {f"train/{name}" for name in terms | {"beta", "learning_rate"}}
-        expected |= {f"{split}/{name}" for split in ("validation", "test") for name in terms | more}
-        expected |= {f"posterior/{name}" for name in posterior}
+        expected = {f"curves/{name}/{split}" for name in terms for split in ("train", "validation")}
+        expected |= {f"test/{name}" for name in terms | more}
+        expected |= {f"posterior/{name}" for name in posterior | more}
+        expected |= {"parameters/beta", "parameters/learning_rate"}
         assert expected <= set(scalars[sigma])
         undefined = {"rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "active_units", "scale_mean", "scale_min"}
         if not has_noise:
-            assert not undefined & {tag.partition("/")[2] for tag in scalars[sigma]}
+            assert not undefined & {part for tag in scalars[sigma] for part in tag.split("/")}
         shapes = {"posterior/loc", *(("posterior/scale", "posterior/rate_per_dimension") if has_noise else ())}
         assert set(histograms[sigma]) == shapes
-        assert set(images[sigma]) == {"images/reconstructions", "images/samples"}
+        assert set(images[sigma]) == {"images/reconstructions", "images/samples from the prior"}
+        assert all("row" in image["description"].lower() for image in images[sigma].values())
 
         record = RunDir(tmp_path / "runs" / sigma).metrics()
-        curve = get("plugin/scalars/scalars", run=sigma, tag="validation/loss")
+        curve = get("plugin/scalars/scalars", run=sigma, tag="curves/loss/validation")
         assert [(step, value) for _, step, value in curve] == [
             (r["step"], pytest.approx(r["validation/loss"], rel=1e-5)) for r in record
         ]
-        steps = [step for _, step, _ in get("plugin/scalars/scalars", run=sigma, tag="train/loss")]
+        steps = [step for _, step, _ in get("plugin/scalars/scalars", run=sigma, tag="curves/loss/train")]
         assert steps == list(range(7, record[-1]["step"] + 1, 7))
 
     shown = get("plugin/projector/runs")

@@ -434,7 +434,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(commands: Any, here: Path, 
     assert "Resuming runs/killed at step" in again.stderr
     assert same(weights(run), weights(here / "runs/whole"))
     assert same(weights(run, "best.pt"), weights(here / "runs/whole", "best.pt"))
-    for tag in ("train/loss", "train/rate_scale", "validation/elbo", "test/loss"):
+    for tag in ("curves/loss/train", "curves/rate_scale/train", "curves/elbo/validation", "test/loss"):
         assert curve(run, tag) == curve(here / "runs/whole", tag)
     strip = ("seconds",)
     records = [
@@ -572,11 +572,11 @@ def test_a_diverging_run_restarts_with_a_smaller_learning_rate(here: Path, capfd
     assert "restarted from step 0" in capfd.readouterr().err
     assert [record["epoch"] for record in run.metrics()] == [1, 2]
     rate = 4 * 0.25 ** summary["restarts"]
-    assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
+    assert curve(run.path, "parameters/learning_rate")[-1][1] == pytest.approx(rate)
     assert all(value.isfinite().all() for value in weights(run.path).values())
     train(*DIVERGING, "on_divergence=restart", "epochs=3")  # the smaller learning rate is remembered
     assert RunDir(here / "runs/a").summary()["restarts"] == summary["restarts"]
-    assert curve(run.path, "train/learning_rate")[-1][1] == pytest.approx(rate)
+    assert curve(run.path, "parameters/learning_rate")[-1][1] == pytest.approx(rate)
 
 
 def test_a_restart_does_not_depend_on_when_checkpoints_were_saved(here: Path) -> None:
@@ -601,9 +601,9 @@ def test_a_scheduled_learning_rate_is_slowed_down_too(here: Path) -> None:
     train(*COSINE, "run_name=a", "epochs=1")
     checkpoint = torch.load(here / "runs/a/checkpoint.pt", weights_only=True)
     torch.save({**checkpoint, "restarts": 1}, here / "runs/a/checkpoint.pt")
-    before = curve(here / "runs/a", "train/learning_rate")[-1][1]
+    before = curve(here / "runs/a", "parameters/learning_rate")[-1][1]
     train(*COSINE, "run_name=a", "epochs=2")
-    assert curve(here / "runs/a", "train/learning_rate")[-1][1] < before / 3
+    assert curve(here / "runs/a", "parameters/learning_rate")[-1][1] < before / 3
 
 
 @pytest.mark.parametrize(
@@ -675,7 +675,7 @@ def test_while_beta_changes_the_newest_weights_are_the_best(here: Path) -> None:
     train("+schedule@regularizer.beta=linear", "regularizer.beta.epochs=50", "epochs=4", "run_name=a")
     run = RunDir(here / "runs/a")
     assert run.summary()["weights_of_epoch"] == 4
-    assert curve(run.path, "train/beta")[-1][1] == pytest.approx(4 / 50, rel=0.1)
+    assert curve(run.path, "parameters/beta")[-1][1] == pytest.approx(4 / 50, rel=0.1)
 
 
 def test_warnings_are_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1007,7 +1007,7 @@ def test_images_that_have_changed_are_refused(here: Path) -> None:
 
 def test_short_runs_have_training_curves(here: Path) -> None:
     train("run_name=a", "epochs=3", "log_every=1000", "batch_size=5000")
-    assert [step for step, _ in curve(here / "runs/a", "train/loss")] == [1, 2, 3]
+    assert [step for step, _ in curve(here / "runs/a", "curves/loss/train")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl", "checkpoint.pt"])

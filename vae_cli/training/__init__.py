@@ -1,6 +1,7 @@
 """Train one run: the loop, its state, validation, divergence, and the output to TensorBoard and the terminal."""
 
 __all__ = [
+    "cards",
     "divergence",
     "interruption",
     "lifecycle",

@@ -83,13 +83,14 @@ def is_time_to_save(interruption: Interruption, clock: Clock, is_point: bool) ->
 def log_step(
     experiment: Experiment, shown: Mapping[str, Number], events: EventWriter, progress: Progress, state: State
 ) -> None:
-    """Add a point to each training curve: mean loss terms since the last point, the numbers in `shown` (beta ...) and
-    the learning rate."""
+    """Add a point to each training curve: mean loss terms since the last point, and as parameters the numbers in
+    `shown` (beta ...) and the learning rate."""
     means = state.meter.point()
     current = {name: number().detach() for name, number in shown.items()}
     read = torch.stack(list(current.values())).tolist() if current else []  # waits for the device only once
-    values = {**means, **dict(zip(current, read, strict=True)), "learning_rate": experiment.optimizer.rate}
-    events.scalars({f"train/{name}": value for name, value in values.items()}, state.step)
+    parameters = {**dict(zip(current, read, strict=True)), "learning_rate": experiment.optimizer.rate}
+    values = {f"train/{name}": value for name, value in means.items()}
+    events.scalars(values | {f"parameters/{name}": value for name, value in parameters.items()}, state.step)
     progress.step(state.step, means)
 
 

@@ -17,6 +17,16 @@ SAMPLES = 64
 SIDE = 32  # small images are enlarged to about this many pixels; a card of TensorBoard shows no more detail
 PAD = 3  # pixels between images
 
+# Descriptions of the pictures, in Markdown
+RECONSTRUCTIONS = (
+    "Upper row: {split} images, one in each column. Lower row: the reconstruction of the image above it, that is, the "
+    "mean of p(x|z) for one draw of z from q(z|x). If the run has no sigma, z is loc(x)."
+)
+DECODED_DRAWS = (
+    "Each image is the mean of p(x|z) for one draw of z from the prior. Rows and columns have no meaning. Each place "
+    "shows the same random numbers at every step, so you can watch the decoder change."
+)
+
 
 def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> None:
     """Write histograms of the posterior, images above their reconstructions, and decoded samples from the prior."""
@@ -32,9 +42,11 @@ def write_pictures(experiment: Experiment, events: EventWriter, step: int) -> No
         events.histograms(histograms, step)
         count = min(PAIRS, len(inference.x))
         pairs = torch.cat([inference.x[:count], inference.likelihood.mean[:count]])
-        events.pictures("images/reconstructions", grid(pairs, count, SIDE, PAD), step)
+        picture = grid(pairs, count, SIDE, PAD, row_labels=["image", "reconstruction"])
+        about = RECONSTRUCTIONS.format(split="validation" if len(split) else "training")
+        events.pictures("images/reconstructions", picture, step, about)
         samples = model.decode(model.prior().sample((SAMPLES,))).mean
-        events.pictures("images/samples", grid(samples, 8, SIDE, PAD), step)
+        events.pictures("images/samples from the prior", grid(samples, 8, SIDE, PAD), step, DECODED_DRAWS)
 
 
 def write_embedding(experiment: Experiment, events: EventWriter, step: int) -> None:

@@ -6,15 +6,15 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from vae_cli.config.claims import entry
 from vae_cli.core.errors import is_failure
 from vae_cli.core.files import replace_file, reporting_path, write_text
 from vae_cli.core.images import fast_png, grid, save_png
+from vae_cli.training.cards import describe, page, points_of, tag_of
 from vae_cli.training.records import write_record
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class EventWriter:
         from torch.utils.tensorboard.summary import custom_scalars  # 0.2 s to import
 
         terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
-        losses = {term: ["Multiline", [f"^(train|validation)/{term}$"]] for term in terms}  # tags are regexes
+        losses = {term: ["Multiline", [f"^curves/{term}/(train|validation)$"]] for term in terms}  # tags are regexes
         posterior = {
             "posterior scale": ["Multiline", ["^posterior/scale_(mean|min)$"]],
             "spread of loc": ["Multiline", ["^posterior/loc_std$"]],
@@ -124,9 +124,11 @@ class EventWriter:
         self._write(custom_scalars({"train and validation": losses, "posterior": posterior}))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write one point for each tag, such as train/loss, at a step. Values need not be finite."""
-        self._write(_points(values, described=values.keys() - self._described), step)
-        self._described |= values.keys()
+        """Write one point for each figure at a step; `values` has the names of metrics.jsonl, such as train/loss, which
+        `tag_of` turns into tags. Values need not be finite."""
+        points = {tag_of(name): value for name, value in values.items()}
+        self._write(points_of(points, described=points.keys() - self._described), step)
+        self._described |= points.keys()
 
     def results(self, values: Mapping[str, float], step: int) -> None:
         """Write the test figures of a run at its last step. They replace those of an earlier process that was killed
@@ -143,13 +145,15 @@ class EventWriter:
             if finite.numel():
                 self._write(histogram(tag, finite.cpu().numpy(), BINS), step)
 
-    def pictures(self, tag: str, picture: Picture, step: int) -> None:
-        """Write one uint8 picture (H, W, 3)."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def pictures(self, tag: str, picture: Picture, step: int, description: str) -> None:
+        """Write one uint8 picture (H, W, 3). The description, in Markdown, says what its rows and columns are."""
+        from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, Summary
+        from tensorboard.plugins.image.metadata import PLUGIN_NAME
 
         height, width, _ = picture.shape
         encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=fast_png(picture))
-        self._write(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)
+        about = describe(PLUGIN_NAME, DATA_CLASS_BLOB_SEQUENCE, tag.rpartition("/")[2], description)
+        self._write(Summary(value=[Summary.Value(tag=tag, image=encoded, metadata=about)]), step)
 
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Show latent codes (N, D) in the projector, with labels and images (N, C, H, W) in [0, 1], if given.
@@ -216,7 +220,7 @@ class NoEvents(EventWriter):
     def histograms(self, values: Mapping[str, Tensor], step: int) -> None:
         pass
 
-    def pictures(self, tag: str, picture: Picture, step: int) -> None:
+    def pictures(self, tag: str, picture: Picture, step: int, description: str) -> None:
         pass
 
     def embedding(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
@@ -238,9 +242,9 @@ def add_scalars(
         if file.is_symlink():  # not written by vae; it may lead out of the folder
             continue
         os.truncate(file, 0)  # not removed: a running TensorBoard stops reading the run if a file is missing
-    summary = _points(values, described=values.keys())
+    summary = points_of(values, described=values.keys())
     for tag, text in (pages or {}).items():
-        summary.value.append(_page(tag, text))
+        summary.value.append(page(tag, text))
     _write_alone(folder / f"events.out.tfevents.{int(time.time()):010d}.~{name}", summary, step)
 
 
@@ -284,52 +288,6 @@ def _event(**fields: Any) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
 
     return Event(wall_time=time.time(), **fields).SerializeToString()
-
-
-def _points(values: Mapping[str, float], described: Collection[str]) -> Any:
-    """Return one summary for all values; SummaryWriter.add_scalar would make one for each.
-
-    Points of tags in `described` include the title and definition of the figure, which TensorBoard reads from the first
-    point of a tag.
-    """
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    return Summary(
-        value=[
-            Summary.Value(tag=tag, simple_value=value, metadata=_description(tag) if tag in described else None)
-            for tag, value in values.items()
-        ]
-    )
-
-
-def _description(tag: str) -> Any:
-    """Return the title and description that TensorBoard shows with a curve; None if no definition is registered."""
-    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, SummaryMetadata
-
-    figure = entry(tag.rpartition("/")[2])
-    if not figure.definition:
-        return None
-    parts = [figure.definition, f"`{figure.formula}`" if figure.formula else "", figure.unit]
-    # TensorBoard's data server keeps title and description only if the plugin and the class of the data are named too.
-    return SummaryMetadata(
-        display_name=figure.title,
-        summary_description="\n\n".join(filter(None, parts)),
-        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
-        data_class=DATA_CLASS_SCALAR,
-    )
-
-
-def _page(tag: str, text: str) -> Any:
-    """Return a page of the Text tab, from Markdown."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
-    from tensorboard.plugins.text import metadata
-
-    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
-    content = metadata.create_summary_metadata("", "").plugin_data
-    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=content), tensor=tensor)
 
 
 def _hparams(tag: str, content: Any) -> Any:
