@@ -332,7 +332,7 @@ def test_curves_over_seeds(
     assert set(get("runs")) == {f"{clean(label)}/{kind}" for label in SIGMAS.values() for kind in ("mean", "sd")}
     paths = [path for path in (trained / "runs/digits").glob("latent-3*") if "sigma" not in path.name]
     values = [RunDir(path).metrics()[-1]["validation/loss"] for path in paths]
-    tag = "validation/loss"
+    tag = "curves/loss/validation"
     for kind, expected in {"mean": statistic(values).mean, "sd": statistic(values).sd}.items():
         points = get("plugin/scalars/scalars", run=f"learned/{kind}", tag=tag)
         assert len(points) == 3
