@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -271,6 +272,16 @@ def test_the_progress_follows_the_folders_of_the_runs(tmp_path: Path) -> None:
     assert "it broke" in said
     assert str(seen) == "1 failed, 1 waiting"
     assert seen.state(2) == "waiting"
+
+
+def test_a_sweep_stops_its_own_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    seen, _ = progress_of(tmp_path)
+    for name, pid, sweep in (("a", 111, os.getpid()), ("b", 222, 333), ("c", 444, None)):
+        write_run(tmp_path / name, 3, status="running", pid=pid, host=socket.gethostname(), sweep_pid=sweep)
+    seen.stop(is_queued=False)
+    assert killed == [111]
 
 
 def test_the_progress_survives_a_damaged_folder(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ class SweepProgress:
             if course.state == "running":
                 with suppress(Failure, OSError, TypeError):
                     summary = course.run.summary()
-                    if summary.get("host") == socket.gethostname():
+                    # A run that another sweep trains is not ours to stop.
+                    if (summary.get("host"), summary.get("sweep_pid")) == (socket.gethostname(), os.getpid()):
                         os.kill(summary["pid"], signal.SIGTERM)
 
     def close(self) -> None:

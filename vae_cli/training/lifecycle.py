@@ -26,6 +26,7 @@ from vae_cli.core.files import locked
 from vae_cli.core.rng import derive_seed
 from vae_cli.machine import distributed
 from vae_cli.machine.launch import this_process
+from vae_cli.machine.signals import PARENT
 from vae_cli.runs.checkpoint import load_checkpoint
 from vae_cli.runs.folder import RETRAIN, ReadOnlyRunDir, RunDir
 from vae_cli.runs.plan import Finished, InTraining, finished_message, in_training_message, plan, submission
@@ -101,6 +102,8 @@ def _prepare_and_train(
         state = State() if is_new else restore(experiment, folder)
     folder.write_config(config)
     about = {"started": started, "host": socket.gethostname(), "pid": os.getpid(), **describe(experiment)}
+    if sweep := os.environ.get(PARENT):
+        about["sweep_pid"] = int(sweep)
     if (job := submission()) is not None:
         about["submission"] = job
     folder.write_summary({"status": "running", **about})
