@@ -512,6 +512,14 @@ def test_arms_that_are_shown_together_look_different_and_the_same_in_every_plot(
     assert len(comparison.shown) > 2
 
 
+@pytest.mark.parametrize("commit", [None, "0123456789abcdef+"])
+def test_the_report_gives_the_commit_if_there_is_one(commit: str | None) -> None:
+    members = study(constant=28.0, refit=1.4).members
+    for one in members:
+        one.summary["git_commit"] = commit
+    assert ("0123456789ab+" in page_of(Comparison(members))) == (commit is not None)
+
+
 def test_all_words_of_verdicts_are_explained() -> None:
     page = page_of(study(constant=28.0, refit=1.4))
     explained = set(re.findall(r"<dt>(.*?)</dt>", page[page.index("How to read this</h2>") :]))

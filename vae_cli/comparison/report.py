@@ -235,14 +235,15 @@ class Report:
         members = self.comparison.members
         versions = [m.summary.get("versions", {}) for m in members]
         names = list(dict.fromkeys(name for version in versions for name in version))
-        commits = list(dict.fromkeys(m.summary.get("git_commit", "")[:12] for m in members))
+        found = (str(m.summary.get("git_commit") or "") for m in members)  # None if vae was not run from a clone
+        commits = list(dict.fromkeys(commit[:12] + "+" * commit.endswith("+") for commit in found if commit))
         facts = {
             "Images": "; ".join(dict.fromkeys(filter(None, map(_images, members)))),
             "Test images used": _distinct(m.figures.get("distortion", {}).get("count") for m in members),
             "Evaluation profile": _distinct(m.evaluation.get("profile") for m in members),
             "Weights": _distinct(m.evaluation.get("weights") for m in members),
             "Versions": ", ".join(f"{name} {_distinct(v.get(name) for v in versions)}" for name in names),
-            "Git commit": f"{len(commits)} different ones" if len(commits) > 3 else ", ".join(filter(None, commits)),
+            "Git commit": f"{len(commits)} different ones" if len(commits) > 3 else ", ".join(commits),
             "Device": _distinct(m.summary.get("device") for m in members),
         }
         return {name: text for name, text in facts.items() if text}
@@ -384,9 +385,9 @@ def _data_uri(data: bytes, kind: str) -> str:
 def _images(member: Member) -> str | None:
     """Return how large a run's images are, and how many there are; None for a run of an earlier version."""
     images = member.summary.get("images")
-    if not isinstance(images, dict):
+    if not isinstance(images, dict) or not isinstance(images.get("shape"), list):
         return None
-    counts = [f"{images.get(split, 0):,} for {word}" for split, word in SPLITS.items()]
+    counts = [f"{images.get(split)} for {word}" for split, word in SPLITS.items()]
     return f"{' x '.join(map(str, images['shape']))} (channels, height, width); {', '.join(counts)}"
 
 
