@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 
 LATENT = 6
 SEEDS = range(5)  # fewer would make the verdicts tentative
-IMAGES = 2000  # test images
+IMAGES = 1000  # test images
 BUDGET = BUDGETS["default"]
 BOUND = f"iw_bound_k{BUDGET.samples}"
 EXPERIMENT = ["experiment=linear_vae", "dataset.images=2000", f"dataset.test={IMAGES}"]

@@ -26,7 +26,7 @@ from vae_cli.axes.sigma import Deterministic, Fixed, Learned
 from vae_cli.commands.train import train
 from vae_cli.config import catalog
 from vae_cli.config.instantiate import build
-from vae_cli.metrics import neighbours
+from vae_cli.metrics import derivatives, neighbours
 from vae_cli.metrics.base import Budget, Figure, MeasuredRun, Metric, as_plain, compute_metrics
 from vae_cli.metrics.neighbours import ClassChange, Interpolation, Jacobian, NeighbourLabels
 from vae_cli.metrics.shortcuts import Collapse, Generalization, Probes, Reidentification
@@ -138,8 +138,8 @@ def test_the_jacobian_norms_agree_with_the_dense_jacobian(compose: Compose, name
     def function(codes: Tensor) -> Tensor:
         return neighbours.mean_images(of, codes)
 
-    frobenius = neighbours.frobenius_norm(function, z, of.spread)
-    largest, converged = neighbours.largest_singular_value(function, z, of.spread)
+    frobenius = derivatives.frobenius_norm(function, z, of.spread)
+    largest, converged = derivatives.largest_singular_value(function, z, of.spread)
     torch.testing.assert_close(frobenius.float(), torch.linalg.matrix_norm(truth), rtol=1e-4, atol=0)
     torch.testing.assert_close(largest, torch.linalg.matrix_norm(truth, 2), rtol=2e-3, atol=0)
     assert converged.all()
@@ -182,8 +182,8 @@ def test_the_jacobian_is_invariant_to_the_scale_of_the_code() -> None:
 def test_random_directions_estimate_the_frobenius_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     weight = torch.randn(30, 40) * torch.linspace(0.1, 2, 40)
-    monkeypatch.setattr(neighbours, "MAX_DIRECTIONS", 32)
-    estimates = neighbours.frobenius_norm(
+    monkeypatch.setattr(derivatives, "MAX_DIRECTIONS", 32)
+    estimates = derivatives.frobenius_norm(
         lambda z: (z @ weight.T)[:, None, None], torch.zeros(4000, 40), torch.ones(40)
     )
     truth = float(weight.double().norm())
@@ -210,15 +210,32 @@ def test_a_missing_jacobian_has_a_reason() -> None:
     assert figures(of, Jacobian)["jacobian_ratio"].reason == "all codes decode to the same image"
 
 
+@pytest.mark.parametrize("directions", [256, 3])
+def test_variance_after_linear_maps(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all Jacobians and all codes; with fewer directions than dimensions, only the first codes are used."""
+    monkeypatch.setattr(derivatives, "MAX_DIRECTIONS", directions)
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 12), nn.Unflatten(1, (1, 3, 4)))
+    codes = torch.randn(300, 5) @ torch.randn(5, 5) + 1
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda z: decoder(z[None]).flatten()))(codes[:40])
+    squares = torch.einsum("pxd,nd->pnx", jacobians, codes - codes.mean(0)).square().sum(2)
+    if directions == 3:
+        squares = squares[:, :3]
+    after, of_codes = derivatives.variance_after_linear_maps(decoder, codes[:40], codes)
+    torch.testing.assert_close(after, squares.mean(1).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(of_codes, squares.mean(0).double(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("sigma", [None, Fixed(2.0)])
 def test_the_jacobian_ratio_of_a_linear_decoder_is_1(sigma: nn.Module | None) -> None:
     """Whatever the noise, and however the codes are correlated."""
     torch.manual_seed(0)
     codes = torch.randn(400, 3) @ torch.tensor([[4.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1e-3]]) + 5
     decoder = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (1, 3, 4)))
-    found = numbers(subject(codes, None, sigma, decoder), Jacobian)
-    assert found["jacobian_ratio"] == pytest.approx(1, abs=1e-4)
-    assert found["jacobian_ratio_means"] == pytest.approx(1, abs=1e-4)
+    found = figures(subject(codes, None, sigma, decoder), Jacobian)
+    for name in ("jacobian_ratio", "jacobian_ratio_means"):
+        assert found[name].value == pytest.approx(1, abs=1e-4)
+        assert found[name].error == pytest.approx(0, abs=1e-5)  # it is 1 for any images
 
 
 def test_the_jacobian_ratio_of_a_square(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 LEVEL = 0.95
+ROUNDING = 1e-6  # relative error of a figure that is computed in float32
 
 
 class Statistic(NamedTuple):
@@ -120,6 +121,9 @@ class Contrast:
     better. Satterthwaite's approximation does not: with few seeds, V_s is often much too small by chance, and then V_i
     would dominate the degrees of freedom.
 
+    Figures are computed in float32. Their rounding error, ROUNDING times the larger of the two, is added to the error,
+    so that two figures that are equal but for rounding do not differ.
+
     error and degrees are None if there is no error: with one seed, if the difference is the same in all seeds, or if
     the dependence on the images is unknown.
     """
@@ -171,7 +175,8 @@ def contrast(figure: str, arm: str, of: Sample, reference: str, than: Sample) ->
     gaps = [a - b for a, b in zip(one, other, strict=True)]
     of_images = math.fsum(gap * gap for gap in gaps) / len(gaps)
     half = (found.interval[1] - found.interval[0]) / 2
-    error = math.hypot(half / quantile(found.degrees), math.sqrt(of_images))
+    rounding = ROUNDING * max(abs(statistic([sample.values[seed] for seed in own]).mean) for sample, own in chosen)
+    error = math.hypot(half / quantile(found.degrees), math.sqrt(of_images), rounding)
     return Contrast(figure, arm, reference, found.value, error, found.degrees, found.seeds)
 
 

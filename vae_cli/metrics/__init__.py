@@ -3,6 +3,7 @@
 __all__ = [
     "base",
     "classifiers",
+    "derivatives",
     "evaluate",
     "features",
     "information",

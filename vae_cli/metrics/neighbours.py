@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -11,16 +11,19 @@ from torch import Tensor
 
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, parts_of_mean, undefined
 from vae_cli.metrics.classifiers import nearest
+from vae_cli.metrics.derivatives import (
+    MAX_DIRECTIONS,
+    PIXELS_DIFFERENTIATED,
+    frobenius_norm,
+    largest_singular_value,
+    variance_after_linear_maps,
+)
 from vae_cli.runs.codes import between
 
-MAX_DIRECTIONS = 256  # directions in which the decoder is differentiated for the Frobenius norm
-POWER_TOLERANCE = 1e-5  # relative change of a singular value at which the power iteration ends
-POWER_ITERATIONS = 200
 PATH_STEPS = 16
 CODE_DRAWS = 5  # per image
 CODE_STEP = 0.5  # in units of the aggregate standard deviation
 NEIGHBOURS = 10
-PIXELS_DIFFERENTIATED = 1 << 17  # pixels in one batch: the autograd graph stores many numbers for each
 PIXELS_KEPT = 1 << 24  # pixels in one batch of interpolation paths: 64 MiB
 
 NO_LABELS = "the images have no labels"
@@ -54,84 +57,6 @@ def mean_images(subject: MeasuredRun, z: Tensor) -> Tensor:
     to bfloat16 would hide the small differences between images that are measured here."""
     likelihood = subject.model.likelihood(subject.model.decoder(z))
     return likelihood.mean
-
-
-class Derivative:
-    """The derivative of a function at each of the codes z (B, D), as products with the Jacobian J: J v and J^T w.
-
-    J v is the derivative of v . J^T w with respect to w, so reverse-mode differentiation gives both products.
-    Forward-mode differentiation would import torch's compiler; the import alone takes longer than a quick evaluation.
-    Gradients of a non-scalar function would import sympy, which takes half a second.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
-        with torch.enable_grad():
-            self._z = z.detach().requires_grad_()
-            self._value = function(self._z)
-            self._w = torch.zeros_like(self._value, requires_grad=True)
-            (self._pulled,) = torch.autograd.grad((self._value * self._w).sum(), self._z, create_graph=True)
-
-    def push(self, v: Tensor) -> Tensor:
-        """Return J v (B, C, H, W) for directions v (B, D)."""
-        with torch.enable_grad():
-            return torch.autograd.grad((self._pulled * v).sum(), self._w, retain_graph=True)[0]
-
-    def pull(self, w: Tensor) -> Tensor:
-        """Return J^T w (B, D) for images w (B, C, H, W)."""
-        with torch.enable_grad():
-            return torch.autograd.grad((self._value * w).sum(), self._z, retain_graph=True)[0]
-
-
-def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
-    """Return |J U|_F at each of the codes z (B, D), float64 (B,), with J = d function(z) / dz and U the unit.
-
-    The unit is a matrix (D, D), or the diagonal (D,) of one: J U is then the Jacobian with respect to z / unit.
-
-    The result is exact for up to R = MAX_DIRECTIONS dimensions: each column of J takes one product. With more
-    dimensions, the norm is estimated as the root of the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990).
-    That mean is unbiased with a relative standard deviation of at most sqrt(2 / R). The relative standard deviation of
-    the norm is therefore at most 1 / sqrt(2 R), or 4.4 %, and the norm is biased low by at most 0.1 %.
-    """
-    jacobian, dimensions = Derivative(function, z), z.shape[1]
-    exact = dimensions <= MAX_DIRECTIONS
-    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for direction in range(min(dimensions, MAX_DIRECTIONS)):
-        if exact:
-            tangent = torch.zeros_like(z)
-            tangent[:, direction] = 1
-        else:
-            tangent = torch.randint_like(z, 2) * 2 - 1
-        moved = unit * tangent if unit.ndim == 1 else tangent @ unit.T
-        total += jacobian.push(moved).flatten(1).double().square().sum(1)
-    return (total if exact else total / MAX_DIRECTIONS).sqrt()
-
-
-def largest_singular_value(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest singular values (B,) of J = d function(z) / d (z / unit) at codes z (B, D), and whether each
-    has converged, bool (B,).
-
-    Power iteration v <- J^T J v / |J^T J v| from a random start, until the relative change of |J v| is below
-    POWER_TOLERANCE, for at most POWER_ITERATIONS. |J v| approaches the largest singular value from below. If the second
-    largest is close to it, the result lies between the two.
-    """
-    value = torch.zeros(len(z), device=z.device)
-    left = torch.arange(len(z), device=z.device)  # codes that have not converged
-    jacobian = Derivative(function, z)
-    v = torch.randn_like(z)
-    for _ in range(POWER_ITERATIONS):
-        v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        pushed = jacobian.push(unit * v)
-        norm = pushed.flatten(1).norm(dim=1)
-        moves = (norm - value[left]).abs() > POWER_TOLERANCE * norm
-        value[left] = norm
-        left = left[moves]
-        if not len(left):
-            break
-        if not moves.all():
-            jacobian = Derivative(function, z[left])
-        # Pull back normalized images, so that small derivatives do not underflow when they are squared.
-        v = unit * jacobian.pull(pushed[moves] / norm[moves].reshape(-1, 1, 1, 1))
-    return value, torch.ones_like(value, dtype=torch.bool).index_fill(0, left, False)
 
 
 class Jacobian(Metric):
@@ -186,17 +111,15 @@ class Jacobian(Metric):
         reach = 1e-12 * float(images.square().sum(1).mean())
         if len(codes) < 2 or not float(variance.mean()) > reach:
             return undefined(ONE_IMAGE if len(codes) < 2 else "all codes decode to the same image")
-        values, vectors = torch.linalg.eigh(codes.T.double().cov(correction=0).reshape(codes.shape[1], -1).cpu())
-        root = (vectors * values.clamp_min(0).sqrt()).to(codes.device, codes.dtype)
         places = codes[: subject.budget.points]
-        parts = places.split(max(1, PIXELS_DIFFERENTIATED // math.prod(subject.run.shape)))
-        square = torch.cat([frobenius_norm(lambda z: mean_images(subject, z), z, root) for z in parts]).square()
-        square, variance = square.cpu(), variance.cpu()
-        ratio = float((square.mean() / variance.mean()).sqrt())
+        at_places, of_codes = variance_after_linear_maps(lambda z: mean_images(subject, z), places, codes)
+        ratio = float((at_places.mean() / variance.mean()).sqrt())
+        # An image moves three means: the one over Jacobians, and both variances.
         moves = -parts_of_mean(variance) / variance.mean()
-        moves[: len(square)] += parts_of_mean(square) / square.mean()
-        moves = moves * ratio / 2
-        return Figure(ratio, "", len(square), float(moves.square().sum().sqrt()), parts=moves)
+        for values in (at_places, of_codes):
+            moves[: len(values)] += parts_of_mean(values) / values.mean()
+        moves = moves.cpu() * ratio / 2
+        return Figure(ratio, "", len(places), float(moves.square().sum().sqrt()), parts=moves)
 
     def _places(self) -> dict[str, Tensor | None]:
         subject, count = self.subject, self.subject.budget.points
