@@ -391,9 +391,10 @@ def test_the_standard_normal_is_torchs_to_the_last_bit() -> None:
     assert torch.equal(*gradients)
 
 
-def test_the_fast_bernoulli_is_torchs() -> None:
-    logits = torch.randn(2, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    value = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("side", [4, 40])  # few pixels, and many
+def test_the_fast_bernoulli_is_torchs(side: int) -> None:
+    logits = torch.randn(2, 5, 1, side, side, generator=torch.Generator().manual_seed(0))
+    value = torch.rand(5, 1, side, side, generator=torch.Generator().manual_seed(1))
     theirs = Independent(Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
     torch.testing.assert_close(FastBernoulli(logits).log_prob(value), theirs.log_prob(value))
     assert torch.equal(FastBernoulli(logits).mean, theirs.mean)

@@ -120,16 +120,20 @@ class Inference:
     def terms(self, penalty: Tensor) -> dict[str, Tensor]:
         """Return the loss and its terms, each (B,), keyed by their names in curves and reports.
 
-        loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out.
+        loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out. The
+        parts of the rate and the ELBO have no gradient, since no loss consists of them.
         """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
-        if self.rate is not None:
-            terms["rate"] = self.rate
+        rate = self.rate
+        if rate is None:
+            return terms
+        terms["rate"] = rate
+        with torch.no_grad():
             if self._twice_kl_parts is not None:
                 loc, scale = self._twice_kl_parts
-                terms |= {"rate_loc": loc.sum(-1) / 2, "rate_scale": scale.expand_as(loc).sum(-1) / 2}
-        if self.elbo is not None:
-            terms["elbo"] = self.elbo
+                terms["rate_loc"] = loc.sum(-1) / 2
+                terms["rate_scale"] = scale.expand_as(loc).sum(-1) / 2
+            terms["elbo"] = -(self.distortion + rate)
         return terms
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from vae_cli.machine import distributed
@@ -20,8 +19,6 @@ def loss_and_terms(model: nn.Module, regularizer: nn.Module, x: Tensor) -> tuple
     images than processes, the processes without an image of their own return empty terms (see `distributed.share`).
     """
     inference = model(x)
-    penalty = regularizer(inference)
-    loss = distributed.mean_loss(inference.distortion + penalty)
-    with torch.no_grad():
-        terms = {name: distributed.counted(term.detach()) for name, term in inference.terms(penalty).items()}
-    return loss, terms
+    terms = inference.terms(regularizer(inference))
+    loss = distributed.mean_loss(terms["loss"])
+    return loss, {name: distributed.counted(term.detach()) for name, term in terms.items()}
