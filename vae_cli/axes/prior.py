@@ -6,15 +6,26 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from vae_cli.core.compatibility import Need
 from vae_cli.core.values import Count
+from vae_cli.model.distributions import Mixture
 from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
+
+NOISE = Need(
+    "sigma",
+    "noise",
+    "the penalty on a point mass, -log p(loc), has no lower bound if the prior's scale is learned; "
+    "type prior=standard_normal",
+)
 
 
 class Prior(nn.Module):
     """A prior: forward() returns p(z).
+
+    If the KL divergence from the posterior has no closed form, the rate is estimated with the draws of z that are
+    decoded (see Inference.kl).
 
     provides  "dimensions" if p(z) is a diagonal normal, so that Inference.rate_per_dimension is defined;
               "given" if the prior has no learned parameters
@@ -53,14 +64,7 @@ class ScaledNormal(Prior):
     """
 
     provides = frozenset({"dimensions"})
-    needs = (
-        Need(
-            "sigma",
-            "noise",
-            "the penalty on a point mass, -log p(loc), has no lower bound if the prior's scale is learned; "
-            "type prior=standard_normal",
-        ),
-    )
+    needs = (NOISE,)
 
     def __init__(self, latent: Count) -> None:
         super().__init__()
@@ -70,3 +74,30 @@ class ScaledNormal(Prior):
     def forward(self) -> Distribution:
         log_scale = self.scale.log()
         return diagonal_normal(self.loc, log_scale.exp(), log_scale=log_scale)
+
+
+class GaussianMixture(Prior):
+    """p(z) = sum_k w_k N(z; loc_k, diag(scale_k^2)), with weights w (K,), locs and scales (K, D) learned.
+
+    It starts with equal weights and with components of variance 1/2 around random locs of variance 1/2. A single
+    component starts as N(0, I) and is the same prior as ScaledNormal, except that its rate is estimated by sampling.
+    Dilokthanakul et al., Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders, 2016, and, as the
+    baseline of the VampPrior, Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
+    """
+
+    needs = (NOISE,)
+
+    def __init__(self, latent: Count, components: Count = 10) -> None:
+        super().__init__()
+        between = 0.5 if components > 1 else 0.0  # the variance of the locs
+        self.loc = nn.Parameter(between**0.5 * torch.randn(components, latent))
+        self.scale = LearnedScale(components, latent)
+        self.scale.set((1 - between) ** 0.5)
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self) -> Distribution:
+        log_scale = self.scale.log()
+        return Mixture(
+            Categorical(logits=self.logits, validate_args=False),
+            diagonal_normal(self.loc, log_scale.exp(), log_scale=log_scale),
+        )

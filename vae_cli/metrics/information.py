@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal
 
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
-from vae_cli.model.inference import Inference
+from vae_cli.model.inference import Inference, divergence
 from vae_cli.model.scales import diagonal_normal
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 
@@ -190,9 +190,11 @@ class MutualInformation(Metric):
         rows = torch.arange(subject.budget.draws, device=device) % len(loc)
         epsilon = torch.randn(len(rows), loc.shape[1], dtype=torch.float64, device=device)
         own = -(epsilon.square() / 2 + scale[rows].log() + math.log(2 * math.pi) / 2).sum(1)
-        others = log_others(loc[rows] + scale[rows] * epsilon, rows, loc, scale)
-        rate = kl_divergence(diagonal_normal(codes.loc, codes.scale), subject.model.prior())
-        return own, others, rate.to(device)[rows]
+        z = loc[rows] + scale[rows] * epsilon
+        others = log_others(z, rows, loc, scale)
+        posterior = diagonal_normal(codes.loc[rows], codes.scale[rows])
+        rate = divergence(posterior, subject.model.prior(), z.to(codes.loc.device, codes.loc.dtype))
+        return own, others, rate.to(device)
 
     def _any(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same as `_normal`, but for any posterior: densities are computed by its own log_prob.
@@ -207,7 +209,7 @@ class MutualInformation(Metric):
         for x, _ in subject.batches("train"):
             posterior = subject.model.encode(x)
             z = posterior.rsample(torch.Size((turns,)))
-            rate = kl_divergence(posterior, prior)
+            rate = divergence(posterior, prior, z)
             drawn.append((z, posterior.log_prob(z), rate.expand(turns, -1)))
         z, own, rate = (torch.cat(part, 1).flatten(0, 1)[:draws] for part in zip(*drawn, strict=True))
         image = torch.arange(draws, device=z.device) % count

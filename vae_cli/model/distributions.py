@@ -1,6 +1,6 @@
 """Distributions that torch lacks, or computes slowly or inaccurately.
 
-For codes: Delta, the point mass. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
+For codes: Delta, the point mass, and Mixture. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
 DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are in
 nats.
 """
@@ -13,9 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli as BernoulliDistribution
-from torch.distributions import Distribution, Independent, constraints, register_kl
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    constraints,
+    register_kl,
+)
 
 from vae_cli.model.kernels import is_inside_torch_func
+
+NUMBERS_AT_ONCE = 1 << 24  # in a tensor
 
 
 class Delta(Distribution):
@@ -69,6 +78,21 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
     N(0, I), the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
     """
     return -prior.log_prob(point.loc)
+
+
+class Mixture(MixtureSameFamily):
+    """A mixture of K components with batch shape (K,) and event shape (D,): batch shape ().
+
+    log_prob uses at most NUMBERS_AT_ONCE numbers at a time, since it needs K * D for each code.
+    """
+
+    def __init__(self, weights: Categorical, components: Distribution) -> None:
+        super().__init__(weights, components, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        codes = value.reshape(-1, value.shape[-1])
+        parts = codes.split(max(1, NUMBERS_AT_ONCE // self.component_distribution.mean.numel()))
+        return torch.cat([super(Mixture, self).log_prob(part) for part in parts]).reshape(value.shape[:-1])
 
 
 FEW_PIXELS = 1 << 14  # with fewer, torch's own cross-entropy is faster: its calls cost less, and are most of the time

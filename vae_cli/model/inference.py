@@ -83,11 +83,14 @@ class Inference:
 
     @computed_once
     def kl(self) -> Tensor:
-        """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc)."""
+        """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc).
+
+        If the rate has no closed form, it is estimated from z, without bias (see `divergence`).
+        """
         if self._twice_kl_parts is not None:
             loc, scale = self._twice_kl_parts
             return (loc + scale).sum(-1) / 2
-        return kl_divergence(self.posterior, self.prior)
+        return divergence(self.posterior, self.prior, self.z)
 
     @property
     def rate(self) -> Tensor | None:
@@ -135,6 +138,17 @@ class Inference:
                 terms["rate_scale"] = scale.expand_as(loc).sum(-1) / 2
             terms["elbo"] = -(self.distortion + rate)
         return terms
+
+
+def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+    """Return KL(q(z|x) || p(z)), in nats (B,), or the energy of a point mass.
+
+    Where no closed form is known, it is the mean of log q(z|x) - log p(z) over the draws z (*S, B, D) of the posterior.
+    """
+    try:
+        return kl_divergence(posterior, prior)
+    except NotImplementedError:
+        return over_samples(posterior.log_prob(z) - prior.log_prob(z))
 
 
 def over_samples(values: Tensor) -> Tensor:
