@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,9 @@ NOISE = Need(
 )
 
 
+Encode = Callable[[Tensor], Distribution]
+
+
 class Prior(nn.Module):
     """A prior: forward() returns p(z).
 
@@ -33,6 +37,13 @@ class Prior(nn.Module):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[tuple[Need, ...]] = ()
+
+    def start(self, encode: Encode, mean: Tensor, spread: float) -> None:
+        """Get to know the model that the prior belongs to, before it is trained.
+
+        encode maps images (B, C, H, W) to q(z|x); mean (C, H, W) is the mean training image, spread the root mean
+        squared deviation of pixels from it. The default does nothing, because most priors need nothing of it.
+        """
 
 
 class StandardNormal(Prior):
@@ -101,3 +112,40 @@ class GaussianMixture(Prior):
             Categorical(logits=self.logits, validate_args=False),
             diagonal_normal(self.loc, log_scale.exp(), log_scale=log_scale),
         )
+
+
+class Vamp(Prior):
+    """p(z) = 1/K sum_k q(z|u_k): the mean posterior of K learned pseudo-inputs u_k, which are images.
+
+    With all training images as pseudo-inputs it would be the aggregate posterior, and the mean rate the mutual
+    information of image number and code. Every step encodes the pseudo-inputs, too. They start as the mean training
+    image plus noise as large as the spread of the pixels, and are not limited to the range of pixels. Tomczak and
+    Welling, VAE with a VampPrior, AISTATS 2018.
+    """
+
+    needs = (
+        Need(
+            "sigma",
+            "noise",
+            "a mean of point masses has no density, so its rate is infinite; type prior=standard_normal",
+        ),
+    )
+
+    inputs: nn.Parameter  # (K, C, H, W)
+
+    def __init__(self, components: Count = 500) -> None:
+        super().__init__()
+        self.components = components
+        self._encode: Encode | None = None
+        self._seed = int(torch.randint(1 << 62, ()))  # drawn here, where each axis has its own random numbers
+
+    def start(self, encode: Encode, mean: Tensor, spread: float) -> None:
+        self._encode = encode
+        generator = torch.Generator().manual_seed(self._seed)
+        noise = torch.randn(self.components, *mean.shape, generator=generator, device="cpu")
+        self.inputs = nn.Parameter(mean + spread * noise.to(mean.device))
+
+    def forward(self) -> Distribution:
+        assert self._encode is not None  # set by `start`
+        weights = Categorical(logits=self.inputs.new_zeros(self.components), validate_args=False)
+        return Mixture(weights, self._encode(self.inputs))

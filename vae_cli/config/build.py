@@ -239,6 +239,7 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
     with initial_weights(config["seed"], "encoder"):
         encoder = network.encoder(shape, config["latent"], sigma.raw_size)
+    center = mean
     if not network.bias_per_pixel:
         mean = mean.mean((1, 2), keepdim=True).expand_as(mean)
     start = likelihood.start(mean, spread)
@@ -246,7 +247,9 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
         start = torch.zeros_like(start)
     with initial_weights(config["seed"], "decoder"):
         decoder = network.decoder(config["latent"], start)
-    return VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
+    model = VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
+    parts["prior"].start(model.encode, center, spread)
+    return model
 
 
 def build_optimizer(node: Config, model: VAE, regularizer: nn.Module) -> ScheduledOptimizer:
