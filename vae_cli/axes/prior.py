@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Distribution
 
 from vae_cli.core.compatibility import Need
 from vae_cli.core.values import Count
-from vae_cli.model.distributions import Mixture
+from vae_cli.model.distributions import MixtureDistribution
 from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
 
 NOISE = Need(
@@ -20,7 +20,6 @@ NOISE = Need(
     "the penalty on a point mass, -log p(loc), has no lower bound if the prior's scale is learned; "
     "type prior=standard_normal",
 )
-
 
 Encode = Callable[[Tensor], Distribution]
 
@@ -108,7 +107,7 @@ class GaussianMixture(Prior):
 
     def forward(self) -> Distribution:
         log_scale = self.scale.log()
-        return Mixture(
+        return MixtureDistribution(
             Categorical(logits=self.logits, validate_args=False),
             diagonal_normal(self.loc, log_scale.exp(), log_scale=log_scale),
         )
@@ -148,4 +147,4 @@ class Vamp(Prior):
     def forward(self) -> Distribution:
         assert self._encode is not None  # set by `start`
         weights = Categorical(logits=self.inputs.new_zeros(self.components), validate_args=False)
-        return Mixture(weights, self._encode(self.inputs))
+        return MixtureDistribution(weights, self._encode(self.inputs))

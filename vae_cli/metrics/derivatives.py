@@ -40,9 +40,8 @@ class Derivative:
 
 
 def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor) -> Tensor:
-    """Return |J U|_F at each of the codes z (B, D), float64 (B,), with J = d function(z) / dz and U the unit.
-
-    The unit is a matrix (D, D), or the diagonal (D,) of one: J U is then the Jacobian with respect to z / unit.
+    """Return |J U|_F at each of the codes z (B, D), float64 (B,), with J = d function(z) / dz and U the
+    diagonal matrix of the unit (D,): J U is the Jacobian with respect to z / unit.
 
     The result is exact for up to R = MAX_DIRECTIONS dimensions: each column of J takes one product. With more
     dimensions, the norm is estimated as the root of the mean of |J v|^2 over R random sign vectors v (Hutchinson 1990).
@@ -58,8 +57,7 @@ def frobenius_norm(function: Callable[[Tensor], Tensor], z: Tensor, unit: Tensor
             tangent[:, direction] = 1
         else:
             tangent = torch.randint_like(z, 2) * 2 - 1
-        moved = unit * tangent if unit.ndim == 1 else tangent @ unit.T
-        total += jacobian.push(moved).flatten(1).double().square().sum(1)
+        total += jacobian.push(unit * tangent).flatten(1).double().square().sum(1)
     return (total if exact else total / MAX_DIRECTIONS).sqrt()
 
 

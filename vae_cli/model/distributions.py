@@ -1,6 +1,6 @@
 """Distributions that torch lacks, or computes slowly or inaccurately.
 
-For codes: Delta, the point mass, and Mixture. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
+For codes: Delta, the point mass, and MixtureDistribution. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
 DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are in
 nats.
 """
@@ -25,6 +25,7 @@ from torch.distributions import (
 from vae_cli.model.kernels import is_inside_torch_func
 
 NUMBERS_AT_ONCE = 1 << 24  # in a tensor
+FEW_PIXELS = 1 << 14  # with fewer, torch's own cross-entropy is faster: its calls cost less, and are most of the time
 
 
 class Delta(Distribution):
@@ -80,7 +81,7 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
     return -prior.log_prob(point.loc)
 
 
-class Mixture(MixtureSameFamily):
+class MixtureDistribution(MixtureSameFamily):
     """A mixture of K components with batch shape (K,) and event shape (D,): batch shape ().
 
     log_prob uses at most NUMBERS_AT_ONCE numbers at a time, since it needs K * D for each code.
@@ -92,10 +93,7 @@ class Mixture(MixtureSameFamily):
     def log_prob(self, value: Tensor) -> Tensor:
         codes = value.reshape(-1, value.shape[-1])
         parts = codes.split(max(1, NUMBERS_AT_ONCE // self.component_distribution.mean.numel()))
-        return torch.cat([super(Mixture, self).log_prob(part) for part in parts]).reshape(value.shape[:-1])
-
-
-FEW_PIXELS = 1 << 14  # with fewer, torch's own cross-entropy is faster: its calls cost less, and are most of the time
+        return torch.cat([super(MixtureDistribution, self).log_prob(part) for part in parts]).reshape(value.shape[:-1])
 
 
 class FastBernoulli(Independent):  # type: ignore[type-arg]

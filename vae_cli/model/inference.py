@@ -136,7 +136,9 @@ class Inference:
                 loc, scale = self._twice_kl_parts
                 terms["rate_loc"] = loc.sum(-1) / 2
                 terms["rate_scale"] = scale.expand_as(loc).sum(-1) / 2
-            terms["elbo"] = -(self.distortion + rate)
+            elbo = self.elbo
+            assert elbo is not None  # since the rate is defined
+            terms["elbo"] = elbo
         return terms
 
 
