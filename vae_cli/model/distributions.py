@@ -1,8 +1,8 @@
 """Distributions that torch lacks, or computes slowly or inaccurately.
 
-For codes: Delta, the point mass, and MixtureDistribution. For pixels: FastBernoulli, ContinuousBernoulliDistribution and
-DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are in
-nats.
+For codes: Delta, the point mass, and MixtureDistribution. For pixels: FastBernoulli, ContinuousBernoulliDistribution
+and DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are
+in nats.
 """
 
 from __future__ import annotations
