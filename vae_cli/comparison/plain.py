@@ -30,7 +30,8 @@ NEIGHBOURS: dict[Word, str] = {
     "a little more",
 }
 SHORTCUTS: dict[Word, str] = {
-    "yes": "Without it, the network learns its training images by heart: new ones are reconstructed {x} nats worse",
+    "yes": "Without it, the network memorizes more of its training images: the reconstruction of new ones is worse than "
+    "that of these by {x} nats more than with noise",
     "slightly": "Without it, the network memorizes its training images a little",
     "no difference": "Without it, the network does not memorize its training images more than with it",
     "undecided": "Whether the network memorizes its training images without it is undecided",
@@ -102,7 +103,10 @@ def _due_to_the_prior(comparison: Comparison, verdict: Verdict) -> str:
         return ""
     reference = next(arm for arm in comparison.arms if arm.label == verdict.contrast.reference)
     rest = comparison.contrast(verdict.contrast.figure, learned, reference)
-    if rest is None or rest.interval() is None:
+    interval = None if rest is None else rest.interval()
+    if rest is None or interval is None:
         return ""
+    if interval[0] <= 0 <= interval[1]:
+        return "if the width of the prior is learned, too, no cost is left that these runs could show"
     share = 1 - rest.value / verdict.contrast.value
     return f"also learning the width of the prior recovers {100 * share:.0f} % of it" if share > 0 else ""
