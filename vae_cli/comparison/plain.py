@@ -30,8 +30,8 @@ NEIGHBOURS: dict[Word, str] = {
     "a little more",
 }
 SHORTCUTS: dict[Word, str] = {
-    "yes": "Without it, the network memorizes more of its training images: the reconstruction of new ones is worse than "
-    "that of these by {x} nats more than with noise",
+    "yes": "Without it, the network memorizes its training images more than with it: the gap between new and training "
+    "images is {x} nats wider",
     "slightly": "Without it, the network memorizes its training images a little",
     "no difference": "Without it, the network does not memorize its training images more than with it",
     "undecided": "Whether the network memorizes its training images without it is undecided",
