@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from vae_cli.config.aliases import MOVED, MOVED_FOR_IMPORT, current_target, with_current_targets
+from vae_cli.config.aliases import ADDED_TO, MOVED, MOVED_FOR_IMPORT, current_target, with_current_targets
 from vae_cli.config.build import check_config
 from vae_cli.config.instantiate import find_class
+from vae_cli.config.naming import AXES
 from vae_cli.core.errors import UserError
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.plan import plan
@@ -122,3 +123,18 @@ def test_a_message_names_the_new_place_of_a_module(
 @pytest.mark.parametrize("module", MOVED_FOR_IMPORT.values())
 def test_the_new_place_of_a_module_exists(module: str) -> None:
     assert import_module(module)
+
+
+def test_a_run_without_a_setting_that_was_added_is_resumed(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    fresh, run = compose(), RunDir(tmp_path)
+    stored = yaml.safe_load(yaml.safe_dump(fresh))
+    for axis in AXES:
+        for key in ADDED_TO.get(stored[axis]["_target_"], {}):
+            del stored[axis][key]
+    assert stored != fresh
+    run.write_config(stored)
+    run.checkpoint_file.touch()
+    assert run.config() == fresh
+    assert plan(run, fresh) == plan(run, stored) == "resume"

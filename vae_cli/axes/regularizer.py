@@ -6,14 +6,15 @@ the batch.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vae_cli.axes.schedule import Schedule, as_schedule
 from vae_cli.core.compatibility import Need
-from vae_cli.core.values import NonNegative
+from vae_cli.core.values import Count, NonNegative
 from vae_cli.machine import distributed
 from vae_cli.model.inference import Inference, over_samples
 
@@ -23,24 +24,78 @@ GIVEN = Need("prior", "given", "this loss would not train the prior's parameters
 
 
 class Regularizer(nn.Module):
-    """A regularizer: forward maps an Inference to the penalty (B,), in nats per image."""
+    """A regularizer: forward maps an Inference to the penalty (B,), in nats per image.
+
+    draws  the number of draws of z for each image, in training and validation
+    """
 
     needs: ClassVar[tuple[Need, ...]] = ()
+    draws: int = 1
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """The shape *S of the draws of z (see `VAE.forward`)."""
+        return () if self.draws == 1 else (self.draws,)
 
 
 class KL(Regularizer):
     """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy, with energy = -log p(loc).
 
     With beta = 1 the loss is the negative ELBO of Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014; with
-    another beta it is the beta-VAE of Higgins et al., ICLR 2017.
+    another beta it is the beta-VAE of Higgins et al., ICLR 2017. Distortion, and a KL divergence without a closed form,
+    are averaged over `draws` draws of z, which lowers the variance of the gradient.
     """
 
-    def __init__(self, beta: Weight = 1.0) -> None:
+    def __init__(self, beta: Weight = 1.0, draws: Count = 1) -> None:
         super().__init__()
         self.beta = as_schedule(beta)
+        self.draws = draws
 
     def forward(self, inference: Inference) -> Tensor:
         return self.beta() * inference.kl
+
+
+class ImportanceWeighted(Regularizer):
+    """The penalty that makes the loss the negative importance-weighted bound with K = `draws` draws:
+
+        loss = -ln 1/K sum_k w_k,  w_k = p(x|z_k) (p(z_k) / q(z_k|x))^beta,  z_k ~ q(z|x)
+
+    The penalty is the loss minus the distortion, so it can be lower than the rate, and even negative. With beta = 1 the
+    bound grows with K towards ln p(x); with K = 1 it is the ELBO, with a sampled rate. Burda et al., Importance
+    Weighted Autoencoders, ICLR 2016.
+
+    gradient  "reparameterized": that of the loss; "doubly_reparameterized": the gradient of the posterior's parameters
+              is sum_k v_k^2 (d ln w_k / d z_k) (d z_k / d parameters), with normalized weights v_k. It has the same
+              mean, and its signal-to-noise ratio does not fall as K grows. Tucker et al., Doubly Reparameterized
+              Gradient Estimators for Monte Carlo Objectives, ICLR 2019.
+    """
+
+    needs = (Need("sigma", "noise", "a point mass has no density to weight its draws with; type regularizer=kl"),)
+
+    def __init__(
+        self,
+        draws: Count = 5,
+        beta: Weight = 1.0,
+        gradient: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized",
+    ) -> None:
+        super().__init__()
+        self.draws = draws
+        self.beta = as_schedule(beta)
+        self.gradient = gradient
+
+    def forward(self, inference: Inference) -> Tensor:
+        z = inference.z
+        is_doubled = self.gradient == "doubly_reparameterized" and torch.is_grad_enabled() and z.requires_grad
+        log_posterior = inference.posterior.log_prob(z)
+        if is_doubled:  # keep the gradient through z, and drop the one through the parameters of the density
+            through_parameters = inference.posterior.log_prob(z.detach())
+            log_posterior = log_posterior - (through_parameters - through_parameters.detach())
+        log_weight = inference.log_likelihood + self.beta() * (inference.prior.log_prob(z) - log_posterior)
+        log_weight = log_weight.unflatten(0, (-1, len(inference.x))) if log_weight.dim() == 1 else log_weight
+        if is_doubled:  # the gradient of the bound gives z_k one factor v_k
+            share = log_weight.detach().softmax(0).reshape(z.shape[:-1])
+            z.register_hook(lambda gradient: gradient * share.unsqueeze(-1))
+        return math.log(self.draws) - log_weight.logsumexp(0) - inference.distortion
 
 
 class FreeBits(Regularizer):

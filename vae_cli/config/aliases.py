@@ -1,4 +1,4 @@
-"""The old names of classes that have moved, which stored runs and users' own YAML files may still contain."""
+"""What stored runs and users' own YAML files may lack: the current names of classes, and settings that were added."""
 
 from __future__ import annotations
 
@@ -36,14 +36,20 @@ def current_target(target: str) -> str:
 
 
 ADDED = {"patience": None}  # settings that the runs of earlier versions lack, with the value that they had
+ADDED_TO: dict[str, dict[str, Any]] = {  # the same for the settings of a class
+    "vae_cli.axes.regularizer.KL": {"draws": 1},
+}
 
 
 def with_current_targets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a configuration in which every `_target_` is the current name of its class."""
+    """Return a copy of a configuration in which every `_target_` is the current name of its class, and every class has
+    the settings that were added to it."""
     renewed: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
             renewed[key] = with_current_targets(value)
         else:
             renewed[key] = current_target(value) if key == "_target_" and isinstance(value, str) else value
-    return renewed
+    target = renewed.get("_target_")
+    added = ADDED_TO.get(target, {}) if isinstance(target, str) else {}
+    return renewed | {key: value for key, value in added.items() if key not in renewed}

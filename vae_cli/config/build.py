@@ -133,7 +133,7 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
     """
 
     def loss(x: Tensor) -> tuple[Tensor, Terms]:
-        return loss_and_terms(model, regularizer, x)
+        return loss_and_terms(model, regularizer, x, regularizer.samples)
 
     if next(_compiled) % MODELS_PER_CACHE == 0:
         torch.compiler.reset()
@@ -210,10 +210,12 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
     plain = {**config, "precision": "float32"}
     try:
         with torch.device("meta"):  # tensors on this device have a shape but no values
+            regularizer: Regularizer = build_parts(plain)["regularizer"]
             model = build_model(plain, shape)
         if size_of(model) + math.prod(shape) <= QUICK_TO_BUILD:
             model = build_model(plain, shape)  # computing on `meta` imports modules, which takes longer than this
-        needed = training_memory(model, shape, math.ceil(config["batch_size"] / distributed.count()))
+        images = math.ceil(config["batch_size"] / distributed.count())
+        needed = training_memory(model, shape, images, regularizer.samples)
     except (RuntimeError, NotImplementedError):
         return  # a user's own class may need the values of its tensors; its memory is not checked
     refuse_oversize(

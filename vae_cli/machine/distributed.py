@@ -195,8 +195,10 @@ def total(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def share(positions: Tensor) -> Iterator[Tensor]:
+def share(positions: Tensor, draws: int = 1) -> Iterator[Tensor]:
     """Yield this process's share of a batch, which is given as the positions (B,) of its images in the dataset.
+
+    draws is the number of codes that are drawn for each image.
 
     Inside the block, `mean`, `mean_loss` and `size` refer to the whole batch, and each image gets the same random
     numbers as with a single process. The sizes of shares differ by at most one image. If there are fewer images than
@@ -212,7 +214,7 @@ def share(positions: Tensor) -> Iterator[Tensor]:
     stop = start + max(1, each + (rank() < more))
     _division = _Division(start, stop, len(positions), counts=rank() < len(positions))
     try:
-        with _DrawnTogether(_division):
+        with _DrawnTogether(_division, draws):
             yield positions[start:stop]
     finally:
         _division = None
@@ -259,14 +261,14 @@ class _Sum(torch.autograd.Function):
 class _DrawnTogether(TorchFunctionMode):
     """A torch mode in which each random draw for a share is made for the whole batch, and returns the share's rows.
 
-    Such a draw is recognized only by its number of rows, so any other draw with as many rows as the share is also made
-    for the whole batch.
+    Such a draw is recognized only by its shape, (B, ...) or, for several codes of each image, (draws, B, D). So any
+    other draw with as many rows as the share is also made for the whole batch.
     """
 
-    def __init__(self, division: _Division) -> None:
+    def __init__(self, division: _Division, draws: int) -> None:
         super().__init__()
         self.start, self.stop, self.size, _ = division
-        self.rows = slice(self.start, self.stop)
+        self.draws = draws
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -283,19 +285,25 @@ class _DrawnTogether(TorchFunctionMode):
         drawn = func(*whole[0], **whole[1])
         if all(new is old for new, old in zip([*whole[0], *whole[1].values()], [*args, *kwargs.values()], strict=True)):
             return drawn  # nothing in the arguments has the rows of the share
+        axis = 1 if drawn.dim() == 3 and drawn.shape[:2] == (self.draws, self.size) else 0
+        own = drawn.narrow(axis, self.start, self.stop - self.start)
         if name.endswith("_"):  # in place
-            return args[0].copy_(drawn[self.rows])
-        return drawn[self.rows]
+            return args[0].copy_(own)
+        return own
 
     def _whole(self, argument: Any) -> Any:
         """Extend a tensor or a size from the share's rows to the whole batch's; return other arguments unchanged."""
+        if not isinstance(argument, Tensor | tuple | list):
+            return argument
+        shape = tuple(argument.shape if isinstance(argument, Tensor) else argument)
         rows = self.stop - self.start
-        if isinstance(argument, Tensor) and argument.dim() > 0 and argument.shape[0] == rows:
-            before, after = (argument.new_ones(n, *argument.shape[1:]) for n in (self.start, self.size - self.stop))
-            return torch.cat([before, argument, after])
-        if isinstance(argument, tuple | list) and argument and argument[0] == rows:
-            return torch.Size((self.size, *argument[1:]))
-        return argument
+        axis = 1 if len(shape) == 3 and shape[:2] == (self.draws, rows) else 0
+        if shape[axis : axis + 1] != (rows,):
+            return argument
+        sizes = [(*shape[:axis], n, *shape[axis + 1 :]) for n in (self.start, self.size, self.size - self.stop)]
+        if not isinstance(argument, Tensor):
+            return torch.Size(sizes[1])
+        return torch.cat([argument.new_ones(sizes[0]), argument, argument.new_ones(sizes[2])], axis)
 
 
 def wrap(module: nn.Module) -> nn.Module:

@@ -50,8 +50,9 @@ def free_memory(device: torch.device) -> int | None:
     return unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> int:
-    """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs.
+def training_memory(model: nn.Module, shape: tuple[int, ...], images: int, samples: tuple[int, ...] = ()) -> int:
+    """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs, with draws of
+    z of shape `samples` for each image.
 
     It covers the parameters with their gradients and Adam moments, and the activations saved for the backward pass,
     measured on a few images. If the model is on torch's `meta` device, this computes and stores nothing; otherwise the
@@ -70,7 +71,7 @@ def training_memory(model: nn.Module, shape: tuple[int, ...], images: int) -> in
 
     saved = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with saved, torch.random.fork_rng(devices=[]), parameters[0].device:
-        inference = model(torch.zeros(SAMPLE, *shape))
+        inference = model(torch.zeros(SAMPLE, *shape), samples)
         _ = inference.distortion + inference.kl
     return math.ceil(sum(storage.nbytes() for storage in kept.values()) * images / SAMPLE) + COPIES * size_of(model)
 

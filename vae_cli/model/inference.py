@@ -50,9 +50,14 @@ class Inference:
     likelihood: Distribution
 
     @computed_once
+    def log_likelihood(self) -> Tensor:
+        """log p(x|z) for each draw of z, (*S, B)."""
+        return self.likelihood.log_prob(self.x)
+
+    @computed_once
     def distortion(self) -> Tensor:
         """The reconstruction term -log p(x|z), averaged over the draws of z."""
-        return over_samples(-self.likelihood.log_prob(self.x))
+        return over_samples(-self.log_likelihood)
 
     @computed_once
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from vae_cli.config.aliases import with_current_targets
 from vae_cli.config.naming import show, what_matters
 from vae_cli.config.settings import Config
 from vae_cli.config.trust import in_shell
@@ -144,7 +145,7 @@ def refuse_other(folder: RunDir, config: Config, path: Path | None = None) -> No
 
     The message names `path`, if it is given, in place of the folder.
     """
-    there, here = (what_matters(c) for c in (folder.config(), config))
+    there, here = (what_matters(c) for c in (folder.config(), with_current_targets(config)))
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
         named = ", ".join(

@@ -44,12 +44,13 @@ class Step:
     def compute(self, positions: Tensor) -> Terms:
         """Compute the loss of the images at these positions (B,) and its gradient; return the terms of the loss."""
         compiled = self.experiment.compiled_loss
-        with distributed.share(positions) as own:
+        regularizer = self.experiment.regularizer
+        with distributed.share(positions, regularizer.draws) as own:
             x = self.experiment.splits.train.batch(own)
             if compiled is not None and len(x) == self.experiment.config["batch_size"]:
                 loss, terms = compiled(x)
             else:
-                loss, terms = loss_and_terms(self.model, self.regularizer, x)
+                loss, terms = loss_and_terms(self.model, self.regularizer, x, regularizer.samples)
         self.experiment.optimizer.zero_grad()
         loss.backward()
         return terms

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_cli.axes.dataset import Split
+from vae_cli.axes.regularizer import Regularizer
 from vae_cli.config.build import Experiment
 from vae_cli.core.rng import evaluating
 from vae_cli.model.inference import Inference
@@ -19,7 +20,7 @@ from vae_cli.model.vae import VAE
 
 def evaluate_split(
     model: VAE,
-    regularizer: nn.Module,
+    regularizer: Regularizer,
     split: Split,
     seed: int,
     device: torch.device,
@@ -30,12 +31,12 @@ def evaluate_split(
 
     The terms are in nats per image, as in training. A given seed always draws the same noise, and the random state of
     the training is not changed. Penalties that involve a batch average (free bits, capacity) average over batch_size
-    images.
+    images. If the loss needs several draws of z for each image, fewer images pass through the model at a time.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with evaluating(model, seed, device):
-        for positions in split.in_order(batch_size):
-            inference = model(split.batch(positions))
+        for positions in split.in_order(max(1, batch_size // regularizer.draws)):
+            inference = model(split.batch(positions), regularizer.samples)
             penalty = regularizer(inference)
             for metric in metrics:
                 metric.update(inference, penalty)
