@@ -81,7 +81,8 @@ def steps(experiment: Experiment) -> Steps:
         meter.add(batch, terms)
         found |= {f"{batch} {name}": p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         found[f"{batch} loss"] = distributed.total(terms["loss"].sum()) / batch
-        found[f"{batch} sum of z"] = distributed.total(seen.pop().z.detach()[: len(terms["loss"])].sum(0))
+        z = seen.pop().z.detach().movedim(-2, 0)[: len(terms["loss"])]
+        found[f"{batch} sum of z"] = distributed.total(z.flatten(0, -2).sum(0))
     hook.remove()
     found |= {f"buffer {name}": buffer.clone() for name, buffer in experiment.model.named_buffers()}
     found |= {f"mean {name}": torch.tensor(mean) for name, mean in meter.epoch().items()}

@@ -170,6 +170,8 @@ train +schedule@regularizer.beta=linear regularizer.beta.epochs=0 | regularizer\
 train +schedule@regularizer.beta=linear regularizer.beta.start=-1 | goes from -1 to 1
 train +schedule@regularizer.beta=cosine | type regularizer\.beta\.start=VALUE
 train +schedule@regularizer.beta=cyclic regularizer.beta.ramp=2 | between 0 and 1
+train +schedule@optimizer.lr=steps optimizer.lr.values=[1,2] optimizer.lr.epochs=[1] | two lists of the same length
+train +schedule@optimizer.lr=steps optimizer.lr.values=[-1] optimizer.lr.epochs=[1] | optimizer\.lr
 train +schedule@regularizer.beta=linr | Did you mean 'linear'\?
 train +schedule@sigma.value=linear sigma=fixed | set the schedule's start and stop
 train +schedule@sigma.value=linear | sigma=fixed has it

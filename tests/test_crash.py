@@ -154,7 +154,8 @@ def kinds_of_runs() -> list[str]:
     """Return overrides that together use every choice, every schedule, and settings with a state of their own."""
     axes = ("sigma", "likelihood", "prior", "network", "regularizer", "optimizer")
     found = [f"{axis}={choice}" for axis in axes for choice in groups()[axis].choices]
-    ends = {"constant": "", "cosine": " regularizer.beta.start=1 regularizer.beta.stop=2 regularizer.beta.epochs=2"}
+    ends = {"constant": "", "cosine": " regularizer.beta.start=1 regularizer.beta.stop=2 regularizer.beta.epochs=2",
+            "steps": " regularizer.beta.values=[1,2] regularizer.beta.epochs=[1,1]"}  # fmt: skip
     for schedule in groups()["schedule"].choices:
         found.append(f"+schedule@regularizer.beta={schedule}" + ends.get(schedule, " regularizer.beta.epochs=2"))
     return [

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from vae_cli.core.errors import UserError
 from vae_cli.core.values import Count, NonNegative, Positive, Probability
 
 
@@ -151,6 +154,32 @@ class Cyclic(_Ramp):
         if cycle >= self.cycles or self.ramp == 0:
             return self.stop
         return self.between(within / self.epochs / self.ramp)
+
+
+class Steps(Schedule):
+    """One value after another, each for its number of epochs; the last one stays.
+
+    >>> rate = Steps([1e-3, 1e-4], epochs=[2, 4])
+    >>> [rate.at(epoch) for epoch in (0, 1.9, 2, 9)]
+    [0.001, 0.001, 0.0001, 0.0001]
+    """
+
+    def __init__(self, values: list[float], epochs: list[Positive]) -> None:
+        super().__init__()
+        if not values or len(values) != len(epochs):
+            raise UserError(
+                f"A schedule of steps needs a number of epochs for each value, but has values={values} and "
+                f"epochs={epochs}; give two lists of the same length, such as [1e-3,1e-4] and [50,50]."
+            )
+        self.values = [float(value) for value in values]
+        self.ends = list(accumulate(epochs))
+        self.value.fill_(self.at(0.0))
+
+    def at(self, epoch: float) -> float:
+        return self.values[min(bisect_right(self.ends, epoch), len(self.values) - 1)]
+
+    def bounds(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
 
 
 def as_schedule(number: float | Schedule) -> Schedule:
