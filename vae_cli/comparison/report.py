@@ -28,7 +28,7 @@ from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
 from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table, of_any_run
 from vae_cli.comparison.verdicts import FEW_SEEDS, compared, verdicts
-from vae_cli.config.claims import CLAIMS, FIGURES, Claim, ClaimName, Entry, entry, headlines
+from vae_cli.config.claims import CLAIMS, FIGURES, TITLES, Claim, ClaimName, Entry, GroupName, entry, headlines
 from vae_cli.config.naming import show
 from vae_cli.core.wording import digits_for, quoted
 
@@ -285,13 +285,12 @@ class Report:
         return sorted(known.values(), key=lambda found: places.get(found.name, len(places)))
 
     def appendix(self) -> list[AppendixPart]:
-        """Return tables of all scalar figures by claim; figures without a known claim come last."""
+        """Return tables of all scalar figures by claim or group; figures without a known group come last."""
         figures = self.comparison.figures
-        claims = [*CLAIMS, *dict.fromkeys(info.claim for info in figures.values() if info.claim not in CLAIMS)]
+        claims = list(dict.fromkeys([*TITLES, *(info.claim for info in figures.values())]))
         parts = []
         for claim in claims:
-            known = CLAIMS.get(cast("ClaimName", claim))
-            title = f"{known.number}. {known.title}" if known else claim or "Other figures"
+            title = TITLES.get(cast("GroupName", claim), claim or "Other figures")
             names = [name for name, info in figures.items() if info.claim == claim and not info.is_curve]
             if names:
                 parts.append(AppendixPart(title, self._tall_tables(names)))

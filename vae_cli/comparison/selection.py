@@ -15,6 +15,7 @@ TERMINAL = (
     "jacobian_frobenius_halfway",
     "frechet_prior",
     "frechet_mixture",
+    "mig",
 )
 # Figures in the table of a claim's section, in addition to the claim's headline figures. "iw_bound_k" stands for the
 # importance-weighted bound with the largest K that any run has.
@@ -25,8 +26,11 @@ BESIDE_HEADLINES: dict[ClaimName, tuple[str, ...]] = {
     "scale": ("rate_scale",),
     "price": ("elbo_mixture_prior", "iw_bound_k"),
 }
-# The columns of the table that compares weights of the regularizer.
-OVER_WEIGHTS = ("rate", "distortion", "elbo", "elbo_gaussian_prior", "scale_mean", "active_units")
+# The columns of the table that compares weights of the regularizer; those that no run has are left out.
+OVER_WEIGHTS = (
+    *("rate", "distortion", "elbo", "elbo_gaussian_prior", "scale_mean", "active_units"),
+    *("mig", "dci_disentanglement"),
+)
 # The sources of decoded codes, as in the name frechet_prior.
 SOURCES = ("prior", "aggregate", "mixture", "reconstructions", "midpoints")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ClaimName = Literal["bits", "neighbours", "shortcuts", "scale", "price"]
+GroupName = ClaimName | Literal["factors"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ CLAIMS: dict[ClaimName, Claim] = {
 }
 
 
+# Groups of figures that belong to no claim: they describe, and no verdict depends on them.
+GROUPS: dict[GroupName, str] = {"factors": "Known factors of variation"}
+_NUMBERED: dict[GroupName, str] = {name: f"{claim.number}. {claim.title}" for name, claim in CLAIMS.items()}
+TITLES = _NUMBERED | GROUPS
+
+
 @dataclass(frozen=True)
 class Entry:
     """The description of a figure, independent of any run.
@@ -126,7 +133,8 @@ class Entry:
     unit        nats, bits ...; empty for a ratio or a count
     better      which direction is better, if either is
     source      the paper that introduced it, or nothing
-    claim       the claim that it is evidence for or against; None for a term that only training reports
+    claim       the claim that it is evidence for or against, or its group if it belongs to no claim (see GROUPS); None
+                for a term that only training reports
     headline    whether short tables show it
     """
 
@@ -138,7 +146,7 @@ class Entry:
     unit: str = ""
     better: Literal["higher", "lower", "neither"] = "neither"
     source: str = ""
-    claim: ClaimName | None = None
+    claim: GroupName | None = None
     headline: bool = False
 
 
@@ -202,6 +210,6 @@ def is_primary(name: str) -> bool:
     return any(re.fullmatch(claim.primary.replace("{k}", r"\d+"), name) for claim in CLAIMS.values())
 
 
-def headlines(claim: ClaimName) -> list[Entry]:
-    """Return the headline figures of a claim, in the order of the register."""
+def headlines(claim: GroupName) -> list[Entry]:
+    """Return the headline figures of a claim or another group, in the order of the register."""
     return [found for found in FIGURES if found.claim == claim and found.headline]

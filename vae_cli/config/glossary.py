@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vae_cli.config import catalog
 from vae_cli.config.catalog import Choice, Group, Setting
-from vae_cli.config.claims import CLAIMS, FIGURES, ClaimName, Entry, entry
+from vae_cli.config.claims import CLAIMS, FIGURES, GROUPS, TITLES, Entry, GroupName, entry
 from vae_cli.core.errors import UserError, nearest
 
 Rows = list[tuple[str, str]]
@@ -74,6 +74,7 @@ def words(*extra_dirs: Path) -> dict[str, str]:
     groups = catalog.groups(*extra_dirs)
     known = {one.name: one.title for one in FIGURES if "{" not in one.name}
     known |= {name: claim.title for name, claim in CLAIMS.items()}
+    known |= {str(name): title for name, title in GROUPS.items()}
     known |= {name: setting.comment for name, setting in (catalog.defaults() | catalog.settings()).items()}
     for group in groups.values():
         known |= {f"{group.name}={choice.name}": choice.description for choice in group.choices.values()}
@@ -88,11 +89,13 @@ def words(*extra_dirs: Path) -> dict[str, str]:
 
 
 def overview(*extra_dirs: Path) -> list[Meaning]:
-    """Return the figures of each claim, the terms that only training reports, and the choices of each group."""
+    """Return the figures by claim, the figures of no claim, and the choices of each group."""
     meanings = [
         Meaning(f"{claim.number}. {claim.title}", f"claim: {name}", "", tables=[("", _titles(name))])
         for name, claim in CLAIMS.items()
     ]
+    for other, title in GROUPS.items():
+        meanings.append(Meaning(title, f"figures: {other}", "", tables=[("", _titles(other))]))
     meanings.append(Meaning("Figures reported only in training", "figures", "", tables=[("", _titles(None))]))
     comments = catalog.defaults()
     for name, group in catalog.groups(*extra_dirs).items():
@@ -102,7 +105,7 @@ def overview(*extra_dirs: Path) -> list[Meaning]:
     return meanings
 
 
-def _titles(claim: ClaimName | None) -> Rows:
+def _titles(claim: GroupName | None) -> Rows:
     return [(one.name, one.title) for one in FIGURES if one.claim == claim]
 
 
@@ -125,7 +128,7 @@ def _explain_figure(one: Entry) -> Meaning:
         ("direction", DIRECTIONS[one.better]),
     ]
     if one.claim is not None:
-        facts.append(("claim", f"{CLAIMS[one.claim].number}. {CLAIMS[one.claim].title}"))
+        facts.append(("group" if one.claim in GROUPS else "claim", TITLES[one.claim]))
     facts.append(("source", one.source))
     return Meaning(one.title, "figure", one.definition, [(name, value) for name, value in facts if value])
 
@@ -133,10 +136,17 @@ def _explain_figure(one: Entry) -> Meaning:
 def _claims(word: str) -> Iterator[Meaning]:
     for name, claim in CLAIMS.items():
         if word.lower() in (name, str(claim.number), claim.title.lower()):
-            headlines = [(one.name, one.title) for one in FIGURES if one.claim == name and one.headline]
-            others = [(one.name, one.title) for one in FIGURES if one.claim == name and not one.headline]
-            tables = [("Headline figures", headlines), ("Other figures", others)]
-            yield Meaning(f"{claim.number}. {claim.title}", "claim", claim.question, tables=tables)
+            yield Meaning(f"{claim.number}. {claim.title}", "claim", claim.question, tables=_by_rank(name))
+    for other, title in GROUPS.items():
+        if word.lower() in (other, title.lower()):
+            yield Meaning(title, "figures", "", tables=_by_rank(other))
+
+
+def _by_rank(claim: GroupName) -> list[tuple[str, Rows]]:
+    """Return tables of the headline figures and of the other figures of a claim or group."""
+    headlines = [(one.name, one.title) for one in FIGURES if one.claim == claim and one.headline]
+    others = [(one.name, one.title) for one in FIGURES if one.claim == claim and not one.headline]
+    return [("Headline figures", headlines), ("Other figures", others)]
 
 
 def _groups(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:

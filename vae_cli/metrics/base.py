@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_cli.config.claims import ClaimName
+from vae_cli.config.claims import GroupName
 from vae_cli.core.compatibility import offers
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.metrics.record import RESAMPLINGS
@@ -194,6 +194,14 @@ class MeasuredRun:
             self._codes[split] = Codes(torch.cat(loc), torch.cat(scale) if scale else None, torch.cat(z), labels)
         return self._codes[split]
 
+    def factors(self, split: SplitName = "test") -> Tensor | None:
+        """Return the known factors of variation of a split's images, in the order of `codes`; None if there are none.
+
+        They are float64 (N, F), on the CPU. `splits.factors` describes the columns.
+        """
+        images = getattr(self.splits, split)
+        return None if images.factors is None else images.batch_factors(self.positions(split)).cpu().double()
+
     @cached_property
     def _codes(self) -> dict[str, Codes]:
         return {}
@@ -263,7 +271,7 @@ class Metric(ABC):
     `undefined(reason)`.
     """
 
-    claim: ClassVar[ClaimName]
+    claim: ClassVar[GroupName]
 
     def __init__(self, subject: MeasuredRun) -> None:
         self.subject = subject

@@ -29,6 +29,7 @@ MODULES = {
     "scales": ("ScaleDistribution", "PullOverTraining"),
     "price": ("Bound", "AggregateFit", "RefittedPrior"),
     "quality": ("Quality",),
+    "factors": ("Mig", "Dci", "Sap", "FactorVaeScore"),
 }
 
 

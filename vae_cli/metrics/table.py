@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.config.claims import CLAIMS, FIGURES, ClaimName, Entry, entry, headlines
+from vae_cli.config.claims import CLAIMS, FIGURES, GROUPS, TITLES, Entry, GroupName, entry, headlines
 from vae_cli.core.wording import capitalized
 
 ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", "neither": ""}
@@ -22,10 +22,11 @@ def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
     reason why they are not defined, by claim."""
     figures, left_out = evaluation["figures"], evaluation["left_out"]
     count = 0
-    for claim, about in CLAIMS.items():
-        names = _headlines(claim, [*figures, *left_out])
+    for claim, title in TITLES.items():
+        # Of a group that belongs to no claim, such as the factors that few datasets have, only what is defined.
+        names = _headlines(claim, [*figures, *([] if claim in GROUPS else left_out)])
         if names:
-            console.print(Text(f"{about.number}. {about.title}", style="bold"))
+            console.print(Text(title, style="bold"))
         for name in names:
             found = entry(name)
             if name in figures:
@@ -42,7 +43,7 @@ def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
 
 def shown_first(evaluation: Mapping[str, Any]) -> list[str]:
     """Return the names of the headline figures of an evaluation and of the figures that decide about claims."""
-    return [name for claim in CLAIMS for name in _headlines(claim, [*evaluation["figures"], *evaluation["left_out"]])]
+    return [name for claim in TITLES for name in _headlines(claim, [*evaluation["figures"], *evaluation["left_out"]])]
 
 
 def as_page(evaluation: Mapping[str, Any]) -> str:
@@ -67,13 +68,14 @@ def _amount(figure: Mapping[str, Any]) -> str:
     return f"{show(figure['value'])}{error} {figure.get('unit', '')}".rstrip()
 
 
-def _headlines(claim: ClaimName, names: Iterable[str]) -> list[str]:
-    """Return the names of a claim's headline figures and of the figure that decides about it, in the register's order.
+def _headlines(claim: GroupName, names: Iterable[str]) -> list[str]:
+    """Return the names of the headline figures of a claim or group, and of the figure that decides, in register order.
+
     Of several importance-weighted bounds, the one with the most draws is returned."""
     wanted = {found.name for found in headlines(claim)}
     bounds = [name for name in names if name.startswith("iw_bound_k")]
     wanted |= {max(bounds, key=lambda name: int(name.removeprefix("iw_bound_k")))} if bounds else set()
-    wanted |= {CLAIMS[claim].primary}
+    wanted |= {about.primary for name, about in CLAIMS.items() if name == claim}
     order = [found.name for found in FIGURES if found.claim == claim]
     known = [name for name in names if name in wanted and entry(name).claim == claim]
     places = {name: order.index("iw_bound_k{k}" if name in bounds else name) for name in known}
@@ -87,8 +89,8 @@ def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
     the table if the console is narrow.
     """
     names = [*evaluation["figures"].values(), *evaluation["left_out"].values()]
-    others = dict.fromkeys(figure["claim"] for figure in names if figure["claim"] not in CLAIMS)
-    titles = {name: f"{claim.number}. {claim.title}" for name, claim in CLAIMS.items()} | {one: one for one in others}
+    others = dict.fromkeys(figure["claim"] for figure in names if figure["claim"] not in TITLES)
+    titles = {str(name): title for name, title in TITLES.items()} | {one: one for one in others}
     for claim, title in titles.items():
         scalars = {
             name: figure

@@ -5,12 +5,13 @@ from vae_cli.axes.dataset.image_folder import ImageFolder
 from vae_cli.axes.dataset.linear_gaussian import LinearGaussian
 from vae_cli.axes.dataset.pack import data_folder
 from vae_cli.axes.dataset.shapes import Shapes
-from vae_cli.axes.dataset.split import Dataset, Split, Splits
+from vae_cli.axes.dataset.split import Dataset, Factor, Split, Splits
 from vae_cli.axes.dataset.torchvision import Torchvision
 
 __all__ = [
     "Dataset",
     "Digits",
+    "Factor",
     "ImageFolder",
     "LinearGaussian",
     "Shapes",

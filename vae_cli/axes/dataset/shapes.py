@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vae_cli.axes.dataset.split import Dataset, Split, Splits, partition
+from vae_cli.axes.dataset.split import Dataset, Factor, Split, Splits, partition
 from vae_cli.core.rng import numpy_generator
 from vae_cli.core.values import Count, Interval, Natural
 from vae_cli.machine.memory import refuse_oversize
 
 SHAPES = ("square", "ellipse", "heart")
+PERIODS = (pi / 2, pi, 2 * pi)  # smallest angle by which each sprite can be turned without changing its image
 # In coordinates of the image, which go from -1 to 1:
 MARGIN = 0.4  # a sprite's center is between -MARGIN and MARGIN
 RADIUS = 0.5  # of the circle around a sprite of scale 1, so no sprite is cut off
@@ -26,6 +27,14 @@ IMAGES_PER_STEP = 512
 # farthest point.
 HEART_RISE = (2**0.5 / 8 * pi + 1 / 6 * 2**0.5) / (1 + pi / 4) / 2
 HEART_REACH = 0.5**0.5 + HEART_RISE
+
+FACTORS = (
+    Factor("shape", "categorical"),
+    Factor("scale", "continuous"),
+    Factor("orientation", "circular"),
+    Factor("x", "continuous"),
+    Factor("y", "continuous"),
+)
 
 Array = NDArray[np.float32]
 
@@ -42,10 +51,14 @@ class Shapes(Dataset):
     scale        0.5 to 1
     orientation  0 to 2 pi, counterclockwise
     x, y         center of mass, 0 to 1 across the middle 40 % of the image, from left to right and from top to bottom
+
+    A square turned by a quarter and an ellipse turned by half a turn look the same as before, so no code can tell how
+    often they were turned. `vae evaluate` therefore measures codes against `identifiable(factors)`, in which the
+    orientation is the part that the image shows.
     """
 
     provides = frozenset({"unit_interval", "levels", "labels"})
-    factor_names = ("shape", "scale", "orientation", "x", "y")
+    factor_names = tuple(factor.name for factor in FACTORS)
 
     def __init__(
         self,
@@ -80,8 +93,25 @@ class Shapes(Dataset):
         images = torch.from_numpy(render(self.factors.numpy(), self.side))
         labels = self.factors[:, 0].to(torch.int64)
         rows = (self._train_rows, self._validation_rows, self._test_rows)
-        train, validation, test = (Split(images, labels, part) for part in rows)
-        return Splits(train, validation, test, SHAPES)
+        factors = identifiable(self.factors)
+        train, validation, test = (Split(images, labels, part, factors=factors) for part in rows)
+        return Splits(train, validation, test, SHAPES, factors=FACTORS)
+
+
+def identifiable(factors: Tensor) -> Tensor:
+    """Return factors (N, 5) in which the orientation is a fraction of the sprite's period, 0 to 1, float32 (N, 5).
+
+    The period is 90 degrees for a square, 180 for an ellipse and 360 for a heart. Sprites with different values look
+    different, except that 1 is the same as 0. Like the angle, the fraction is uniform and independent of the shape; the
+    angle reduced to its period in degrees would not be.
+
+    >>> quarter_turn = torch.tensor([[shape, 1, pi / 2 + 0.01, 0.5, 0.5] for shape in range(3)])
+    >>> identifiable(quarter_turn)[:, 2]
+    tensor([0.0064, 0.5032, 0.2516])
+    """
+    period = torch.tensor(PERIODS)[factors[:, 0].long()]
+    fraction = (factors[:, 2] / period).remainder(1)
+    return torch.cat([factors[:, :2], fraction[:, None], factors[:, 3:]], 1)
 
 
 def render(factors: Array, side: int) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,17 @@ MEAN_BYTES = 1 << 20  # bytes of pixels per step of Split.mean: they fit into th
 STEPS_AHEAD = 32  # Split.mean reads a file this many steps ahead
 
 
+class Factor(NamedTuple):
+    """A known factor of variation: the name and the meaning of a column of `Split.factors`.
+
+    kind  "categorical": whole numbers that stand for classes; "continuous"; or "circular": from 0 to 1, where 1 means
+          the same as 0
+    """
+
+    name: str
+    kind: Literal["categorical", "continuous", "circular"]
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The training, validation or test images: some rows of an array of images.
@@ -31,9 +42,10 @@ class Split:
     index   int64 (n,), the rows of `images` in this split
     mapped  the file of the images if they may not fit into memory, else None
     target  the device that batches are delivered on; None for the device of the images
+    factors float32 (N, F), the known factors of variation, or None; the columns are described by `Splits.factors`
 
-    Positions number the images within the split, 0 ... n - 1. Index, labels and positions are on the device of the
-    images. Images that do not fit onto a GPU stay in CPU memory, and `target` is the GPU.
+    Positions number the images within the split, 0 ... n - 1. Index, labels, factors and positions are on the device of
+    the images. Images that do not fit onto a GPU stay in CPU memory, and `target` is the GPU.
     """
 
     images: Tensor
@@ -41,6 +53,7 @@ class Split:
     index: Tensor
     mapped: Mapped | None = None
     target: torch.device | None = None
+    factors: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -77,6 +90,12 @@ class Split:
             raise ValueError("these images have no labels")
         return self._on_target(self.labels, self._rows(positions))
 
+    def batch_factors(self, positions: Tensor) -> Tensor:
+        """Return the factors of variation at positions (B,), float32 (B, F). Raises ValueError if they are unknown."""
+        if self.factors is None:
+            raise ValueError("the factors of variation of these images are not known")
+        return self._on_target(self.factors, self._rows(positions))
+
     def mean(self) -> Tensor:
         """Return the mean image, float32 (C, H, W), in the units of `batch`. Raises ValueError for an empty split."""
         if len(self) == 0:
@@ -104,14 +123,14 @@ class Split:
         there = free_memory(target) if target != self.images.device else None
         if there is not None and 2 * self.images.numel() * self.images.element_size() > there:
             return replace(self, target=target)
-        labels = None if self.labels is None else self.labels.to(target)
-        return Split(self.images.to(target), labels, self.index.to(target), self.mapped)
+        labels, factors = (None if values is None else values.to(target) for values in (self.labels, self.factors))
+        return Split(self.images.to(target), labels, self.index.to(target), self.mapped, factors=factors)
 
     def _rows(self, positions: Tensor) -> Tensor:
         return self.index.index_select(0, positions.to(self.index.device))
 
     def _on_target(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Return the given rows of `values` (the images or labels), on the device that batches are delivered on."""
+        """Return rows of `values` (images, labels or factors), on the device that batches are delivered on."""
         if self.target is None or self.target == values.device:
             return values.index_select(0, rows)
         # A GPU copies from page-locked memory while the CPU continues; torch reuses this memory only after the copy.
@@ -125,6 +144,7 @@ class Splits(NamedTuple):
     classes  the class names, or None if there are no classes
     files    the fingerprint of the files that the images were read from (see Dataset.fingerprint_of_files)
     digest   a hash of all pixels, if it is known
+    factors  the known factors of variation, one for each column of `Split.factors`, or None
     """
 
     train: Split
@@ -133,6 +153,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None
     files: str | None = None
     digest: str | None = None
+    factors: tuple[Factor, ...] | None = None
 
     def to(self, device: torch.device | str) -> Splits:
         """Return splits that deliver batches on `device`. An array shared by several splits is moved only once."""
@@ -143,7 +164,7 @@ class Splits(NamedTuple):
             else split.to(device)
             for split in (self.validation, self.test)
         )
-        return Splits(train, validation, test, self.classes, self.files, self.digest)
+        return self._replace(train=train, validation=validation, test=test)
 
 
 class Dataset(ABC):
