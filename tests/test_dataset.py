@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vae_cli.axes.dataset import Dataset, Digits, LinearGaussian, Shapes, Split, Splits, digits
-from vae_cli.axes.dataset.shapes import HEART_REACH, MARGIN, RADIUS, render
+from vae_cli.axes.dataset.shapes import HEART_REACH, MARGIN, PERIODS, RADIUS, identifiable, render
 from vae_cli.axes.dataset.split import partition
 from vae_cli.core.errors import UserError
 
@@ -293,6 +293,42 @@ def test_orientation_turns_counterclockwise() -> None:
     assert before[1, 0].any(0).sum() > before[1, 0].any(1).sum()
     lines = np.flatnonzero(before[2, 0].any(1))
     assert before[2, 0, lines[0] + 2].sum() > 2 * before[2, 0, lines[-1] - 2].sum()
+
+
+def test_sprites_turned_by_their_period_are_the_same_image_and_have_the_same_identifiable_factors() -> None:
+    angles = torch.linspace(0.1, 1.4, 7)
+    factors = torch.cat([torch.tensor([[kind, 0.8, angle, 0.4, 0.7] for angle in angles]) for kind in range(3)])
+    turned = factors.clone()
+    turned[:, 2] += torch.tensor(PERIODS)[factors[:, 0].long()]
+    same = identifiable(factors)
+    torch.testing.assert_close(identifiable(turned), same, atol=1e-5, rtol=0)
+    assert np.abs(render(factors.numpy(), 32).astype(int) - render(turned.numpy(), 32)).max() <= 1
+    assert torch.equal(same[:, [0, 1, 3, 4]], factors[:, [0, 1, 3, 4]])
+    # Half a period away, the images differ: no smaller part of the angle would identify them.
+    turned[:, 2] += torch.tensor(PERIODS)[factors[:, 0].long()] / 2
+    assert np.abs(render(factors.numpy(), 32).astype(int) - render(turned.numpy(), 32)).max((1, 2, 3)).min() > 100
+
+
+def test_splits_have_their_own_identifiable_factors() -> None:
+    dataset = Shapes(side=8, images=3000, test=60, validation=100)
+    splits = dataset.load()
+    assert splits.factors is not None
+    assert tuple(factor.name for factor in splits.factors) == dataset.factor_names
+    assert splits.to("cpu").factors == splits.factors
+    for split in splits.to("cpu")[:3]:
+        positions = torch.arange(len(split)).flip(0)
+        assert torch.equal(split.batch_factors(positions), identifiable(dataset.factors)[split.index[positions]])
+    orientation, shape = splits.train.batch_factors(torch.arange(2900))[:, [2, 0]].T
+    for kind in range(3):  # uniform, and independent of the shape
+        assert float((orientation[shape == kind]).quantile(0.25)) == pytest.approx(0.25, abs=0.04)
+        assert float((orientation[shape == kind]).quantile(0.75)) == pytest.approx(0.75, abs=0.04)
+
+
+def test_other_datasets_have_no_factors() -> None:
+    splits = Digits().load()
+    assert splits.factors is splits.test.factors is splits.to("cpu").test.factors is None
+    with pytest.raises(ValueError, match="factors of variation of these images are not known"):
+        splits.test.batch_factors(torch.tensor([0]))
 
 
 def test_more_training_images_do_not_change_the_test_images() -> None:

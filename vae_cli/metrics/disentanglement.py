@@ -77,12 +77,21 @@ def information_gaps(known: Known, kinds: Sequence[Factor]) -> tuple[Tensor, Ten
         of_factor, size = surprise(symbols), int(symbols.max()) + 1
         both = torch.stack([surprise(column * size + symbols) for column in codes.T], 1)
         shared = own + of_factor[:, None] - both  # of each image and dimension; the mean is the mutual information
-        best = shared.mean(0).topk(min(2, shared.shape[1])).indices
-        lead = shared[:, best[0]] - shared[:, best[1]] if len(best) > 1 else shared[:, best[0]]
+        gap, lead = _lead(shared)
         entropy = of_factor.mean()
-        gaps.append(lead.mean() / entropy)
+        gaps.append(gap / entropy)
         parts.append((lead - gaps[-1] * of_factor) / (entropy * len(lead)))
     return torch.stack(gaps), torch.stack(parts, 1)
+
+
+def _lead(scores: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return by how much the largest mean of scores (N, D) exceeds the second largest (or 0 if D = 1), and the difference
+    between these two dimensions in `moves` (N, D), by default in the scores, (N,)."""
+    means, best = scores.mean(0).topk(min(2, scores.shape[1]))
+    moves = scores if moves is None else moves
+    if len(best) == 1:
+        return means[0], moves[:, best[0]]
+    return means[0] - means[1], moves[:, best[0]] - moves[:, best[1]]
 
 
 def as_numbers(values: Tensor, kind: Factor, classes: Tensor) -> Tensor:
@@ -124,8 +133,8 @@ def concentration(importances: Tensor) -> tuple[float, Tensor]:
     The value of a row is 1 minus the entropy of its shares divided by ln M, or 0 for a row of zeros. The mean is
     weighted by the sums of the rows.
 
-    >>> concentration(torch.tensor([[0.6, 0.0], [0.2, 0.2], [0.0, 0.0]]))
-    (0.6, tensor([1., 0., 0.]))
+    >>> concentration(torch.tensor([[0.75, 0.0], [0.125, 0.125], [0.0, 0.0]]))
+    (0.75, tensor([1., 0., 0.]))
     """
     total = importances.sum(1)
     share = importances / total.clamp_min(1e-30)[:, None]
@@ -146,10 +155,9 @@ def predictability_gaps(train: Known, test: Known, kinds: Sequence[Factor]) -> t
         else:
             variables = as_numbers(asked, kind, asked)
             scores, moves = _determination(test.codes, variables)
-        best = scores.mean(0).topk(min(2, scores.shape[1])).indices
-        sign = torch.tensor([1.0, -1.0], dtype=torch.float64)[: len(best)]
-        gaps.append(scores.mean(0)[best] @ sign)
-        parts.append(moves[:, best] @ sign / len(asked))
+        gap, lead = _lead(scores, moves)
+        gaps.append(gap)
+        parts.append(lead / len(asked))
     return torch.stack(gaps), torch.stack(parts, 1)
 
 
@@ -189,7 +197,7 @@ def vote_accuracy(train: Known, test: Known, kinds: Sequence[Factor]) -> float:
     variance = train.codes.var(0, correction=0).clamp_min(1e-30)
     table = cast_votes(train, kinds, variance, VOTES // len(kinds)).argmax(0)
     votes = cast_votes(test, kinds, variance, VOTES // 2 // len(kinds))
-    return float(votes[table, torch.arange(len(table))].sum() / votes.sum())
+    return int(votes[table, torch.arange(len(table))].sum()) / int(votes.sum())
 
 
 def cast_votes(known: Known, kinds: Sequence[Factor], variance: Tensor, count: int) -> Tensor:
