@@ -85,8 +85,10 @@ def information_gaps(known: Known, kinds: Sequence[Factor]) -> tuple[Tensor, Ten
 
 
 def _lead(scores: Tensor, moves: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return by how much the largest mean of scores (N, D) exceeds the second largest (or 0 if D = 1), and the difference
-    between these two dimensions in `moves` (N, D), by default in the scores, (N,)."""
+    """Return by how much the largest mean of scores (N, D) exceeds the second largest, or 0 if D = 1.
+
+    The second result is the difference (N,) between these two dimensions in `moves` (N, D), by default in the scores.
+    """
     means, best = scores.mean(0).topk(min(2, scores.shape[1]))
     moves = scores if moves is None else moves
     if len(best) == 1:
