@@ -139,7 +139,8 @@ def _claims(word: str) -> Iterator[Meaning]:
             yield Meaning(f"{claim.number}. {claim.title}", "claim", claim.question, tables=_by_rank(name))
     for other, title in GROUPS.items():
         if word.lower() in (other, title.lower()):
-            yield Meaning(title, "figures", "", tables=_by_rank(other))
+            text = "These figures belong to no claim: no verdict depends on them."
+            yield Meaning(title, "figures", text, tables=_by_rank(other))
 
 
 def _by_rank(claim: GroupName) -> list[tuple[str, Rows]]:

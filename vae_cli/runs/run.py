@@ -134,7 +134,8 @@ class Run:
 
         For each split, `len(split)` is its number of images, `split.batch(positions)` returns images (B, C, H, W),
         float32 in [0, 1], and `split.batch_labels(positions)` returns labels (B,), int64, if the dataset has labels.
-        `splits.classes` is a tuple of class names, or None.
+        `splits.classes` is a tuple of class names, or None. If factors of variation are known, `splits.factors`
+        describes them, and `split.batch_factors(positions)` returns their values (B, F).
 
         Raises UserError or Failure if the dataset cannot be loaded, and UserError if its images have changed since
         the run was trained.
