@@ -105,7 +105,13 @@ train ~sigma._target_ | sigma=learned names no class: .*choose a different sigma
 train +sigma._args_=[1] | sigma\._args_ is not a setting
 train +sigma._partial_=true | sigma\._partial_ is not a setting
 train sigma=fixed sigma.value={_target_:os.system} | add --trust os
-train prior=mixture | not a choice of prior\. Choices: scaled_normal
+train prior=gaussian | not a choice of prior\. Choices: flow
+train prior=flow latent=1 | needs latent=2 or more, .*type prior=mixture
+train prior=flow prior.couplings=1 | prior\.couplings=1 is not allowed: it must be a whole number between 2 and 100
+train prior=flow prior.hidden=0 | prior\.hidden=0 is not allowed
+train prior=flow sigma=deterministic | prior=flow cannot be combined with sigma=deterministic: .*prior=standard_normal
+train prior=flow regularizer=free_bits | regularizer=free_bits cannot be combined with prior=flow
+train prior=flow regularizer=none | regularizer=none cannot be combined with prior=flow
 train likelihood.scale=0 | likelihood\.scale=0 is not allowed
 train likelihood.scale=1e300 | between 1e-06 and 1e\+06
 train likelihood.scale=learnd | learned or optimal

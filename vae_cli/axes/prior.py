@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from vae_cli.core.compatibility import Need
-from vae_cli.core.values import Count
+from vae_cli.core.errors import UserError
+from vae_cli.core.values import Count, Interval
 from vae_cli.model.distributions import MixtureDistribution
+from vae_cli.model.flow import Coupling, FlowDistribution
 from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
 
 NOISE = Need(
@@ -22,6 +24,8 @@ NOISE = Need(
 )
 
 Encode = Callable[[Tensor], Distribution]
+Couplings = Annotated[int, Interval(2, 100)]  # a single one would leave half of the dimensions as they are
+Layers = Annotated[int, Interval(1, 100)]
 
 
 class Prior(nn.Module):
@@ -148,3 +152,33 @@ class Vamp(Prior):
         assert self._encode is not None  # set by `start`
         weights = Categorical(logits=self.inputs.new_zeros(self.components), validate_args=False)
         return MixtureDistribution(weights, self._encode(self.inputs))
+
+
+class Flow(Prior):
+    """p(z) is the distribution of f(u) with u ~ N(0, I), where f is a normalizing flow of affine coupling layers.
+
+    Each coupling shifts and rescales one half of the dimensions by amounts that a network computes from the other half,
+    and the halves take turns (see FlowDistribution). The flow starts as the identity, so p(z) starts as N(0, I). With
+    the default sizes, it is the RealNVP for vectors of Tomczak, Deep Generative Modeling, Springer 2022, except that
+    one network computes both shift and scale. Dinh, Sohl-Dickstein and Bengio, Density Estimation using Real NVP, ICLR
+    2017; as the prior of a VAE: Chen et al., Variational Lossy Autoencoder, ICLR 2017.
+
+    Raises UserError if latent is 1, because a single dimension has no halves.
+    """
+
+    needs = (NOISE,)
+
+    def __init__(self, latent: Count, couplings: Couplings = 8, hidden: Count = 256, layers: Layers = 2) -> None:
+        if latent < 2:
+            raise UserError(
+                "prior=flow needs latent=2 or more, because each coupling transforms half of the dimensions given the "
+                "other half; with latent=1, type prior=mixture."
+            )
+        super().__init__()
+        sizes = latent // 2, latent - latent // 2
+        networks = [Coupling(sizes[n % 2], sizes[1 - n % 2], hidden, layers) for n in range(couplings)]
+        self.couplings = nn.ModuleList(networks)
+        self.latent = latent
+
+    def forward(self) -> Distribution:
+        return FlowDistribution(self.couplings, self.latent)

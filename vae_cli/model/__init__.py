@@ -1,3 +1,3 @@
-"""The variational autoencoder, the result of a forward pass, its loss, distributions, scales and fast layers."""
+"""The variational autoencoder, the result of a forward pass, its loss, distributions, flows, scales and fast layers."""
 
-__all__ = ["distributions", "inference", "kernels", "loss", "scales", "vae"]
+__all__ = ["distributions", "flow", "inference", "kernels", "loss", "scales", "vae"]
