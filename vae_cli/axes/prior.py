@@ -42,10 +42,10 @@ class Prior(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ()
 
     def start(self, encode: Encode, mean: Tensor, spread: float) -> None:
-        """Get to know the model that the prior belongs to, before it is trained.
+        """Receive what a prior may need of the model and its training images, before training starts.
 
-        encode maps images (B, C, H, W) to q(z|x); mean (C, H, W) is the mean training image, spread the root mean
-        squared deviation of pixels from it. The default does nothing, because most priors need nothing of it.
+        encode maps images (B, C, H, W) to q(z|x); mean (C, H, W) is the mean training image, and spread the root mean
+        square deviation of pixels from it. The default does nothing, because most priors need none of this.
         """
 
 
@@ -93,10 +93,11 @@ class ScaledNormal(Prior):
 class GaussianMixture(Prior):
     """p(z) = sum_k w_k N(z; loc_k, diag(scale_k^2)), with weights w (K,), locs and scales (K, D) learned.
 
-    It starts with equal weights and with components of variance 1/2 around random locs of variance 1/2. A single
-    component starts as N(0, I) and is the same prior as ScaledNormal, except that its rate is estimated by sampling.
-    Dilokthanakul et al., Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders, 2016, and, as the
-    baseline of the VampPrior, Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
+    The weights start equal. In each dimension, components start with variance 1/2 around random locs of variance 1/2,
+    so the mixture starts about as wide as N(0, I). A single component starts as N(0, I) and is the same prior as
+    ScaledNormal, except that its rate is estimated from draws. Dilokthanakul et al., Deep Unsupervised Clustering with
+    Gaussian Mixture Variational Autoencoders, 2016; as the baseline of the VampPrior: Tomczak and Welling, VAE with a
+    VampPrior, AISTATS 2018.
     """
 
     needs = (NOISE,)
@@ -118,19 +119,19 @@ class GaussianMixture(Prior):
 
 
 class Vamp(Prior):
-    """p(z) = 1/K sum_k q(z|u_k): the mean posterior of K learned pseudo-inputs u_k, which are images.
+    """The VampPrior p(z) = 1/K sum_k q(z|u_k): a mixture of the posteriors of K learned pseudo-inputs u_k, images.
 
-    With all training images as pseudo-inputs it would be the aggregate posterior, and the mean rate the mutual
-    information of image number and code. Every step encodes the pseudo-inputs, too. They start as the mean training
-    image plus noise as large as the spread of the pixels, and are not limited to the range of pixels. Tomczak and
-    Welling, VAE with a VampPrior, AISTATS 2018.
+    If the pseudo-inputs were all training images, the prior would be the aggregate posterior, and the mean rate the
+    mutual information between a code and the index of its image. Every training step encodes all pseudo-inputs. Each
+    starts as the mean training image plus noise whose standard deviation is the spread of the pixels; its values may
+    leave the range of pixels. Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
     """
 
     needs = (
         Need(
             "sigma",
             "noise",
-            "a mean of point masses has no density, so its rate is infinite; type prior=standard_normal",
+            "a mixture of point masses has no density, so the rate is infinite; type prior=standard_normal",
         ),
     )
 
@@ -140,10 +141,15 @@ class Vamp(Prior):
         super().__init__()
         self.components = components
         self._encode: Encode | None = None
-        self._seed = int(torch.randint(1 << 62, ()))  # drawn here, where each axis has its own random numbers
+        self._seed = int(
+            torch.randint(1 << 62, (), device="cpu")
+        )  # drawn here, where each axis has its own random numbers
 
     def start(self, encode: Encode, mean: Tensor, spread: float) -> None:
         self._encode = encode
+        if torch.get_default_device().type == "meta":  # a model without values, built to estimate its memory
+            self.inputs = nn.Parameter(torch.empty(self.components, *mean.shape))
+            return
         generator = torch.Generator().manual_seed(self._seed)
         noise = torch.randn(self.components, *mean.shape, generator=generator, device="cpu")
         self.inputs = nn.Parameter(mean + spread * noise.to(mean.device))

@@ -78,8 +78,8 @@ def build_experiment(config: Config) -> Experiment:
     device = take_device(config["device"])
     check_precision(config["precision"], device)
     dataset = build(config["dataset"], "dataset", Dataset)
-    parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, free_memory(device))
+    parts = build_parts(config, dataset)
     make_deterministic(device)
     if device.type == "cuda" and distributed.count() > 1:
         torch.cuda.set_device(device)  # NCCL sends through the current device
@@ -177,8 +177,8 @@ def check_config(config: Config) -> VAE:
     dataset.check()
     if config["patience"] is not None and config["dataset"].get("validation") == 0:
         raise UserError(NO_VALIDATION)
-    parts = build_parts(config, dataset)
     check_memory(config, dataset.shape, memory_of(device))
+    parts = build_parts(config, dataset)
     model = assemble(parts, config, dataset.shape, torch.zeros(dataset.shape), 1.0)
     build_optimizer(config["optimizer"], model, parts["regularizer"])
     return model
@@ -212,7 +212,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
         with torch.device("meta"):  # tensors on this device have a shape but no values
             regularizer: Regularizer = build_parts(plain)["regularizer"]
             model = build_model(plain, shape)
-        if size_of(model) + math.prod(shape) <= QUICK_TO_BUILD:
+        if _is_quick(model, shape):
             model = build_model(plain, shape)  # computing on `meta` imports modules, which takes longer than this
         images = math.ceil(config["batch_size"] / distributed.count())
         needed = training_memory(model, shape, images, regularizer.samples)
@@ -220,10 +220,20 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
         return  # a user's own class may need the values of its tensors; its memory is not checked
     refuse_oversize(
         needed,
-        f"network={config['choices']['network']} with latent={config['latent']} and batch_size={config['batch_size']}",
+        f"network={config['choices']['network']} with prior={config['choices']['prior']}, latent={config['latent']} "
+        f"and batch_size={config['batch_size']}",
         "give smaller numbers",
         available,
     )
+
+
+def _is_quick(model: VAE, shape: tuple[int, int, int]) -> bool:
+    """Return whether it takes little time to build a model and to pass two images through it."""
+    convolves, has_pseudo_inputs = (
+        any(parameter.dim() == 4 for parameter in part.parameters()) for part in (model.encoder, model.prior)
+    )
+    is_small = size_of(model) + math.prod(shape) <= QUICK_TO_BUILD
+    return is_small and not (convolves and has_pseudo_inputs)  # which all pass through the encoder
 
 
 def build_model(config: Config, shape: tuple[int, int, int]) -> VAE:
