@@ -25,7 +25,9 @@ def prior_codes(run: Run, count: int, temperature: float = 1.0) -> Tensor:
     """Draw codes (count, D) from the prior. temperature multiplies their distance from the prior's mean."""
     with torch.no_grad():
         prior = run.model.prior()
-        return torch.lerp(prior.mean, prior.sample((count,)), temperature)
+        z: Tensor = prior.sample((count,))
+        # The mean is left out where it is not needed, because some priors have to estimate it.
+        return z if temperature == 1 else torch.lerp(prior.mean, z, temperature)
 
 
 def training_codes(run: Run, most: int = FITTED) -> Tensor:
