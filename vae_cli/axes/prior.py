@@ -141,9 +141,8 @@ class Vamp(Prior):
         super().__init__()
         self.components = components
         self._encode: Encode | None = None
-        self._seed = int(
-            torch.randint(1 << 62, (), device="cpu")
-        )  # drawn here, where each axis has its own random numbers
+        # Drawn here, where each axis has its own random numbers; on the CPU, because `meta` has no values.
+        self._seed = int(torch.randint(1 << 62, (), device="cpu"))
 
     def start(self, encode: Encode, mean: Tensor, spread: float) -> None:
         self._encode = encode
