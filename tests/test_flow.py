@@ -12,18 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from vae_cli import load_run
+from vae_cli import Run, load_run
 from vae_cli.axes.prior import Flow, StandardNormal
 from vae_cli.axes.sigma import Learned
 from vae_cli.commands.train import train
+from vae_cli.comparison.run_plots import code_map
 from vae_cli.config.build import build_experiment
 from vae_cli.core.errors import UserError
+from vae_cli.metrics.base import Budget, MeasuredRun, Metric, as_plain, compute_metrics
+from vae_cli.metrics.information import AggregateDensity, MutualInformation, Rate
+from vae_cli.metrics.price import AggregateFit, Bound, RefittedPrior
 from vae_cli.model import flow
 from vae_cli.model.flow import LOG_SCALE_LIMIT, FlowDistribution
 from vae_cli.model.inference import Inference
 from vae_cli.runs.codes import prior_codes
+from vae_cli.runs.pictures import traversals
 
 Compose = Callable[..., dict[str, Any]]
+TINY = ["prior=flow", "prior.couplings=4", "prior.hidden=8", "network.hidden=[16]", "latent=2"]
 
 
 def random_flow(latent: int, spread: float = 0.3, couplings: int = 6) -> FlowDistribution:
@@ -192,13 +198,14 @@ def test_one_dimension_is_refused(compose: Compose) -> None:
     assert build_experiment(compose("prior=flow", "latent=2")).model.prior().event_shape == (2,)
 
 
+@pytest.mark.slow
 def test_it_learns_a_correlated_normal_as_no_diagonal_normal_can() -> None:
     """The rate of a diagonal normal exceeds the entropy by KL = 1/2 (sum ln C_jj - ln det C) at best."""
     torch.manual_seed(0)
     root = torch.randn(4, 4) + 0.5 * torch.eye(4)
     target = MultivariateNormal(torch.tensor([3.0, -1.0, 0.0, 2.0]), root @ root.T)
     prior = Flow(4, hidden=64)
-    fit(prior, lambda n: target.sample((n,)), 1000)
+    fit(prior, lambda n: target.sample((n,)), 600)
     z = target.sample((20_000,))
     with torch.no_grad():
         gap = float((target.log_prob(z) - prior().log_prob(z)).mean())
@@ -208,6 +215,49 @@ def test_it_learns_a_correlated_normal_as_no_diagonal_normal_can() -> None:
     assert -0.01 < gap < 0.05
 
 
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A short run with two latent dimensions."""
+    monkeypatch.chdir(tmp_path)
+    train([*TINY, "epochs=2"])
+    return load_run("latest", device="cpu")
+
+
+def test_figures_and_pictures_of_a_run_are_defined(run: Run) -> None:
+    subject = MeasuredRun(run, Budget(100, 200, 8, 20, 50, 6, 20, 100))
+    kinds: list[type[Metric]] = [Rate, MutualInformation, AggregateDensity, Bound, AggregateFit, RefittedPrior]
+    found = [{name: figure for group in compute_metrics(subject, kinds).values() for name, figure in group.items()}]
+    found.append({name: figure for group in compute_metrics(subject, kinds).values() for name, figure in group.items()})
+    assert found[0] == found[1]
+    missing = {name for name, figure in found[0].items() if figure.value is None}
+    assert missing == {"rate_loc", "rate_scale", "rate_per_dimension", "aggregate_kl_gaussian", "iw_growth"}
+    for figure in found[0].values():
+        as_plain(figure)  # refuses what is not finite
+    assert code_map(run) is not None
+    picture = traversals(run, 3.0, 5, 0, False)
+    assert picture.arrays["images"].shape == (2, 5, 1, 8, 8)
+    assert picture.arrays["images"].isfinite().all()
+
+
+def test_temperature_shrinks_draws_towards_the_mean(run: Run) -> None:
+    law = run.model.prior()
+    torch.manual_seed(0)
+    full = prior_codes(run, 50)
+    torch.manual_seed(0)
+    assert torch.equal(full, law.sample((50,)))
+    torch.manual_seed(0)
+    torch.testing.assert_close(prior_codes(run, 50, 0.5), (full + law.mean) / 2)
+    torch.testing.assert_close(prior_codes(run, 50, 0.0), law.mean.expand(50, 2))
+
+
+def test_a_resumed_run_is_bit_identical(run: Run) -> None:
+    train([*TINY, "epochs=1", "run_name=again"])
+    train([*TINY, "epochs=2", "run_name=again"])
+    again = load_run("again", device="cpu")
+    for one, other in zip(run.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def moons(count: int) -> Tensor:
     """Draw points (N, 2) near two interleaved half circles."""
     angle, side = math.pi * torch.rand(count), torch.randint(2, (count,)).float() * 2 - 1
@@ -215,10 +265,11 @@ def moons(count: int) -> Tensor:
     return 2 * (arc + 0.1 * torch.randn(count, 2))
 
 
+@pytest.mark.slow
 def test_it_learns_two_moons_as_no_normal_can() -> None:
     torch.manual_seed(0)
     prior = Flow(2, hidden=64)
-    fit(prior, moons, 800)
+    fit(prior, moons, 400)
     z = moons(20_000)
     best_normal = MultivariateNormal(z.mean(0), z.T.cov())
     with torch.no_grad():
