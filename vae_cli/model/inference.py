@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Inference:
     z           (*S, B, D), drawn from the posterior
     prior       p(z), batch (), event (D,)
     likelihood  p(x|z), batch (*S, B), event (C, H, W)
+    parts       terms that a regularizer adds for curves and reports, each (B,) or expandable to it
+    decode      returns p(x|z) for other codes z (*S, B, D); None if the inference was not made by a model
 
     Quantities are in nats per image, summed over pixels and latent dimensions, and have shape (B,) unless stated
     otherwise. A quantity that is undefined for the type of posterior is None.
@@ -48,6 +51,8 @@ class Inference:
     z: Tensor
     prior: Distribution
     likelihood: Distribution
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    decode: Callable[[Tensor], Distribution] | None = None
 
     @computed_once
     def log_likelihood(self) -> Tensor:
@@ -129,9 +134,10 @@ class Inference:
         """Return the loss and its terms, each (B,), keyed by their names in curves and reports.
 
         loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out. The
-        parts of the rate and the ELBO have no gradient, since no loss consists of them.
+        regularizer's parts, the parts of the rate and the ELBO have no gradient, since no loss consists of them.
         """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
+        terms |= {name: part.detach().expand_as(penalty) for name, part in self.parts.items()}
         rate = self.rate
         if rate is None:
             return terms

@@ -37,10 +37,15 @@ class Dense(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and onednn_is_faster() and _is_for_onednn(x, self.weight):
-            product: Tensor = OneDNNLinear.apply(x, self.weight, self.bias)
-            return product
-        return super().forward(x)
+        return dense(x, self.weight, self.bias)  # reads the weight once: a parametrization computes it anew each time
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b (B, out), as Dense does, for x (B, in), W (out, in) and b (out,) or None."""
+    if not torch.compiler.is_compiling() and onednn_is_faster() and _is_for_onednn(x, weight):
+        product: Tensor = OneDNNLinear.apply(x, weight, bias)
+        return product
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 @cache

@@ -69,4 +69,4 @@ class VAE(nn.Module):
         raw = self._raw(z)
         if self.training:
             self.likelihood.fit(x, raw)  # type: ignore[operator]
-        return Inference(x, posterior, z, self.prior(), self.likelihood(raw))
+        return Inference(x, posterior, z, self.prior(), self.likelihood(raw), decode=self.decode)
