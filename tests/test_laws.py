@@ -39,6 +39,7 @@ Compose = Callable[..., dict[str, Any]]
 GROUPS = catalog.groups()
 QUICK = {  # settings that make a choice quick, or possible, in a test
     "prior": {"vamp": ["prior.components=20"], "flow": ["prior.couplings=4", "prior.hidden=16"]},
+    "regularizer": {"factor": ["regularizer.hidden=32"]},
     "dataset": {
         "linear_gaussian": ["likelihood=gaussian", "dataset.images=200", "dataset.test=50", "dataset.validation=50"],
         "shapes": ["dataset.images=200", "dataset.test=50", "dataset.validation=50", "dataset.side=16"],

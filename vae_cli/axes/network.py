@@ -41,12 +41,16 @@ class Network(ABC):
     bias_per_pixel  whether every pixel has its own output bias, or all pixels of a channel share one
     output_bias     "mean": the untrained decoder outputs the mean of the training images (Burda et al., Importance
                     Weighted Autoencoders, ICLR 2016); "zero": it outputs raw = 0
+    spectral_norm   whether every layer of the decoder is divided by its spectral norm (see
+                    `normalize_layers` in model/spectral.py)
     """
 
     bias_per_pixel: ClassVar[bool] = True
+    spectral_norm: bool = False
 
-    def __init__(self, output_bias: OutputBias = "mean") -> None:
+    def __init__(self, output_bias: OutputBias = "mean", spectral_norm: bool = False) -> None:
         self.output_bias = output_bias
+        self.spectral_norm = spectral_norm
 
     @abstractmethod
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
@@ -73,8 +77,14 @@ class Linear(Network):
 class MLP(Network):
     """Fully connected layers; `hidden` lists their units from image to code, and the decoder mirrors the encoder."""
 
-    def __init__(self, hidden: list[Count], activation: Activation = "relu", output_bias: OutputBias = "mean") -> None:
-        super().__init__(output_bias)
+    def __init__(
+        self,
+        hidden: list[Count],
+        activation: Activation = "relu",
+        output_bias: OutputBias = "mean",
+        spectral_norm: bool = False,
+    ) -> None:
+        super().__init__(output_bias, spectral_norm)
         self.hidden = list(hidden)
         self.activation = _ACTIVATIONS[activation]
 
@@ -112,8 +122,9 @@ class Conv(Network):
         activation: Activation = "relu",
         normalization: Literal["none", "batch", "group"] = "none",
         output_bias: OutputBias = "mean",
+        spectral_norm: bool = False,
     ) -> None:
-        super().__init__(output_bias)
+        super().__init__(output_bias, spectral_norm)
         self.width, self.max_width, self.hidden = width, max_width, hidden
         self.activation = _ACTIVATIONS[activation]
         self.normalization = normalization
@@ -167,8 +178,9 @@ class ResNet(Network):
         blocks: Blocks = 1,
         activation: Activation = "silu",
         output_bias: OutputBias = "mean",
+        spectral_norm: bool = False,
     ) -> None:
-        super().__init__(output_bias)
+        super().__init__(output_bias, spectral_norm)
         self.width, self.max_width, self.blocks = width, max_width, blocks
         self.activation = _ACTIVATIONS[activation]
 

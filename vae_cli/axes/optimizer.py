@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_cli.axes.schedule import Constant, as_schedule
+from vae_cli.axes.schedule import Constant, Schedule, as_schedule
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.model.kernels import FusedAdam, without_compiler
 
+Apart = tuple[Iterable[nn.Parameter], Mapping[str, Any]]  # parameters, and the optimizer's arguments for them
+
 
 class ScheduledOptimizer:
-    """An optimizer whose learning rate follows a schedule.
+    """An optimizer whose learning rates follow schedules.
 
-    arguments are those of the class `kind`, but arguments["lr"] may also be a Schedule. Weight decay does not apply to
-    the parameters in `undecayed`. Raises UserError for arguments that the class does not accept, and for classes such
-    as LBFGS that need a closure.
+    arguments are those of the class `kind`, but arguments["lr"] may also be a Schedule. Each item of `apart` names some
+    of the parameters and arguments that replace the others for them: another weight decay, or another learning rate,
+    which may also be a Schedule. Arguments in `apart` that the class does not have are ignored. Raises UserError for
+    arguments that the class does not accept, and for classes such as LBFGS that need a closure.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class ScheduledOptimizer:
         kind: type[Optimizer],
         parameters: Iterable[nn.Parameter],
         arguments: Mapping[str, Any],
-        undecayed: Iterable[nn.Parameter] = (),
+        apart: Sequence[Apart] = (),
     ) -> None:
         allowed = [name for name in inspect.signature(kind).parameters if name not in ("self", "params")]
         for key in arguments:
@@ -45,29 +48,24 @@ class ScheduledOptimizer:
         self._factor = 1.0
         self._fused: FusedAdam | None = None
         self.lr = as_schedule(arguments.get("lr", inspect.signature(kind).parameters["lr"].default))
-        # Some optimizers divide by the initial learning rate or reject 0, the rate at which a warm-up starts.
-        rates = {"lr": self.lr.at(0.0) or self.lr.bounds()[1]}
-        every, apart = list(parameters), {id(parameter) for parameter in undecayed}
+        every = list(parameters)
 
-        def in_one_group() -> Optimizer:
+        def in_groups(groups: list[Any]) -> Optimizer:
             with without_compiler():
-                return kind(every, **{**arguments, **rates})
+                return kind(groups, **{**arguments, "lr": _first_rate(self.lr)})
 
-        self._in_one_group = in_one_group
+        self._in_one_group = lambda: in_groups(every)
         try:
-            self.inner = in_one_group()
-            if apart and self.inner.defaults.get("weight_decay"):
-                decayed = [parameter for parameter in every if id(parameter) not in apart]
-                others = [parameter for parameter in every if id(parameter) in apart]
-                groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-                with without_compiler():
-                    self.inner = kind(groups, **{**arguments, **rates})
+            self.inner = self._in_one_group()
+            groups, self._schedules = _in_groups(every, apart, self.inner.defaults, self.lr)
+            if len(groups) > 1:
+                self.inner = in_groups(groups)
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"{kind.__name__} does not accept these arguments: {error}") from error
 
     @property
     def rate(self) -> float:
-        """The current learning rate."""
+        """The current learning rate of the model."""
         return float(self.inner.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
@@ -78,20 +76,17 @@ class ScheduledOptimizer:
                 parameter.grad = None
 
     def advance(self, epoch: float) -> None:
-        """Set the learning rate to the schedule's value after `epoch` epochs, which may be fractional."""
-        if isinstance(self.lr, Constant):
-            return
-        self._set_rate(self.lr.at(epoch))
+        """Set the learning rates to their schedules' values after `epoch` epochs, which may be fractional."""
+        for group, lr in zip(self.inner.param_groups, self._schedules, strict=False):
+            if not isinstance(lr, Constant):
+                group["lr"] = lr.at(epoch) * self._factor
 
     def slow_down(self, factor: float) -> None:
-        """Multiply the schedule's learning rates by this factor from now on; it replaces any earlier factor."""
+        """Multiply the schedules' learning rates by this factor from now on; it replaces any earlier factor."""
         self._factor = factor
-        if isinstance(self.lr, Constant):
-            self._set_rate(self.lr.number)
-
-    def _set_rate(self, rate: float) -> None:
-        for group in self.inner.param_groups:
-            group["lr"] = rate * self._factor
+        for group, lr in zip(self.inner.param_groups, self._schedules, strict=False):
+            if isinstance(lr, Constant):
+                group["lr"] = lr.number * self._factor
 
     @property
     def is_capturable(self) -> bool:
@@ -120,8 +115,8 @@ class ScheduledOptimizer:
 
         The state may come from another device, on which convolution weights have a different memory layout. torch
         keeps the layout of the saved moments, so its fused kernels would pair weights with the wrong moments. Earlier
-        versions also applied weight decay to the parameters in `undecayed`; the state of such a run is continued as it
-        was begun.
+        versions also applied weight decay to the scales and priors; the state of such a run, which has one group, is
+        continued as it was begun.
         """
         if len(state["param_groups"]) == 1 < len(self.inner.param_groups):
             self.inner = self._in_one_group()
@@ -132,6 +127,32 @@ class ScheduledOptimizer:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self._fused = None  # it refers to the tensors of the old state
+
+
+def _first_rate(lr: Schedule) -> float:
+    """Return the learning rate to create an optimizer with. Some divide by it, or reject 0, the rate at which a warm-up
+    starts."""
+    return lr.at(0.0) or lr.bounds()[1]
+
+
+def _in_groups(
+    every: Sequence[nn.Parameter], apart: Sequence[Apart], defaults: Mapping[str, Any], lr: Schedule
+) -> tuple[list[dict[str, Any]], list[Schedule]]:
+    """Divide parameters into groups with the same arguments; return the groups and the schedules of their rates.
+
+    The first group has the arguments in `defaults`; so has every parameter for which `apart` changes none of them.
+    """
+    groups: list[dict[str, Any]] = []
+    schedules, taken = [lr], set[int]()
+    for parameters, arguments in apart:
+        changed = {k: v for k, v in arguments.items() if k in defaults and (k == "lr" or v != defaults[k])}
+        members = {id(parameter) for parameter in parameters}
+        if changed and members:
+            schedules.append(as_schedule(changed.get("lr", lr)))
+            changed["lr"] = _first_rate(schedules[-1])
+            groups.append({"params": [p for p in every if id(p) in members], **changed})
+            taken |= members
+    return [{"params": [p for p in every if id(p) not in taken]}, *groups], schedules
 
 
 def clip_gradient(parameters: Iterable[Tensor], norm: float | None) -> None:

@@ -121,10 +121,10 @@ class GaussianMixture(Prior):
 class Vamp(Prior):
     """The VampPrior p(z) = 1/K sum_k q(z|u_k): a mixture of the posteriors of K learned pseudo-inputs u_k.
 
-    A pseudo-input has the shape of an image. If they were all the training images, the prior would be the aggregate posterior,
-    and the mean rate the mutual information between a code and the index of its image. Every training step encodes all
-    pseudo-inputs. Each starts as the mean training image plus noise whose standard deviation is the spread of the
-    pixels; its values may leave the range of pixels. Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
+    A pseudo-input has the shape of an image. If they were all the training images, the prior would be the aggregate
+    posterior, and the mean rate the mutual information between a code and the index of its image. Every training step
+    encodes all pseudo-inputs. Each starts as the mean training image plus noise whose standard deviation is the spread
+    of the pixels; its values may leave the range of pixels. Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
     """
 
     needs = (

@@ -7,18 +7,24 @@ the batch.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vae_cli.axes.schedule import Schedule, as_schedule
 from vae_cli.core.compatibility import Need
-from vae_cli.core.values import Count, NonNegative
+from vae_cli.core.errors import UserError
+from vae_cli.core.values import Count, Interval, NonNegative
 from vae_cli.machine import distributed
+from vae_cli.model.critic import Critic
 from vae_cli.model.inference import Inference, over_samples
 
 Weight = NonNegative | Schedule
+Layers = Annotated[int, Interval(1, 100)]
+Decay = Annotated[float, Interval(0, 0.999999)]  # of a running mean
 
 GIVEN = Need("prior", "given", "this loss would not train the prior's parameters; type prior=standard_normal")
 
@@ -26,11 +32,17 @@ GIVEN = Need("prior", "given", "this loss would not train the prior's parameters
 class Regularizer(nn.Module):
     """A regularizer: forward maps an Inference to the penalty (B,), in nats per image.
 
-    draws  the number of draws of z for each image, in training and validation
+    forward may add terms for curves and reports to `inference.parts`.
+
+    draws           the number of draws of z for each image, in training and validation
+    optimizer       the optimizer's arguments for the regularizer's own parameters, if they differ from the model's
+    differentiates  whether forward differentiates the decoder, so that the loss needs second derivatives
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
+    differentiates: ClassVar[bool] = False
     draws: int = 1
+    optimizer: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -155,6 +167,100 @@ class Energy(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         return self.beta() * over_samples(inference.z.square().sum(-1) / 2)
+
+
+class Factor(Regularizer):
+    """beta * KL(q(z|x) || p(z)) + gamma * TC: the total correlation TC of the codes is penalized, too.
+
+        TC = KL(q(z) || prod_j q(z_j)) = E[ln q(z) - ln prod_j q(z_j)], estimated as the mean of l(z) over the batch
+
+    q(z) is the distribution of the codes of all images. A critic l(z) learns the log density ratio: it is trained to
+    tell codes from codes whose dimensions are shuffled over the same batch. (The paper shuffles a second batch, which
+    costs a second pass through the encoder.) The critic's cross-entropy trains only the critic, and the penalty only
+    the model. Both take their steps at the same time; the critic has its own learning rate and betas, and no weight
+    decay. Its cross-entropy is not part of the loss. Losses of different epochs are measured by different critics.
+
+    It adds the curves critic_loss (ln 2 = 0.69 if the critic cannot tell the codes apart) and critic_total_correlation.
+    FactorVAE of Kim and Mnih, Disentangling by Factorising, ICML 2018.
+    """
+
+    needs = (
+        Need(
+            "sigma",
+            "noise",
+            "without noise, the codes of N images are N points, whose total correlation is (D - 1) ln N wherever they "
+            "are; type regularizer=kl, or sigma=fixed",
+        ),
+    )
+
+    def __init__(
+        self,
+        latent: Count,
+        beta: Weight = 1.0,
+        gamma: Weight = 10.0,
+        layers: Layers = 6,
+        hidden: Count = 1000,
+        lr: Weight = 1e-4,
+        betas: list[Decay] | None = None,
+    ) -> None:
+        super().__init__()
+        if latent == 1:
+            raise UserError("regularizer=factor needs latent=2 or more: the total correlation of one dimension is 0.")
+        if betas is not None and len(betas) != 2:
+            raise UserError(f"regularizer.betas={betas} is not allowed: give two numbers, such as [0.5,0.9].")
+        self.beta = as_schedule(beta)
+        self.gamma = as_schedule(gamma)
+        self.critic = Critic(latent, layers, hidden)
+        # A learning rate is no part of the loss, so it is not one of the regularizer's modules, as a weight is.
+        self.optimizer = {"lr": lr, "weight_decay": 0.0, **({} if betas is None else {"betas": tuple(betas)})}
+
+    def forward(self, inference: Inference) -> Tensor:
+        loss, total_correlation = self.critic.loss(inference.z), over_samples(self.critic(inference.z, frozen=True))
+        inference.parts.update(critic_loss=loss, critic_total_correlation=total_correlation)
+        penalty = self.beta() * inference.kl + self.gamma() * total_correlation
+        return penalty + (loss - loss.detach())  # 0, with the gradient of the critic's loss
+
+
+class GradientPenalty(Regularizer):
+    """beta * |z|^2 / 2 + weight * |J|_F^2 with J = d E[x|z] / dz: a penalty on the code and on the decoder's slope.
+
+    J is the Jacobian of the decoded mean image with respect to the code. |J|_F^2, the sum of its squared elements,
+    bounds the square of the decoder's local Lipschitz constant. It is estimated without bias as |J^T v|^2, with v an
+    image of random signs (Hutchinson 1990), and averaged over samples of z. The gradient of the summed pixels, J^T 1,
+    would not do: it is 0 if some pixels darken as much as others brighten. If the decoder normalizes over the batch, J
+    is the Jacobian of all images of the batch. The curve squared_jacobian shows |J|_F^2.
+
+    With sigma=deterministic this is RAE-GP of Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020.
+    As in their text, the decoder is differentiated with respect to the code, not with respect to the encoded image.
+    """
+
+    needs = (GIVEN,)
+    differentiates = True
+
+    def __init__(self, beta: Weight = 1.0, weight: Weight = 1.0) -> None:
+        super().__init__()
+        self.beta = as_schedule(beta)
+        self.weight = as_schedule(weight)
+
+    def forward(self, inference: Inference) -> Tensor:
+        squared_jacobian = over_samples(_pulled_back(inference).square().sum(-1))
+        inference.parts.update(squared_jacobian=squared_jacobian)
+        return self.beta() * over_samples(inference.z.square().sum(-1) / 2) + self.weight() * squared_jacobian
+
+
+def _pulled_back(inference: Inference) -> Tensor:
+    """Return J^T v (*S, B, D) for one image of random signs v for each code, with J = d E[x|z] / dz."""
+    z, is_training = inference.z, torch.is_grad_enabled()
+    with torch.enable_grad():
+        if is_training and z.requires_grad:
+            mean = inference.likelihood.mean
+        else:  # the decoder was not recorded
+            assert inference.decode is not None
+            z = z.detach().requires_grad_()
+            mean = inference.decode(z).mean
+        signs = torch.bernoulli(torch.full_like(mean, 0.5)) * 2 - 1
+        # The gradient of a sum: torch imports sympy for the gradient of anything else.
+        return torch.autograd.grad((mean * signs).sum(), z, create_graph=is_training)[0]
 
 
 class Nothing(Regularizer):

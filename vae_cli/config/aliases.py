@@ -36,8 +36,12 @@ def current_target(target: str) -> str:
 
 
 ADDED = {"patience": None}  # settings that the runs of earlier versions lack, with the value that they had
-ADDED_TO: dict[str, dict[str, Any]] = {  # the same for the settings of a class
+_OPTIMIZERS = ("Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
+# The same for the settings of a class
+ADDED_TO: dict[str, dict[str, Any]] = {
     "vae_cli.axes.regularizer.KL": {"draws": 1},
+    **{f"vae_cli.axes.network.{name}": {"spectral_norm": False} for name in ("MLP", "Linear", "Conv", "ResNet")},
+    **{f"torch.optim.{name}": {"decoder_weight_decay": None} for name in _OPTIMIZERS},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import math
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from vae_cli.axes.dataset import Dataset, Split, Splits
 from vae_cli.axes.likelihood import Likelihood
 from vae_cli.axes.network import Network
-from vae_cli.axes.optimizer import ScheduledOptimizer
+from vae_cli.axes.optimizer import Apart, ScheduledOptimizer
 from vae_cli.axes.prior import Prior
 from vae_cli.axes.regularizer import Regularizer
 from vae_cli.axes.schedule import Constant, Schedule
@@ -38,8 +39,9 @@ from vae_cli.machine.device import (
     make_deterministic,
     take_device,
 )
-from vae_cli.machine.memory import free_memory, memory_of, refuse_oversize, size_of, training_memory
+from vae_cli.machine.memory import COPIES, free_memory, memory_of, refuse_oversize, size_of, training_memory
 from vae_cli.model.loss import Loss, Terms, loss_and_terms
+from vae_cli.model.spectral import normalize_layers
 from vae_cli.model.vae import VAE
 
 NO_VALIDATION = (
@@ -90,16 +92,9 @@ def build_experiment(config: Config) -> Experiment:
         raise UserError("No images are left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
-    if distributed.count() > 1 and config["on_divergence"] == "restart":
-        raise UserError(
-            "on_divergence=restart works only in a single process. Leave it out; if the loss diverges, lower "
-            "optimizer.lr."
-        )
-    if distributed.count() > 1 and device.type != "cuda" and distributed.has_batch_norm(model):
-        raise UserError(
-            "Batch normalization over the images of several processes needs GPUs; type network.normalization=group."
-        )
-    torch.set_num_threads(find_threads(config, model))
+    if distributed.count() > 1:
+        _check_processes(config, device, model, regularizer)
+    torch.set_num_threads(find_threads(config, nn.ModuleList([model, regularizer])))
     model.to(device)
     regularizer.to(device)
     if device.type == "cuda":
@@ -111,6 +106,24 @@ def build_experiment(config: Config) -> Experiment:
         compiled_loss = compile_loss(model, regularizer, splits.train, batch_size)
     optimizer = build_optimizer(config["optimizer"], model, regularizer)
     return Experiment(config, device, splits, model, regularizer, optimizer, compiled_loss)
+
+
+def _check_processes(config: Config, device: torch.device, model: VAE, regularizer: Regularizer) -> None:
+    """Raise UserError for what several processes cannot do."""
+    if config["on_divergence"] == "restart":
+        raise UserError(
+            "on_divergence=restart works only in a single process. Leave it out; if the loss diverges, lower "
+            "optimizer.lr."
+        )
+    if distributed.has_batch_norm(model) and device.type != "cuda":
+        raise UserError(
+            "Batch normalization over the images of several processes needs GPUs; type network.normalization=group."
+        )
+    if distributed.has_batch_norm(model) and regularizer.differentiates:
+        raise UserError(
+            "Batch normalization over the images of several processes has no second derivative, which this regularizer "
+            "needs; type network.normalization=group."
+        )
 
 
 def flush_denormals() -> None:
@@ -126,7 +139,8 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
 
     Returns the loss as one compiled function of the images; it draws the same random numbers as the uncompiled one. If
     several processes train the run, or torch's compiler fails on the whole loss, only encoder and decoder are compiled,
-    in place, and None is returned.
+    in place, and None is returned. If the regularizer differentiates the decoder, only the encoder is compiled, since
+    compiled functions have no second derivatives.
 
     torch compiles a function when it is first called, for the given batch size, so one batch is passed forward and
     backward. This also changes running statistics and the likelihood's scale, so they are restored afterwards.
@@ -139,13 +153,16 @@ def compile_loss(model: VAE, regularizer: Regularizer, images: Split, batch_size
         torch.compiler.reset()
     states = [deepcopy(module.state_dict()) for module in (model, regularizer)]
     x, compiled, failure = images.batch(torch.arange(min(batch_size, len(images)))), None, None
-    if distributed.count() == 1:
+    if regularizer.differentiates:
+        log.warning("Only the encoder is compiled, because the penalty needs second derivatives of the decoder.")
+    elif distributed.count() == 1:
         compiled = torch.compile(loss, dynamic=False, options={"fallback_random": True})
         failure = _failure_of(compiled, x)
     if compiled is None or failure is not None:
         compiled = None
         model.encoder.compile()
-        model.decoder.compile()
+        if not regularizer.differentiates:
+            model.decoder.compile()
         if (error := _failure_of(loss, x)) is not None:
             raise Failure(f"The loss cannot be compiled here ({first_line(error)}); leave out compile=true.") from error
         if failure is not None:
@@ -215,7 +232,7 @@ def check_memory(config: Config, shape: tuple[int, int, int], available: int | N
         if _is_quick(model, shape):
             model = build_model(plain, shape)  # computing on `meta` imports modules, which takes longer than this
         images = math.ceil(config["batch_size"] / distributed.count())
-        needed = training_memory(model, shape, images, regularizer.samples)
+        needed = training_memory(model, shape, images, regularizer.samples) + COPIES * size_of(regularizer)
     except (RuntimeError, NotImplementedError):
         return  # a user's own class may need the values of its tensors; its memory is not checked
     refuse_oversize(
@@ -259,17 +276,21 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
         start = torch.zeros_like(start)
     with initial_weights(config["seed"], "decoder"):
         decoder = network.decoder(config["latent"], start)
+        if network.spectral_norm:
+            normalize_layers(decoder)
     model = VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])
     parts["prior"].start(model.encode, center, spread)
     return model
 
 
-def build_optimizer(node: Config, model: VAE, regularizer: nn.Module) -> ScheduledOptimizer:
+def build_optimizer(node: Config, model: VAE, regularizer: Regularizer) -> ScheduledOptimizer:
     """Build the optimizer that a node of the configuration names. Raises UserError.
 
-    Weight decay is left out for sigma, the prior and the likelihood: it would pull their scales towards 1.
+    Weight decay is left out for sigma, the prior and the likelihood: it would pull their scales towards 1. The decoder
+    may have a weight decay of its own, and the regularizer's parameters have the arguments that it asks for.
     """
     arguments = built_arguments(node, "optimizer")
+    of_decoder = arguments.pop("decoder_weight_decay", None)
     kind = find_class(node["_target_"], "optimizer", Optimizer)
     hints = get_type_hints(kind.__init__)
     for key, value in arguments.items():
@@ -277,17 +298,35 @@ def build_optimizer(node: Config, model: VAE, regularizer: nn.Module) -> Schedul
             check_value(value, hints.get(key, Any), f"optimizer.{key}")
     if "betas" in arguments and len(arguments["betas"]) != 2:
         raise UserError(f"optimizer.betas={arguments['betas']} is not allowed: give two numbers, such as [0.9,0.999].")
-    if "lr" in arguments:
-        rate = arguments["lr"]
-        check_value(rate, NonNegative | Schedule, "optimizer.lr")
-        if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
-            raise UserError(
-                f"optimizer.lr would reach {rate.bounds()[1]:g}, the schedule's default: set where it starts and "
-                "stops, for example optimizer.lr.start=1e-3 optimizer.lr.stop=0."
-            )
-    parameters = [*model.parameters(), *regularizer.parameters()]
+    _check_rate(arguments, "optimizer.lr")
+    _check_rate(regularizer.optimizer, "regularizer.lr")
+    known = inspect.signature(kind).parameters
+    if "betas" in regularizer.optimizer and "betas" not in known:
+        raise UserError(
+            f"regularizer.betas cannot be used with {kind.__name__}, which has no betas: type regularizer.betas=null, "
+            "or optimizer=adam."
+        )
     undecayed = [p for part in (model.sigma, model.prior, model.likelihood) for p in part.parameters()]
-    return ScheduledOptimizer(kind, parameters, arguments, undecayed)
+    apart: list[Apart] = [(undecayed, {"weight_decay": 0.0}), (regularizer.parameters(), regularizer.optimizer)]
+    if of_decoder is not None:
+        check_value(of_decoder, NonNegative, "optimizer.decoder_weight_decay")
+        if "weight_decay" not in known:
+            raise UserError(
+                f"optimizer.decoder_weight_decay cannot be used with {kind.__name__}: it has no weight_decay."
+            )
+        apart.append((model.decoder.parameters(), {"weight_decay": of_decoder}))
+    return ScheduledOptimizer(kind, [*model.parameters(), *regularizer.parameters()], arguments, apart)
+
+
+def _check_rate(arguments: Mapping[str, Any], path: str) -> None:
+    """Raise UserError if arguments["lr"] is not a learning rate: a number of at least 0, or a schedule below 1."""
+    rate = arguments.get("lr", 0.0)
+    check_value(rate, NonNegative | Schedule, path)
+    if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
+        raise UserError(
+            f"{path} would reach {rate.bounds()[1]:g}, the schedule's default: set where it starts and "
+            f"stops, for example {path}.start=1e-3 {path}.stop=0."
+        )
 
 
 def _mean_and_spread(images: Split) -> tuple[Tensor, float]:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from vae_cli.config.claims import entry
 from vae_cli.core.errors import UserError, nearest
 
-TERMS = ("loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo")  # of a training step, if defined
+PARTS = ("critic_loss", "critic_total_correlation", "squared_jacobian")  # of some regularizers
+# The terms of a training step, if they are defined
+TERMS = ("loss", "distortion", "penalty", *PARTS, "rate", "rate_loc", "rate_scale", "elbo")
 MEASURED = (*TERMS, "rate_bits", "active_units")  # averaged over a split
 POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
 

@@ -230,6 +230,21 @@ def counted(values: Tensor) -> Tensor:
     return values if _division is None or _division.counts else values[:0]
 
 
+def whole(values: Tensor) -> Tensor:
+    """Return the values of the whole batch, from the values (B, ...) of each process's share, without gradients."""
+    if _division is None:
+        return values.detach()
+    every = values.new_zeros(_division.size, *values.shape[1:])
+    if _division.counts:
+        every[_division.start : _division.stop] = values.detach()
+    return total(every)
+
+
+def own(values: Tensor) -> Tensor:
+    """Return this process's share of values that are given for the whole batch."""
+    return values if _division is None else values[_division.start : _division.stop]
+
+
 def mean(values: Tensor, dim: int | None = None) -> Tensor:
     """Return the mean of values (B, ...) over the whole batch (dim=0), or over all elements, with gradients."""
     if _division is None:

@@ -54,43 +54,34 @@ def training_memory(model: nn.Module, shape: tuple[int, ...], images: int, sampl
     """Return the memory, in bytes, that a training step on `images` images of this shape (C, H, W) needs, with draws of
     z of shape `samples` for each image.
 
-    It covers the parameters with their gradients and Adam moments, and the activations saved for the backward pass,
-    measured on a few images. What the prior saves while it makes p(z), such as the encoded pseudo-inputs of prior=vamp,
-    does not depend on the number of images. If the model is on torch's `meta` device, this computes and stores nothing;
-    otherwise the images pass through the model, which may update its running statistics.
+    It covers the parameters with their gradients and Adam moments, and the tensors saved for the backward pass. These
+    are measured with a few images and with twice as many, since some do not depend on the number of images, such as the
+    encoded pseudo-inputs of prior=vamp, or the weights of layers with spectral normalization. If the model is on
+    torch's `meta` device, this computes and stores nothing; otherwise the images pass through the model, which may
+    update its running statistics.
     """
+    few, twice = (_saved(model, shape, count, samples) for count in (SAMPLE, 2 * SAMPLE))
+    return max(0, 2 * few - twice) + math.ceil((twice - few) * images / SAMPLE) + COPIES * size_of(model)
+
+
+def _saved(model: nn.Module, shape: tuple[int, ...], images: int, samples: tuple[int, ...]) -> int:
+    """Return the size, in bytes, of the tensors that are saved for the backward pass on this number of images."""
     parameters = list(model.parameters())
     # torch has one Python object for each storage as long as the object is referenced, so `id` tells storages apart.
     own = {id(storage): storage for storage in (parameter.untyped_storage() for parameter in parameters)}
-    of_images: dict[int, torch.UntypedStorage] = {}
-    of_prior: dict[int, torch.UntypedStorage] = {}
-    kept = of_images
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if id(storage) not in own and id(storage) not in of_prior:
+        if id(storage) not in own:
             kept[id(storage)] = storage
         return tensor
 
-    def switch(to: dict[int, torch.UntypedStorage]) -> None:
-        nonlocal kept
-        kept = to
-
-    prior: nn.Module = model.get_submodule("prior")
-    hooks = [
-        prior.register_forward_pre_hook(lambda *_: switch(of_prior)),
-        prior.register_forward_hook(lambda *_: switch(of_images), always_call=True),
-    ]
     saved = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    try:
-        with saved, torch.random.fork_rng(devices=[]), parameters[0].device:
-            inference = model(torch.zeros(SAMPLE, *shape), samples)
-            _ = inference.distortion + inference.kl
-    finally:
-        for hook in hooks:
-            hook.remove()
-    by_images, by_prior = (sum(storage.nbytes() for storage in part.values()) for part in (of_images, of_prior))
-    return math.ceil(by_images * images / SAMPLE) + by_prior + COPIES * size_of(model)
+    with saved, torch.random.fork_rng(devices=[]), parameters[0].device:
+        inference = model(torch.zeros(images, *shape), samples)
+        _ = inference.distortion + inference.kl
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def size_of(model: nn.Module) -> int:

@@ -1,3 +1,3 @@
-"""The variational autoencoder, the result of a forward pass, its loss, distributions, flows, scales and fast layers."""
+"""The VAE, the result of a forward pass, its loss, distributions, flows, scales, fast layers and a critic."""
 
-__all__ = ["distributions", "flow", "inference", "kernels", "loss", "scales", "vae"]
+__all__ = ["critic", "distributions", "flow", "inference", "kernels", "loss", "scales", "spectral", "vae"]

@@ -229,6 +229,8 @@ def final_figures(experiment: Experiment, folder: RunDir, events: EventWriter, s
                 f"not {state.best['record']['step']}. {RETRAIN}"
             )
         experiment.model.load_state_dict(best["model"])
+        if "regularizer" in best:  # missing from runs of earlier versions
+            experiment.regularizer.load_state_dict(best["regularizer"])
     record = state.best.get("record", state.record)
     measured = validate(experiment, experiment.splits.test)
     not_finite = [f"test/{name}" for name, value in measured.items() if not math.isfinite(value)]

@@ -73,6 +73,7 @@ def keep_best(experiment: Experiment, run: RunDir, state: State, loss: float) ->
         shape = list(experiment.splits.train.images.shape[1:])
         images, weights = fingerprint(experiment.splits), experiment.model.state_dict()
         best = {"step": state.step, "shape": shape, "images": images, "model": weights}
+        best["regularizer"] = experiment.regularizer.state_dict()  # a critic judges the codes that it has learned from
         distributed.first(lambda: save_checkpoint(run.next_best_file, best))
 
 

@@ -25,7 +25,9 @@ class Step:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.model, self.regularizer = distributed.wrap(experiment.model), distributed.wrap(experiment.regularizer)
-        self.parameters = [*self.model.parameters(), *self.regularizer.parameters()]
+        # Clipped apart from each other: a critic's gradient says nothing about the model's.
+        self.clipped = [list(self.model.parameters()), list(self.regularizer.parameters())]
+        self.parameters = [parameter for parameters in self.clipped for parameter in parameters]
         self.replayed: Replayed | None = None
         if experiment.splits.train.images.is_cuda and distributed.count() == 1:
             self.replayed = Replayed(experiment.config["batch_size"])
@@ -57,7 +59,8 @@ class Step:
 
     def update(self) -> None:
         """Update the parameters by their gradients."""
-        clip_gradient(self.parameters, self.experiment.config["max_grad_norm"])
+        for parameters in filter(None, self.clipped):
+            clip_gradient(parameters, self.experiment.config["max_grad_norm"])
         self.experiment.optimizer.step()
 
 

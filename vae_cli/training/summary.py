@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from vae_cli.config.claims import entry
+from vae_cli.config.objective import PARTS
 from vae_cli.config.trust import in_shell
 from vae_cli.core.files import expand_home
 from vae_cli.runs.folder import RunDir
 
-ROWS = ("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", "loss", "active_units")
+ROWS = (
+    *("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", *PARTS, "penalty", "loss", "active_units"),
+)
 WIDE = 120  # from this terminal width in columns, the definitions are printed next to the figures
 
 
