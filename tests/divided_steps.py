@@ -27,6 +27,7 @@ from vae_cli.training.meter import Meter, NotFinite
 from vae_cli.training.step import Step
 
 BATCHES = [7, 2, 1]  # 7 does not divide evenly; 1 leaves a process without an image
+SMALLER = {"regularizer=factor": ["regularizer.hidden=16"]}
 
 Steps = dict[str, Tensor]
 
@@ -49,22 +50,30 @@ class Dropping(nn.Module):
 def cases() -> Iterator[list[str]]:
     """Yield overrides that cover every choice of the axes that a step depends on."""
     words = {name: [f"{name}={choice}" for choice in group.choices] for name, group in groups().items()}
-    yield from (list(pair) for pair in product(words["sigma"], words["regularizer"]))
+    for sigma, regularizer in product(words["sigma"], words["regularizer"]):
+        yield [sigma, regularizer, *SMALLER.get(regularizer, [])]
     for likelihood in [*words["likelihood"], "likelihood=bernoulli likelihood.binarize=dynamic"]:
         yield [*likelihood.split(), "regularizer=capacity"]
     yield ["likelihood=laplace", "likelihood.scale=optimal"]
     yield from ([network] for network in words["network"])
+    for network in words["network"]:
+        yield [network, "network.spectral_norm=true", "regularizer=gradient_penalty", "likelihood=bernoulli"]
     yield from ([prior, "max_grad_norm=0.1", "precision=bfloat16"] for prior in words["prior"])
 
 
 def build(overrides: list[str]) -> Experiment | None:
     """Build an experiment, or return None if its choices cannot be combined."""
     try:
-        return build_experiment(to_plain(compose("train", overrides, return_hydra_config=True)))
+        experiment = build_experiment(to_plain(compose("train", overrides, return_hydra_config=True)))
     except UserError as error:
         if "cannot be combined" not in str(error):
             raise
         return None
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in experiment.regularizer.parameters():  # an untrained critic does nothing
+            parameter.add_(torch.randn_like(parameter) / 4)
+    return experiment
 
 
 def steps(experiment: Experiment) -> Steps:

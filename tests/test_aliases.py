@@ -95,6 +95,23 @@ def test_a_run_stored_under_old_names_is_resumed(
         plan(run, {**fresh, "latent": 3})
 
 
+@pytest.mark.parametrize("words", [["optimizer=sgd"], ["network=conv"]], ids=" ".join)
+def test_a_run_stored_without_settings_that_were_added_since_is_resumed(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, words: list[str]
+) -> None:
+    fresh = compose(*words)
+    stored = compose(*words)
+    del stored["network"]["spectral_norm"], stored["optimizer"]["decoder_weight_decay"]
+    run = RunDir(tmp_path)
+    run.write_config(stored)
+    run.checkpoint_file.touch()
+    assert run.config() == fresh
+    assert plan(run, fresh) == "resume"
+    for words in (["network.spectral_norm=true"], ["optimizer.decoder_weight_decay=0.1"]):
+        with pytest.raises(UserError, match="already holds a run with different settings"):
+            plan(run, compose(*words))
+
+
 def test_an_old_name_works_in_a_users_file(compose: Callable[..., dict[str, Any]], place: Path, ask: Any) -> None:
     (place / "own/sigma").mkdir(parents=True)
     (place / "own/sigma/mine.yaml").write_text("_target_: vae_cli.sigma.Fixed\nvalue: 0.7\n")

@@ -182,6 +182,20 @@ def test_if_the_loss_cannot_be_compiled_its_networks_are(
     Step(experiment)(torch.arange(64))
 
 
+def test_a_decoder_that_is_differentiated_twice_is_not_compiled(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    experiment = build_experiment(compose("compile=true", "regularizer=gradient_penalty"))
+    assert compiled == [experiment.model.encoder]
+    assert experiment.compiled_loss is None
+    assert [said.getMessage() for said in caplog.records] == [
+        "Only the encoder is compiled, because the penalty needs second derivatives of the decoder."
+    ]
+    Step(experiment)(torch.arange(64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
@@ -190,6 +204,7 @@ def test_if_the_loss_cannot_be_compiled_its_networks_are(
         ["likelihood=bernoulli", "likelihood.binarize=dynamic"],
         *(["network=conv", "network.width=4", f"network.normalization={kind}"] for kind in ("none", "group", "batch")),
         ["network=resnet", "network.width=4"],
+        ["network=conv", "network.width=4", "network.spectral_norm=true"],
         ["+schedule@regularizer.beta=linear"],
     ],
     ids=" ".join,
@@ -198,6 +213,8 @@ def test_the_loss_of_every_choice_is_one_graph(compose: Compose, words: list[str
     """A part that torch cannot trace would split the compiled loss, and cost more than compilation gains."""
     hidden = [] if any(word.startswith("network=") for word in words) else ["network.hidden=[8]"]
     experiment = build_experiment(compose("latent=3", *hidden, *words))
+    if experiment.regularizer.differentiates:
+        pytest.skip("torch does not compile second derivatives")
     for schedule in moving_schedules(experiment):
         schedule.advance(0.5)
     x = experiment.splits.train.batch(torch.arange(6))

@@ -28,13 +28,16 @@ def choices(group: str) -> list[str]:
 
 
 class SameNoise(TorchFunctionMode):
-    """Draws normal and binary numbers that are the same on every device."""
+    """Draws normal, uniform and binary numbers that are the same on every device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name == "normal_":
             noise = torch.randn(args[0].shape, generator=torch.Generator().manual_seed(args[0].numel()))
             return args[0].copy_(noise)
+        if name == "rand":
+            uniform = torch.rand(args[0], generator=torch.Generator().manual_seed(args[0].numel()))
+            return uniform.to(kwargs["device"])
         if name == "bernoulli":
             uniform = torch.rand(args[0].shape, generator=torch.Generator().manual_seed(args[0].numel()))
             return (uniform.to(args[0].device) < args[0]).to(args[0].dtype)
@@ -77,6 +80,7 @@ def test_every_sigma_and_likelihood_is_that_of_the_cpu(built: Built, sigma: str,
     "words",
     [
         *([f"network={network}"] for network in choices("network")),
+        *([f"network={network}", "network.spectral_norm=true"] for network in choices("network")),
         ["network=conv", "network.normalization=batch"],
         *([f"regularizer={regularizer}", "network.hidden=[32]"] for regularizer in choices("regularizer")),
         *([f"optimizer={optimizer}", "optimizer.lr=1e-4", "network.hidden=[32]"] for optimizer in choices("optimizer")),
@@ -166,6 +170,9 @@ def test_every_command_runs_on_a_gpu(
         ["optimizer=adamw", "+schedule@optimizer.lr=linear", "optimizer.lr.start=1e-2", "optimizer.lr.stop=1e-4"],
         ["optimizer=sgd", "optimizer.lr=1e-5"],
         ["regularizer=free_bits", "prior=scaled_normal"],
+        ["regularizer=factor", "regularizer.hidden=32", "max_grad_norm=1"],
+        ["regularizer=gradient_penalty"],
+        ["network=conv", "network.spectral_norm=true", "regularizer=gradient_penalty"],
     ],
     ids=" ".join,
 )

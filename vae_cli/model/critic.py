@@ -20,15 +20,19 @@ class Critic(nn.Module):
 
     q(z) is the distribution of the codes of all images. sigmoid(l(z)) is the probability D(z) that z is a code, and not
     a draw of prod_j q(z_j), if both are equally likely; at the minimum of `loss` l is the log density ratio (Sugiyama
-    et al., Density Ratio Estimation in Machine Learning, 2012). The hidden layers have leaky ReLU units, with
-    He initialization. Kim and Mnih, Disentangling by Factorising, ICML 2018, use two logits, whose difference is l.
+    et al., Density Ratio Estimation in Machine Learning, 2012). The hidden layers have leaky ReLU units, with He
+    initialization; the last layer starts at 0, so that an untrained critic moves no code. Kim and Mnih, Disentangling
+    by Factorising, ICML 2018, use two logits, whose difference is l.
     """
 
     def __init__(self, latent: int, layers: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([Dense(*sizes) for sizes in pairwise([latent, *[hidden] * layers, 1])])
-        for layer in [m for m in self.layers if isinstance(m, Dense)][:-1]:
+        *inner, last = [layer for layer in self.layers if isinstance(layer, Dense)]
+        for layer in inner:
             nn.init.kaiming_normal_(layer.weight, SLOPE)
+        nn.init.zeros_(last.weight)
+        for layer in (*inner, last):
             nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, frozen: bool = False) -> Tensor:
