@@ -90,12 +90,12 @@ def test_the_penalty_of_a_linear_decoder_is_that_of_its_weights(compose: Compose
     x = experiment.splits.train.batch(torch.arange(1000)).repeat(20, 1, 1, 1)
     inference = experiment.model(x)
     penalty = experiment.regularizer(inference)
-    norm = decoder[0].weight.square().sum()
+    norm = decoder[0].weight.detach().square().sum()
     found = (penalty - 0.5 * inference.z.square().sum(1) / 2).detach() / 3
     assert abs(float(found.mean() - norm)) < 4 * float(found.std()) / len(x) ** 0.5
     assert float(found.std()) < float(norm)
     (gradient,) = torch.autograd.grad(penalty.mean(), decoder[0].weight)  # of 3 |W|_F^2
-    assert float((gradient - 6 * decoder[0].weight).norm() / gradient.norm()) < 0.03
+    assert float((gradient - 6 * decoder[0].weight).norm() / gradient.norm()) < 0.1
 
 
 def test_the_penalty_of_several_draws_is_their_mean(compose: Compose) -> None:
