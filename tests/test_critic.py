@@ -218,9 +218,7 @@ def test_other_optimizers_train_a_critic_without_betas(compose: Compose) -> None
     assert [group["lr"] for group in experiment.optimizer.inner.param_groups] == [1e-4, 0.01]
 
 
-def test_a_critic_is_resumed_bit_for_bit_and_kept_with_the_best_weights(
-    compose: Compose, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_critic_is_resumed_bit_for_bit(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [*SMALL, "regularizer.lr=1e-2", "+schedule@optimizer.lr=linear", "optimizer.lr.start=1e-2"]
     words += ["optimizer.lr.stop=1e-3", "optimizer.lr.epochs=4"]
@@ -235,7 +233,17 @@ def test_a_critic_is_resumed_bit_for_bit_and_kept_with_the_best_weights(
     for one, other in zip(*states, strict=True):
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 
-    run = RunDir(tmp_path / "runs/whole")
+
+def test_a_critic_has_curves_and_is_kept_with_the_best_weights(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The model hardly moves; the critic finds out that its codes depend on each other, so the loss rises.
+    words = ["sigma=fixed", "sigma.value=0.05", "optimizer.lr=1e-6", "regularizer.lr=1e-2", "regularizer.gamma=1e4"]
+    found = ask("train", *SMALL, *words, "regularizer.beta=0", "epochs=4", "run_name=a")
+    assert found.code == 0, found.err
+    run = RunDir(tmp_path / "runs/a")
+    assert run.summary()["weights_of_epoch"] < 4
     parts = {"critic_loss", "critic_total_correlation"}
     for split in ("train", "validation"):
         assert {f"{split}/{part}" for part in parts} <= run.metrics()[-1].keys()
