@@ -12,10 +12,10 @@ import pytest
 from vae_cli.cli import run as run_command
 from vae_cli.config import catalog
 from vae_cli.config.claims import CLAIMS, FIGURES, entry, headlines
-from vae_cli.config.objective import MEASURED, POSTERIOR, TERMS, better_direction
+from vae_cli.config.objective import MEASURED, PARTS, POSTERIOR, TERMS, better_direction
 
 MODES = list(catalog.groups()["sigma"].choices)
-TRAINED = (*TERMS, *MEASURED, *POSTERIOR, "learning_rate")
+TRAINED = (*TERMS, *PARTS, *MEASURED, *POSTERIOR, "learning_rate")
 
 
 @pytest.fixture(scope="module")

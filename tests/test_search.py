@@ -15,10 +15,12 @@ import pytest
 from hydra.errors import MissingConfigException
 from rich.console import Console
 
+from vae_cli.axes.regularizer import Regularizer
 from vae_cli.commands.train import train
 from vae_cli.config import messages
 from vae_cli.config.build import build_experiment, check_config
-from vae_cli.config.objective import NAMES, check_objective, figure
+from vae_cli.config.instantiate import build
+from vae_cli.config.objective import NAMES, PARTS, check_objective, figure
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.runs.folder import RunDir
 from vae_cli.sweeps.space import defined_terms, search_space
@@ -34,18 +36,26 @@ with_optuna = pytest.mark.skipif(
 TINY = ["epochs=1", "network.hidden=[8]"]
 
 
+@pytest.mark.parametrize("regularizer", ["kl", "factor", "gradient_penalty"])
 @pytest.mark.parametrize("sigma", ["learned", "deterministic"])
-def test_the_names_of_objectives_are_the_figures_of_a_summary(sigma: str, compose: Compose, tmp_path: Path) -> None:
-    config = compose(*TINY, f"sigma={sigma}")
+def test_the_names_of_objectives_are_the_figures_of_a_summary(
+    sigma: str, regularizer: str, compose: Compose, tmp_path: Path
+) -> None:
+    if (sigma, regularizer) == ("deterministic", "factor"):
+        pytest.skip("they cannot be combined")
+    small = ["regularizer.hidden=8"] if regularizer == "factor" else []
+    config = compose(*TINY, f"sigma={sigma}", f"regularizer={regularizer}", *small)
     summary = run_experiment(build_experiment(config), RunDir(tmp_path / "run"), Console(quiet=True), True)
     splits = ("train", "validation", "test", "posterior")
     there = {f"{split}/{name}" for split in splits for name in summary[split]}
     assert there <= set(NAMES)
-    assert sigma != "learned" or there == set(NAMES)
+    parts = {f"{split}/{part}" for split in splits for part in PARTS}
+    assert sigma != "learned" or there - parts == set(NAMES) - parts
+    assert bool(there & parts) == (regularizer != "kl")
     for name in NAMES:
         split, _, term = name.partition("/")
         assert figure(summary, name) == summary[split].get(term)
-    terms = defined_terms(check_config(config), (1, 8, 8))
+    terms = defined_terms(check_config(config), build(config["regularizer"], "regularizer", Regularizer), (1, 8, 8))
     assert terms == set(summary["test"]) | set(summary["posterior"])
     assert ("elbo" in terms) == (sigma == "learned")
 

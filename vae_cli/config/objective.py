@@ -8,16 +8,15 @@ from typing import Any, Literal
 from vae_cli.config.claims import entry
 from vae_cli.core.errors import UserError, nearest
 
-PARTS = ("critic_loss", "critic_total_correlation", "squared_jacobian")  # of some regularizers
-# The terms of a training step, if they are defined
-TERMS = ("loss", "distortion", "penalty", *PARTS, "rate", "rate_loc", "rate_scale", "elbo")
+TERMS = ("loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo")  # of a training step, if defined
+PARTS = ("critic_loss", "critic_total_correlation", "squared_jacobian")  # terms that some regularizers add
 MEASURED = (*TERMS, "rate_bits", "active_units")  # averaged over a split
 POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
 
 NAMES = (
-    *(f"validation/{name}" for name in MEASURED),
-    *(f"test/{name}" for name in MEASURED),
-    *(f"train/{name}" for name in TERMS),
+    *(f"validation/{name}" for name in (*MEASURED, *PARTS)),
+    *(f"test/{name}" for name in (*MEASURED, *PARTS)),
+    *(f"train/{name}" for name in (*TERMS, *PARTS)),
     *(f"posterior/{name}" for name in POSTERIOR),
 )
 
@@ -29,8 +28,9 @@ def check_objective(name: str) -> None:
         near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
         raise UserError(
             f"objective={name}: no run has such a figure.{near} Valid names are validation/NAME and test/NAME, "
-            f"where NAME is one of {', '.join(MEASURED)}; train/NAME, where NAME is one of {', '.join(TERMS)}; and "
-            f"posterior/NAME, where NAME is one of {', '.join(POSTERIOR)}."
+            f"where NAME is one of {', '.join(MEASURED)}; train/NAME, where NAME is one of {', '.join(TERMS)}; with "
+            f"some regularizers, NAME may also be {' or '.join(PARTS)}; and posterior/NAME, where NAME is one of "
+            f"{', '.join(POSTERIOR)}."
         )
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.config.compose import named_folder, to_plain
 from vae_cli.config.messages import translate
-from vae_cli.config.objective import check_objective, figure
+from vae_cli.config.objective import PARTS, check_objective, figure
 from vae_cli.config.settings import Config
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError
@@ -108,6 +108,7 @@ class Search:
     def _check_defined(self, config: DictConfig, plain: dict[str, Any]) -> None:
         """Check one configuration, and that the objective is defined for it. Raises UserError."""
         from vae_cli.axes.dataset import Dataset
+        from vae_cli.axes.regularizer import Regularizer
         from vae_cli.config.build import check_config
         from vae_cli.config.instantiate import build
 
@@ -119,12 +120,14 @@ class Search:
                 f"no images are held out (dataset.validation=0), so there is no {self.objective}. Hold some out, for "
                 "example dataset.validation=200, or choose a different objective=..."
             )
-        if term in defined_terms(model, build(plain["dataset"], "dataset", Dataset).shape):
+        regularizer = build(plain["regularizer"], "regularizer", Regularizer)
+        if term in defined_terms(model, regularizer, build(plain["dataset"], "dataset", Dataset).shape):
             return
+        axis = "regularizer" if term in PARTS else "sigma"
         other = "posterior/loc_std" if split == "posterior" else f"{split}/loss"
         turn = " hydra.sweeper.direction=minimize" if config.hydra.sweeper.get("direction") != "minimize" else ""
         raise UserError(
-            f"{self.objective} is not defined for sigma={plain['choices']['sigma']}. Choose a different objective, for "
+            f"{self.objective} is not defined for {axis}={plain['choices'][axis]}. Choose a different objective, for "
             f"example objective={other}{turn if other.endswith('/loss') else ''}."
         )
 

@@ -25,6 +25,8 @@ from vae_cli.core.values import Count, Probability, describe, is_allowed
 from vae_cli.sweeps.runner import is_plugin
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vae_cli.model.vae import VAE
 
 # Modules that import torch are imported inside functions: `--cfg` and misspelled overrides do not need them.
@@ -33,10 +35,10 @@ SWEEPER_SETTINGS = {"n_trials": Count, "n_jobs": Count, "max_failure_rate": Prob
 EXAMPLE = "latent=2,4,8 or 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'"
 
 
-def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
+def defined_terms(model: VAE, regularizer: nn.Module, shape: tuple[int, int, int]) -> set[str]:
     """Return the names of the figures (loss terms and posterior statistics) that are defined for a model.
 
-    To find them, the model is applied to one black image of the given shape (C, H, W).
+    To find them, the model and the regularizer are applied to one black image of the given shape (C, H, W).
     """
     import torch
 
@@ -46,8 +48,9 @@ def defined_terms(model: VAE, shape: tuple[int, int, int]) -> set[str]:
     names: set[str] = set()
     with evaluating(model, 0, torch.device("cpu")):
         inference = model(torch.zeros(1, *shape))
+        penalty = regularizer(inference)
         for metric in (Terms(), Posterior()):
-            metric.update(inference, torch.zeros(1))
+            metric.update(inference, penalty)
             names |= set(metric.compute())
     return names
 

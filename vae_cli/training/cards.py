@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vae_cli.config.claims import entry
-from vae_cli.config.objective import TERMS
+from vae_cli.config.objective import PARTS, TERMS
 
 # What a point of a loss curve is, for the description of its card.
 POINT = {
@@ -29,7 +29,7 @@ def tag_of(name: str) -> str:
     split, _, figure = name.partition("/")
     if split not in ("train", "validation"):
         return name
-    return f"curves/{figure}/{split}" if figure in TERMS else f"posterior/{figure}"
+    return f"curves/{figure}/{split}" if figure in (*TERMS, *PARTS) else f"posterior/{figure}"
 
 
 def points_of(values: Mapping[str, float], described: Collection[str]) -> Any:
