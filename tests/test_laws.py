@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -345,8 +346,10 @@ def test_fixed_and_deterministic_differ_only_by_epsilon(compose: Compose, monkey
         assert torch.equal(fixed, deterministic)
 
 
-def test_all_sigma_modes_start_with_the_same_locations_and_decoder(compose: Compose) -> None:
-    models = {s: build_experiment(compose(f"sigma={s}")) for s in GROUPS["sigma"].choices}
+@pytest.mark.parametrize("initialization", ["default", "glorot"])
+def test_all_sigma_modes_start_with_the_same_locations_and_decoder(compose: Compose, initialization: str) -> None:
+    start = f"network.initialization={initialization}"
+    models = {s: build_experiment(compose(f"sigma={s}", start)) for s in GROUPS["sigma"].choices}
     x = models["learned"].splits.train.batch(torch.arange(10))
     for experiment in models.values():
         with torch.no_grad():
@@ -354,6 +357,28 @@ def test_all_sigma_modes_start_with_the_same_locations_and_decoder(compose: Comp
             torch.testing.assert_close(loc, models["learned"].model.encode(x).mean)
             z = torch.ones(2, 16)
             assert torch.equal(experiment.model.decode(z).mean, models["learned"].model.decode(z).mean)
+
+
+@pytest.mark.parametrize("network", GROUPS["network"].choices)
+def test_glorot_draws_uniform_weights_of_the_stated_size_and_no_biases(compose: Compose, network: str) -> None:
+    words = [f"network={network}", "likelihood=bernoulli"]
+    model = build_experiment(compose(*words, "network.initialization=glorot")).model
+    before = build_experiment(compose(*words)).model
+    layers = [
+        [m for m in part.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+        for part in (model.encoder, model.decoder)
+    ]
+    for layer in (*layers[0], *layers[1]):
+        inputs, outputs = layer.weight[0].numel(), layer.weight.transpose(0, 1)[0].numel()
+        if layer is layers[0][-1]:
+            outputs //= 2  # loc and scale count as two layers
+        bound = math.sqrt(6 / (inputs + outputs))
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+        assert float(layer.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        assert layer.bias is not None
+        if layer is not layers[1][-1]:
+            assert (layer.bias == 0).all()
+    torch.testing.assert_close(list(model.decoder.parameters())[-1], list(before.decoder.parameters())[-1])
 
 
 def test_noise_of_each_mode(compose: Compose) -> None:

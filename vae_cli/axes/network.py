@@ -23,6 +23,7 @@ Shape = tuple[int, int, int]
 Blocks = Annotated[int, Interval(1, 100)]
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus"]
 OutputBias = Literal["mean", "zero"]
+Initialization = Literal["default", "glorot"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -43,14 +44,22 @@ class Network(ABC):
                     Weighted Autoencoders, ICLR 2016); "zero": it outputs raw = 0
     spectral_norm   whether every layer of the decoder is divided by its spectral norm (see
                     `normalize_layers` in model/spectral.py)
+    initialization  "default": torch's, uniform between +-1 / sqrt(inputs); "glorot": see `glorot`
     """
 
     bias_per_pixel: ClassVar[bool] = True
     spectral_norm: bool = False
+    initialization: Initialization = "default"
 
-    def __init__(self, output_bias: OutputBias = "mean", spectral_norm: bool = False) -> None:
+    def __init__(
+        self,
+        output_bias: OutputBias = "mean",
+        spectral_norm: bool = False,
+        initialization: Initialization = "default",
+    ) -> None:
         self.output_bias = output_bias
         self.spectral_norm = spectral_norm
+        self.initialization = initialization
 
     @abstractmethod
     def encoder(self, shape: Shape, latent: int, raw_size: int) -> nn.Module:
@@ -83,8 +92,9 @@ class MLP(Network):
         activation: Activation = "relu",
         output_bias: OutputBias = "mean",
         spectral_norm: bool = False,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__(output_bias, spectral_norm)
+        super().__init__(output_bias, spectral_norm, initialization)
         self.hidden = list(hidden)
         self.activation = _ACTIVATIONS[activation]
 
@@ -123,8 +133,9 @@ class Conv(Network):
         normalization: Literal["none", "batch", "group"] = "none",
         output_bias: OutputBias = "mean",
         spectral_norm: bool = False,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__(output_bias, spectral_norm)
+        super().__init__(output_bias, spectral_norm, initialization)
         self.width, self.max_width, self.hidden = width, max_width, hidden
         self.activation = _ACTIVATIONS[activation]
         self.normalization = normalization
@@ -179,8 +190,9 @@ class ResNet(Network):
         activation: Activation = "silu",
         output_bias: OutputBias = "mean",
         spectral_norm: bool = False,
+        initialization: Initialization = "default",
     ) -> None:
-        super().__init__(output_bias, spectral_norm)
+        super().__init__(output_bias, spectral_norm, initialization)
         self.width, self.max_width, self.blocks = width, max_width, blocks
         self.activation = _ACTIVATIONS[activation]
 
@@ -252,6 +264,23 @@ def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
     with torch.no_grad():
         bias.copy_(start.mean((1, 2)))
     return layers
+
+
+def glorot(network: nn.Module, blocks: int = 1, has_own_bias: bool = False) -> None:
+    """Draw all weights uniformly between +-sqrt(6 / (inputs + outputs)) of their layer, and set the biases to 0.
+
+    The last layer consists of this many `blocks` of outputs, each of which counts as a layer (see `head`); if it has a
+    bias of its own, it keeps it. Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
+    networks, AISTATS 2010.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in layers:
+        is_last = layer is layers[-1]
+        with torch.no_grad():
+            for rows in layer.weight.chunk(blocks) if is_last else [layer.weight]:
+                nn.init.xavier_uniform_(rows)
+        if layer.bias is not None and not (is_last and has_own_bias):
+            nn.init.zeros_(layer.bias)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

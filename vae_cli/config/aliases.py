@@ -40,7 +40,10 @@ _OPTIMIZERS = ("Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop"
 # The same for the settings of a class
 ADDED_TO: dict[str, dict[str, Any]] = {
     "vae_cli.axes.regularizer.KL": {"draws": 1},
-    **{f"vae_cli.axes.network.{name}": {"spectral_norm": False} for name in ("MLP", "Linear", "Conv", "ResNet")},
+    **{
+        f"vae_cli.axes.network.{name}": {"spectral_norm": False, "initialization": "default"}
+        for name in ("MLP", "Linear", "Conv", "ResNet")
+    },
     **{f"torch.optim.{name}": {"decoder_weight_decay": None} for name in _OPTIMIZERS},
 }
 
