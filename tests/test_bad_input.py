@@ -298,6 +298,8 @@ interpolate a --span 2 | --span has no effect without --traverse
 interpolate a --traverse --span -1 | --span -1
 interpolate a --traverse --span nan | --span nan
 interpolate a --traverse --path slerp | --path has no effect
+interpolate a --path geodesic --grid 0,1,2,3 | --grid cannot be combined with --path geodesic, .* choose --path linear
+interpolate a --path geodesic --traverse | --path has no effect
 interpolate a --path sideways | not one of 'linear'
 interpolate a --seed 99999999999999999999999 | --seed 9+
 interpolate a --pair 0,1 --device tpu | type device=auto

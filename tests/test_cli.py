@@ -104,8 +104,8 @@ def test_a_run_imports_only_the_heavy_modules_it_needs(tmp_path: Path) -> None:
     used = imported(tmp_path, "train", "epochs=1", "network.hidden=[4]", "max_grad_norm=1", "run_name=a")
     assert {"torch", "hydra"} <= used
     assert not {"torch._dynamo", "sympy", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"} & used
-    used = imported(tmp_path, "sample", "a")
-    assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & used
+    for words in (["sample", "a"], ["interpolate", "a", "--path", "geodesic", "--count", "1"]):
+        assert not {"torch._dynamo", "sympy", "hydra", "tensorboard"} & imported(tmp_path, *words)
     imported(tmp_path, "evaluate", "a", "--quick")  # the first time, it trains the feature net
     used = imported(tmp_path, "evaluate", "a", "--quick")
     assert not {"torch._dynamo", "sympy", "hydra", "torchvision", "sklearn", "scipy", "pandas"} & used

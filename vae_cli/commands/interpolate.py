@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 vae interpolate latest  use eight random pairs of test images
 vae interpolate latest --pair 0,1 --pair 4,7 --path slerp  use these two pairs, and follow great circles
+vae interpolate latest --path geodesic --count 4  find the shortest paths in image space, and print their lengths
 vae interpolate latest --classes 3,8 --steps 15 --gif  go from one class to another, and write an animation
 vae interpolate latest --file one.png --file two.png  use your own images
 vae interpolate latest --grid 0,1,2,3  fill a square whose corners are four test images
@@ -39,10 +40,10 @@ Count = Annotated[
     typer.Option(metavar="N", help="Number of random pairs.", min=1, max=1000, show_default=str(COUNT)),
 ]
 PathKind = Annotated[
-    Literal["linear", "slerp", "norm-corrected"] | None,
+    Literal["linear", "slerp", "norm-corrected", "geodesic"] | None,
     typer.Option(
-        help="A straight line (linear), a great circle (slerp), or a straight line whose points are rescaled to the "
-        "interpolated norm (norm-corrected).",
+        help="A straight line (linear), a great circle (slerp), a straight line whose points are rescaled to the "
+        "interpolated norm (norm-corrected), or the path along which the decoded images change least (geodesic).",
         show_default="linear",
     ),
 ]
@@ -84,6 +85,8 @@ def interpolate(
     trust: Trust = None,
 ) -> None:
     """Interpolate between images, or traverse the latent space."""
+    from rich.console import Console
+
     from vae_cli.commands.output import named, parse_indices, place, write
     from vae_cli.runs import pictures
     from vae_cli.runs.find import find_run
@@ -105,11 +108,16 @@ def interpolate(
     if traverse:
         rendered = pictures.traversals(trained, SPAN if span is None else span, steps, seed, gif)
     elif corners is not None:
+        assert path != "geodesic"  # refused above
         indices = parse_indices(corners, len(trained.splits.test), "--grid", exactly=4)
         rendered = pictures.square(trained, indices, path, steps, seed, gif)
     else:
         ends = _ends(trained, pairs or [], classes, files or [], count or COUNT, seed)
-        rendered = pictures.strips(trained, ends, path, steps, seed, gif)
+        if path == "geodesic":
+            with Console(stderr=True).status(f"finding {len(ends.names)} geodesics"):
+                rendered = pictures.geodesic_strips(trained, ends, steps, seed, gif)
+        else:
+            rendered = pictures.strips(trained, ends, path, steps, seed, gif)
         if count is not None and len(ends.names) < count:
             rendered.captions.append(f"There are only {len(ends.names)} such pairs of test images.")
     write(stem, rendered)
@@ -149,6 +157,11 @@ def _refuse_unused(chosen: str | None, count: int | None, path: str | None, span
         refuse_unused("with --traverse", path=path)
     else:
         refuse_unused("without --traverse", span=span)
+    if chosen == "grid" and path == "geodesic":
+        raise UserError(
+            "--grid cannot be combined with --path geodesic, which is defined between two images: choose --path "
+            "linear, slerp or norm-corrected, or type --pair I,J instead of --grid."
+        )
 
 
 def _ends(run: TrainedRun, pairs: list[str], classes: str | None, files: list[Path], count: int, seed: int) -> Ends:

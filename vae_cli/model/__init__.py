@@ -1,3 +1,3 @@
-"""The VAE, the result of a forward pass, its loss, distributions, flows, scales, fast layers and a critic."""
+"""The VAE, its forward pass and loss, distributions, flows, scales, fast layers, a critic, and geodesics."""
 
-__all__ = ["critic", "distributions", "flow", "inference", "kernels", "loss", "scales", "spectral", "vae"]
+__all__ = ["critic", "distributions", "flow", "geodesics", "inference", "kernels", "loss", "scales", "spectral", "vae"]

@@ -13,7 +13,9 @@ from torch import Tensor
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.images import Heading, grid, load_image
 from vae_cli.core.rng import evaluating
+from vae_cli.machine.device import computing_in
 from vae_cli.machine.memory import refuse_oversize
+from vae_cli.model.geodesics import Geodesics, geodesics
 from vae_cli.runs.codes import Path as PathKind
 from vae_cli.runs.codes import between, decode, draw_codes, inferences
 from vae_cli.runs.run import Run
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vae_cli.core.images import Picture
 
 SHOWN = 1024  # maximum number of images in a picture of samples; the arrays contain all of them
+COMPARED = 4000  # maximum number of images in a picture of geodesics and straight lines
 TRAVERSED = 32  # maximum number of latent dimensions in a picture of traversals
 MEASURED = 2000  # maximum number of test images used to compute the standard deviation and rate of each dimension
 
@@ -150,6 +153,72 @@ def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: boo
     caption = f"Each row: an image, {steps} decoded codes on the {path} path between the mean codes, the other image."
     frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
     return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
+
+
+def geodesic_strips(run: Run, ends: Ends, steps: int, seed: int, gif: bool) -> Rendered:
+    """Decode the geodesic between the mean codes of each pair of images, and the straight line for comparison.
+
+    The picture has two rows per pair: the geodesic, and the straight line. The codes of both are evenly spaced by
+    length in image space. Paths and lengths are computed in float32, whatever the precision of the run is. Raises
+    UserError if the images do not fit into memory.
+    """
+    pairs = len(ends.names)
+    refuse_oversize(24 * pairs * steps * math.prod(run.shape), f"Decoding {2 * pairs * steps} images", "ask for fewer")
+    with evaluating(run.model, seed, run.device):
+        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        found = _find_geodesics(run, loc[:, 0], loc[:, 1], steps)
+        z = torch.stack([found.shortest.z, found.straight.z], 1)  # (P, 2, steps, D)
+        images = decode(run, z.flatten(0, 2)).unflatten(0, z.shape[:3])
+    x = ends.images.cpu()[:, None].expand(-1, 2, -1, -1, -1, -1)
+    rows = torch.cat([x[:, :, :1], images, x[:, :, 1:]], 2)
+    labels = [label for name in ends.names for label in (f"{name}: geodesic", "straight line")]
+    shown = max(1, COMPARED // (2 * steps + 4))
+    headings = [Heading("image"), Heading("decoded", steps), Heading("image")]
+    picture = grid(rows[:shown].flatten(0, 2), steps + 2, row_labels=labels[: 2 * shown], headings=headings)
+    frames = _animate([grid(images[:, 0, step], min(8, pairs)) for step in range(steps)]) if gif else None
+    captions = _geodesic_captions(found, ends.names, steps)
+    if pairs > shown:
+        captions.append(f"The picture shows {shown} of {pairs} pairs; the arrays contain all.")
+    arrays = {
+        "ends": ends.images, "z": z[:, 0], "images": images[:, 0], "straight_z": z[:, 1],
+        "straight_images": images[:, 1], "length": found.shortest.length, "straight_length": found.straight.length,
+        "distance": found.distance, "converged": found.reached,
+    }  # fmt: skip
+    return Rendered(picture, arrays, captions, frames)
+
+
+def _find_geodesics(run: Run, a: Tensor, b: Tensor, steps: int) -> Geodesics:
+    """Find geodesics in float32: rounding to bfloat16 would add to each of the small distances along a path."""
+    model, precision = run.model, run.model.precision
+    model.precision = "float32"
+    try:
+        with computing_in("float32", run.device.type):  # around the backward passes, too
+            return geodesics(lambda z: model.decode(z).mean, a, b, steps)
+    finally:
+        model.precision = precision
+
+
+def _geodesic_captions(found: Geodesics, names: Sequence[str], steps: int) -> list[str]:
+    """Return a description of the picture, the table of lengths, and the names of paths that did not converge."""
+    width = max(map(len, (*names, "pair")))
+    lines = [f"{'pair':<{width}}  geodesic  straight line   ends"]
+    columns = (found.shortest.length, found.straight.length, found.distance)
+    for name, *lengths in zip(names, *(column.tolist() for column in columns), strict=True):
+        geodesic, straight, distance = (f"{length:.3f}" for length in lengths)
+        lines.append(f"{name:<{width}}  {geodesic:>8}  {straight:>13}  {distance:>5}")
+    captions = [
+        f"Each pair of rows: {steps} decoded codes on the geodesic between the mean codes, and on the straight line, "
+        "evenly spaced by length.",
+        "Lengths in image space, and the distance between the decoded ends (Euclidean, over all pixels):",
+        *lines,
+    ]
+    missed = [name for name, reached in zip(names, found.reached.tolist(), strict=True) if not reached]
+    if missed:
+        captions.append(
+            f"The search for the geodesic did not converge for {', '.join(missed)}: a shorter path may exist near the "
+            "one shown."
+        )
+    return captions
 
 
 def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
