@@ -18,6 +18,7 @@ from vae_cli.commands.train import train
 from vae_cli.config.build import build_model
 from vae_cli.model import geodesics as module
 from vae_cli.model.geodesics import Geodesics, geodesics
+from vae_cli.runs import pictures
 
 Ask = Callable[..., Any]
 
@@ -221,7 +222,17 @@ def test_a_run(name: str, runs: Path, ask: Ask, tmp_path: Path, monkeypatch: pyt
         assert animation.n_frames >= 6
     ask(*words, "--out", str(tmp_path / "y.png"))
     assert (tmp_path / "y.png").read_bytes() == (tmp_path / "x.png").read_bytes()
-    assert run.model.precision == run.config["precision"]
+
+
+def test_a_search_in_float32_leaves_the_precision_of_the_run(runs: Path) -> None:
+    run = load_run("low", device="cpu", runs_dir=runs / "runs")
+    rendered = pictures.geodesic_strips(run, pictures.ends_in_test_set(run, [[0, 1]]), 4, 0, gif=False)
+    assert run.model.precision == "bfloat16"
+    run.model.precision = "float32"
+    images = run.decode(rendered.arrays["z"][0]).mean.double().flatten(1)
+    assert images.diff(dim=0).norm(dim=1).sum() <= float(rendered.arrays["length"]) * (1 + 1e-4)
+    steps = images.diff(dim=0).norm(dim=1)
+    torch.testing.assert_close(steps, steps.mean().expand(3), rtol=0.05, atol=0)
 
 
 def test_other_ways_to_choose_images(runs: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

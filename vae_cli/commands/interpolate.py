@@ -11,7 +11,7 @@ from vae_cli.commands.options import DataDir, Device, Out, Run, RunsDir, Seed, T
 from vae_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from vae_cli.runs.pictures import Ends
+    from vae_cli.runs.pictures import Ends, Rendered
     from vae_cli.runs.run import Run as TrainedRun
 
 EXAMPLES = """
@@ -85,8 +85,6 @@ def interpolate(
     trust: Trust = None,
 ) -> None:
     """Interpolate between images, or traverse the latent space."""
-    from rich.console import Console
-
     from vae_cli.commands.output import named, parse_indices, place, write
     from vae_cli.runs import pictures
     from vae_cli.runs.find import find_run
@@ -113,14 +111,24 @@ def interpolate(
         rendered = pictures.square(trained, indices, path, steps, seed, gif)
     else:
         ends = _ends(trained, pairs or [], classes, files or [], count or COUNT, seed)
-        if path == "geodesic":
-            with Console(stderr=True).status(f"finding {len(ends.names)} geodesics"):
-                rendered = pictures.geodesic_strips(trained, ends, steps, seed, gif)
-        else:
-            rendered = pictures.strips(trained, ends, path, steps, seed, gif)
+        rendered = _strips(trained, ends, path, steps, seed, gif)
         if count is not None and len(ends.names) < count:
             rendered.captions.append(f"There are only {len(ends.names)} such pairs of test images.")
     write(stem, rendered)
+
+
+def _strips(
+    run: TrainedRun, ends: Ends, path: Literal["linear", "slerp", "norm-corrected", "geodesic"], steps: int, seed: int,
+    gif: bool,
+) -> Rendered:  # fmt: skip
+    from rich.console import Console
+
+    from vae_cli.runs import pictures
+
+    if path != "geodesic":
+        return pictures.strips(run, ends, path, steps, seed, gif)
+    with Console(stderr=True).status(f"finding {len(ends.names)} geodesics"):
+        return pictures.geodesic_strips(run, ends, steps, seed, gif)
 
 
 def _refuse_few_images(run: TrainedRun, traverse: bool) -> None:
