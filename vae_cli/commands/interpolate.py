@@ -97,16 +97,14 @@ def interpolate(
         _refuse_few_images(trained, traverse)
     name = named("traversals", span=span) if traverse else named(path or "linear", **chosen, count=count)
     name = named(
-        name,
-        steps=steps if steps != STEPS else None,
-        seed=seed or None,
+        name, steps=steps if steps != STEPS else None, seed=seed or None,
         weights=weights if weights != "best" else None,
-    )
+    )  # fmt: skip
     stem, path = place(trained.path, "interpolations", name, out), path or "linear"
     if traverse:
         rendered = pictures.traversals(trained, SPAN if span is None else span, steps, seed, gif)
     elif corners is not None:
-        assert path != "geodesic"  # refused above
+        assert path != "geodesic"  # _refuse_unused refuses it
         indices = parse_indices(corners, len(trained.splits.test), "--grid", exactly=4)
         rendered = pictures.square(trained, indices, path, steps, seed, gif)
     else:
