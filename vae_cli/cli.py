@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vae_cli.commands import compare, evaluate, explain, interpolate, runs, sample, train
+from vae_cli.commands import compare, evaluate, explain, export, interpolate, runs, sample, train
 from vae_cli.core.garbage import collect_rarely
 from vae_cli.machine.launch import refuse_several
 from vae_cli.terminal.errors import exit_code, leave_pipe
@@ -27,6 +27,7 @@ app.command(cls=TrainCommand, epilog=train.EXAMPLES)(train.train)
 app.command(cls=Command, epilog=sample.EXAMPLES)(sample.sample)
 app.command(cls=Command, epilog=interpolate.EXAMPLES)(interpolate.interpolate)
 app.command(cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(cls=Command, epilog=export.EXAMPLES)(export.export)
 app.command(cls=Command, epilog=runs.EXAMPLES)(runs.runs)
 app.command(cls=Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command(cls=Command, epilog=explain.EXAMPLES)(explain.explain)

@@ -8,4 +8,4 @@ One line in `cli.py` registers the command: `app.command(cls=Command, epilog=exp
 inside functions. `options.py` has the options that several subcommands share.
 """
 
-__all__ = ["compare", "evaluate", "explain", "interpolate", "options", "output", "runs", "sample", "train"]
+__all__ = ["compare", "evaluate", "explain", "export", "interpolate", "options", "output", "runs", "sample", "train"]

@@ -66,7 +66,9 @@ class Factors(Normal):
     """
 
     def __init__(self, loc: Tensor, scale: Tensor, log_scale: Tensor | None = None) -> None:
-        self.loc, self.scale = loc, scale if scale.shape == loc.shape else scale.expand_as(loc)
+        # To compare (D,) with (B, D) alone would make torch.export demand that B differs from D.
+        is_whole = scale.dim() == loc.dim() and scale.shape == loc.shape
+        self.loc, self.scale = loc, scale if is_whole else scale.expand_as(loc)
         self.log_scale = log_scale
         Distribution.__init__(self, loc.shape, validate_args=False)
 

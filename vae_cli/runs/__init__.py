@@ -1,3 +1,15 @@
-"""Runs on disk: their folders and checkpoints, and functions to find, load, sample, list and resume them."""
+"""Runs on disk: their folders and checkpoints, and functions to find, load, sample, export, list and resume them."""
 
-__all__ = ["checkpoint", "codes", "find", "folder", "mixture", "pictures", "plan", "run", "table"]
+__all__ = [
+    "checkpoint",
+    "codes",
+    "export",
+    "export_folder",
+    "find",
+    "folder",
+    "mixture",
+    "pictures",
+    "plan",
+    "run",
+    "table",
+]
