@@ -123,6 +123,9 @@ def _plain_copy(model: VAE) -> VAE:
     model.precision = "float32"
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
+            # The parametrized weight is a property of a class that the copy shares with the model.
+            own = type(module)
+            module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return model
