@@ -316,6 +316,14 @@ evaluate a --seed -1 | --seed -1
 evaluate a --weights worst | not one of 'best', 'last'
 evaluate a --device tpu | type device=auto
 evaluate a --out file.txt/x | file\.txt is a file\. Write the evaluation elsewhere: vae evaluate .* --out FOLDER
+export | Missing argument
+export nowhere | There is no run 'nowhere'
+export a b | unexpected extra argument
+export a --format torchscript | not one of 'pt2', 'onnx'
+export a --weights worst | not one of 'best', 'last'
+export a --to file.txt | file\.txt is a file\. Write it elsewhere with --to FOLDER
+export a --to file.txt/x | file\.txt is a file\. Write it elsewhere with --to FOLDER
+export a --too x | Did you mean '--to'\?
 runs nowhere | There is no folder nowhere
 runs file.txt | There is no folder file.txt
 runs empty | There are no runs in empty\. Train one first

@@ -94,7 +94,9 @@ print("\\n", *sys.modules)
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["sample", "--help"], ["export", "--help"], ["--version"], []]
+)
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     heavy = {"torch", "hydra", "omegaconf", "numpy", "yaml", "sklearn", "matplotlib"}
     assert not heavy & imported(tmp_path, *words)
@@ -134,7 +136,7 @@ def test_the_word_help_shows_the_help(tmp_path: Path) -> None:
 def test_vae_without_a_subcommand_lists_the_subcommands(tmp_path: Path) -> None:
     done = vae(cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("train", "sample", "interpolate", "evaluate", "compare", "runs"):
+    for name in ("train", "sample", "interpolate", "evaluate", "export", "compare", "runs"):
         assert f"  {name} " in done.stdout
 
 
@@ -159,7 +161,7 @@ def test_the_help_lists_the_choices_in_the_users_own_folder(flag: str, tmp_path:
     assert "a sigma of my own" not in vae("train", "--help", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "interpolate", "evaluate", "compare", "runs"])
+@pytest.mark.parametrize("name", ["train", "sample", "interpolate", "evaluate", "export", "compare", "runs"])
 @pytest.mark.parametrize("markup", ["rich", None])
 def test_every_subcommand_has_examples_that_are_whole_lines(
     name: str, markup: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -96,7 +96,7 @@ def test_choices_of_a_folder_of_the_user(tmp_path: Path) -> None:
 def test_runs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "digits" / "default").mkdir(parents=True)
     (tmp_path / "runs" / "digits" / "default" / "config.yaml").touch()
-    for command in ("sample", "interpolate"):
+    for command in ("sample", "interpolate", "export"):
         assert complete("bash", ["vae", command, ""], tmp_path) == ["latest", "runs/digits/default"]
     assert complete("bash", ["vae", "sample", "runs/d"], tmp_path) == ["runs/digits/default"]
 
