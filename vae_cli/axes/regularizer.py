@@ -7,18 +7,20 @@ the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_cli.axes.schedule import Schedule, as_schedule
 from vae_cli.core.compatibility import Need
 from vae_cli.core.errors import UserError
-from vae_cli.core.values import Count, Interval, NonNegative
+from vae_cli.core.values import Count, Interval, NonNegative, Positive
 from vae_cli.machine import distributed
+from vae_cli.model.aggregate import Kernel, covariance, log_densities, mean_discrepancy
 from vae_cli.model.critic import Critic
 from vae_cli.model.inference import Inference, over_samples
 
@@ -32,15 +34,18 @@ GIVEN = Need("prior", "given", "this loss would not train the prior's parameters
 class Regularizer(nn.Module):
     """A regularizer: forward maps an Inference to the penalty (B,), in nats per image.
 
-    forward may add terms for curves and reports to `inference.parts`.
-
+    parts           names of the terms that forward adds to Inference.parts; they become curves
     draws           the number of draws of z for each image, in training and validation
+    least_images    the smallest batch size that the penalty is meant for
+    needs           may depend on the settings: an instance can replace it
     optimizer       the optimizer's arguments for the regularizer's own parameters, if they differ from the model's
     differentiates  whether forward differentiates the decoder, so that the loss needs second derivatives
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ()
+    parts: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = False
+    least_images: ClassVar[int] = 1
+    needs: tuple[Need, ...] = ()
     draws: int = 1
     optimizer: Mapping[str, Any] = MappingProxyType({})
 
@@ -48,6 +53,9 @@ class Regularizer(nn.Module):
     def samples(self) -> tuple[int, ...]:
         """The shape *S of the draws of z (see `VAE.forward`)."""
         return () if self.draws == 1 else (self.draws,)
+
+    def start(self, images: int) -> None:
+        """Get to know the number of training images, before the training. The default does nothing with it."""
 
 
 class KL(Regularizer):
@@ -150,6 +158,154 @@ class Capacity(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         return (self.gamma() * (distributed.mean(inference.kl) - self.capacity()).abs()).expand(len(inference.x))
+
+
+class MMD(Regularizer):
+    """weight * MMD^2(q(z), p(z)) + beta * KL(q(z|x) || p(z)): the codes of a batch shall be distributed like the prior.
+
+    MMD^2 is the squared maximum mean discrepancy between the B codes of the batch and B draws of the prior, estimated
+    without bias as a U-statistic:
+
+        MMD^2 = E k(z, z') - 2 E k(z, y) + E k(y, y'),  z, z' ~ q(z), y, y' ~ p(z)
+        kernel=imq   k(z, y) = sum_t t C / (t C + |z - y|^2), inverse multiquadratics
+        kernel=rbf   k(z, y) = sum_t exp(-|z - y|^2 / (t C)), Gaussians
+
+    The sums are over t in `scales`. C = 2 D s^2 for a prior with standard deviation s, in general 2 sum_j Var_p(z_j).
+    The curve `mmd` shows MMD^2 without its weight. It is the same for every image of a batch, and 0 if the batch has
+    one image. Only the codes follow its gradient; the parameters of a prior are trained by the KL term. For a point
+    mass, the KL term is the energy, as in regularizer=kl.
+
+    WAE-MMD    beta = 0 and weight = lambda, with sigma=deterministic or noise, kernel=imq and the default scales, if
+               the distortion is the cost. If the cost is |x - y|^2 and the likelihood N(y, v), weight = lambda / (2 v).
+               Tolstikhin et al., Wasserstein Auto-Encoders, ICLR 2018.
+    InfoVAE    beta = 1 - alpha and weight = alpha + lambda - 1, for its loss distortion + (1 - alpha) KL
+               + (alpha + lambda - 1) MMD^2. The kernel exp(-|z - y|^2 / D^2) of its authors' code is kernel=rbf with
+               scales=[D / 2] under N(0, I). Zhao et al., InfoVAE: Balancing Learning and Inference in Variational
+               Autoencoders, AAAI 2019.
+
+    Raises UserError if `scales` is empty.
+    """
+
+    parts = ("mmd",)
+    least_images = 2
+
+    def __init__(
+        self,
+        weight: Weight = 100.0,
+        beta: Weight = 0.0,
+        kernel: Kernel = "imq",
+        scales: Sequence[Positive] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+    ) -> None:
+        super().__init__()
+        if not scales:
+            raise UserError("regularizer.scales=[] is not allowed: give at least one number above 0, such as [1.0].")
+        self.weight = as_schedule(weight)
+        self.beta = as_schedule(beta)
+        self.kernel, self.scales = kernel, tuple(scales)
+        self.needs = () if has_weight(self.beta) else (GIVEN,)
+
+    def forward(self, inference: Inference) -> Tensor:
+        mmd = mean_discrepancy(inference.z, inference.prior, self.kernel, self.scales)
+        inference.parts["mmd"] = mmd
+        return weighted_kl(self.beta, inference) + self.weight() * mmd
+
+
+class TotalCorrelation(Regularizer):
+    """alpha * MI + beta * TC + gamma * dimension-wise KL: the three parts of the mean KL divergence, weighted apart.
+
+        MI   = E ln q(z|x) / q(z)               index-code mutual information, of the image's number and its code
+        TC   = E ln q(z) / prod_j q(z_j)        total correlation of the dimensions of the code
+        D-KL = sum_j KL(q(z_j) || p(z_j))       dimension-wise KL
+        mean KL(q(z|x) || p(z)) = MI + TC + D-KL,  q(z) = 1/N sum_n q(z|x_n) over the N training images
+
+    q(z) and its marginals q(z_j) are estimated from each batch by minibatch stratified sampling (see `log_densities`),
+    and the parts from the code z of each image. The dimension-wise KL is what the other two leave of the KL divergence,
+    which has a closed form, so that the parts add up to the rate of each image; with equal weights the penalty is that
+    of regularizer=kl. As ln q(z) is estimated too low, MI is too high, and it never exceeds ln N.
+
+    The parts are logged as the curves `index_code_mi`, `total_correlation` and `dimension_kl`. Images for validation
+    and test are treated as a batch of N images, too, so that their curves compare with those of training. They still
+    depend on the size of the batch, which is 500 there. In a batch of one image, MI and TC are 0. Without `start`, N is
+    the size of the batch.
+
+    beta-TCVAE of Chen et al., Isolating Sources of Disentanglement in Variational Autoencoders, NeurIPS 2018.
+    """
+
+    parts = ("index_code_mi", "total_correlation", "dimension_kl")
+    least_images = 2
+    needs: tuple[Need, ...] = (
+        Need("sigma", "noise", "the mutual information of a point mass is infinite; type regularizer=kl"),
+        Need(
+            "prior",
+            "dimensions",
+            "a dimension-wise KL needs a prior that is a product over dimensions; type prior=standard_normal",
+        ),
+    )
+
+    def __init__(self, alpha: Weight = 1.0, beta: Weight = 6.0, gamma: Weight = 1.0) -> None:
+        super().__init__()
+        self.alpha = as_schedule(alpha)
+        self.beta = as_schedule(beta)
+        self.gamma = as_schedule(gamma)
+        self.images: int | None = None
+        if not has_weight(self.gamma):  # the only part with the prior in it
+            self.needs = (*self.needs, GIVEN)
+
+    def start(self, images: int) -> None:
+        self.images = images
+
+    def forward(self, inference: Inference) -> Tensor:
+        joint, single = log_densities(inference.posterior, inference.z, self.images)
+        information = over_samples(inference.posterior.log_prob(inference.z) - joint)
+        correlation = over_samples(joint - single.sum(-1))
+        rest = inference.kl - information - correlation
+        inference.parts.update(zip(self.parts, (information, correlation, rest), strict=True))
+        return self.alpha() * information + self.beta() * correlation + self.gamma() * rest
+
+
+class DIP(Regularizer):
+    """beta * KL + lambda_od * sum_{i != j} Cov_ij^2 + lambda_d * sum_i (Cov_ii - 1)^2, for codes with covariance I.
+
+    version=I    Cov = Cov_x(loc(x)), of the mean codes
+    version=II   Cov = Cov_x(loc(x)) + E_x(Cov(z|x)), of the codes z ~ q(z)
+
+    Cov_x is the covariance over the images of the batch, with B - 1 in the denominator. Both sums are the same for
+    every image of a batch, and 0 if it has one image; the curves `dip_off_diagonal` and `dip_diagonal` show them
+    without their weights. For a point mass, the versions are equal, and the KL term is the energy, as in
+    regularizer=kl. The variances are compared with 1 whatever the prior is.
+
+    DIP-VAE-I and DIP-VAE-II of Kumar et al., Variational Inference of Disentangled Latent Concepts from Unlabeled
+    Observations, ICLR 2018.
+    """
+
+    parts = ("dip_off_diagonal", "dip_diagonal")
+    least_images = 2
+
+    def __init__(
+        self,
+        version: Literal["I", "II"] = "I",
+        lambda_od: Weight = 10.0,
+        lambda_d: Weight = 100.0,
+        beta: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        self.version = version
+        self.lambda_od = as_schedule(lambda_od)
+        self.lambda_d = as_schedule(lambda_d)
+        self.beta = as_schedule(beta)
+        self.needs = () if has_weight(self.beta) else (GIVEN,)
+
+    def forward(self, inference: Inference) -> Tensor:
+        cov = covariance(inference.loc)
+        if self.version == "II":
+            cov = cov + mean_noise(inference.posterior)
+        diagonal = cov.diagonal()
+        off = (cov - diagonal.diag()).square().sum()
+        away = (diagonal - 1).square().sum()
+        if distributed.size(inference.x) == 1:
+            off, away = 0 * off, 0 * away
+        inference.parts.update(zip(self.parts, (off, away), strict=True))
+        return weighted_kl(self.beta, inference) + self.lambda_od() * off + self.lambda_d() * away
 
 
 class Energy(Regularizer):
@@ -270,3 +426,24 @@ class Nothing(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         return torch.zeros_like(inference.distortion)
+
+
+def has_weight(weight: Schedule) -> bool:
+    """Return whether a weight is ever above 0."""
+    return weight.bounds()[1] > 0
+
+
+def weighted_kl(beta: Schedule, inference: Inference) -> Tensor:
+    """Return beta * KL (B,), or beta * energy for a point mass.
+
+    If beta is always 0, the divergence is not computed: nothing limits the codes then, and 0 times infinity is NaN.
+    """
+    return beta() * inference.kl if has_weight(beta) else torch.zeros_like(inference.distortion)
+
+
+def mean_noise(posterior: Distribution) -> Tensor:
+    """Return E_x(Cov(z|x)) (D, D), the mean over the whole batch of the posterior's covariance."""
+    whole = getattr(posterior, "covariance_matrix", None)
+    if whole is not None:  # the dimensions are not independent
+        return distributed.mean(whole, 0)
+    return distributed.mean(posterior.variance, 0).diag()

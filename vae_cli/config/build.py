@@ -92,6 +92,7 @@ def build_experiment(config: Config) -> Experiment:
         raise UserError("No images are left to train on; hold out fewer with dataset.validation.")
     model = assemble(parts, config, dataset.shape, *_mean_and_spread(splits.train))
     regularizer: Regularizer = parts["regularizer"]
+    regularizer.start(len(splits.train))
     if distributed.count() > 1:
         _check_processes(config, device, model, regularizer)
     torch.set_num_threads(find_threads(config, nn.ModuleList([model, regularizer])))
@@ -219,6 +220,11 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
             parts[axis] = build(config[axis], axis, kind)
     if dataset is not None:
         check_together({**parts, "dataset": dataset}, config["choices"])
+        if config["batch_size"] < (least := parts["regularizer"].least_images):
+            raise UserError(
+                f"regularizer={config['choices']['regularizer']} compares the codes of the images in a batch, so "
+                f"batch_size={config['batch_size']} is not allowed; type batch_size={least} or more."
+            )
     return parts
 
 

@@ -9,8 +9,13 @@ from vae_cli.config.claims import entry
 from vae_cli.core.errors import UserError, nearest
 
 TERMS = ("loss", "distortion", "penalty", "rate", "rate_loc", "rate_scale", "elbo")  # of a training step, if defined
-PARTS = ("critic_loss", "critic_total_correlation", "squared_jacobian")  # terms that some regularizers add
 MEASURED = (*TERMS, "rate_bits", "active_units")  # averaged over a split
+PARTS = (  # that a regularizer adds to the terms
+    "mmd",
+    *("index_code_mi", "total_correlation", "dimension_kl"),
+    *("dip_off_diagonal", "dip_diagonal"),
+    *("critic_loss", "critic_total_correlation", "squared_jacobian"),
+)
 POSTERIOR = ("loc_std", "scale_mean", "scale_min", "collapsed")
 
 NAMES = (
@@ -28,9 +33,9 @@ def check_objective(name: str) -> None:
         near = nearest(next((one for one in NAMES if one.endswith(f"/{last}")), name), NAMES)
         raise UserError(
             f"objective={name}: no run has such a figure.{near} Valid names are validation/NAME and test/NAME, "
-            f"where NAME is one of {', '.join(MEASURED)}; train/NAME, where NAME is one of {', '.join(TERMS)}; with "
-            f"some regularizers, NAME may also be {' or '.join(PARTS)}; and posterior/NAME, where NAME is one of "
-            f"{', '.join(POSTERIOR)}."
+            f"where NAME is one of {', '.join(MEASURED)}; train/NAME, where NAME is one of {', '.join(TERMS)}; and "
+            f"posterior/NAME, where NAME is one of {', '.join(POSTERIOR)}. Some regularizers add terms to all splits: "
+            f"{', '.join(PARTS)}."
         )
 
 

@@ -1,8 +1,8 @@
 """Data-parallel training: several processes train one run, with the same result as a single process.
 
 Every process has the whole model and the same random state. `share` divides a batch over the processes; inside it,
-`mean` averages over the whole batch, and random numbers are drawn for the whole batch. Only the first process writes
-files. With one process, nothing is communicated.
+`mean` averages over the whole batch, `collect` returns its rows, and random numbers are drawn for the whole batch. Only
+the first process writes files. With one process, nothing is communicated.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ def share(positions: Tensor, draws: int = 1) -> Iterator[Tensor]:
 
     draws is the number of codes that are drawn for each image.
 
-    Inside the block, `mean`, `mean_loss` and `size` refer to the whole batch, and each image gets the same random
-    numbers as with a single process. The sizes of shares differ by at most one image. If there are fewer images than
-    processes, each process without an image processes a duplicate of the last image, because many torch operations
-    fail on an empty batch. Duplicates are excluded from sums and means.
+    Inside the block, `mean`, `mean_loss`, `collect` and `size` refer to the whole batch, and each image gets the same
+    random numbers as with a single process. The sizes of shares differ by at most one image. If there are fewer images
+    than processes, each process without an image processes a duplicate of the last image, because many torch operations
+    fail on an empty batch. Duplicates are excluded from sums, means and what is collected.
     """
     global _division
     if count() == 1:
@@ -252,6 +252,26 @@ def mean(values: Tensor, dim: int | None = None) -> Tensor:
     inner = values.shape[1:].numel() if dim is None else 1
     whole: Tensor = _Sum.apply(counted(values).sum(dim))
     return whole / (_division.size * inner)
+
+
+def collect(values: Tensor) -> Tensor:
+    """Return the values (B, ...) of the whole batch, in its order, with gradients.
+
+    `values` has one row per image of this share. Each process sends its rows as a sum, with zeros in place of all other
+    rows, because shares differ in size.
+    """
+    if _division is None:
+        return values
+    own = counted(values)
+    before = own.new_zeros(_division.start, *own.shape[1:])
+    after = own.new_zeros(_division.size - _division.start - len(own), *own.shape[1:])
+    collected: Tensor = _Sum.apply(torch.cat([before, own, after]))
+    return collected
+
+
+def first_row() -> int:
+    """Return the row of the whole batch that is the first row of this share."""
+    return 0 if _division is None else _division.start
 
 
 def mean_loss(values: Tensor) -> Tensor:

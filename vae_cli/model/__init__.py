@@ -1,3 +1,6 @@
-"""The VAE, its forward pass and loss, distributions, flows, scales, fast layers, a critic, and geodesics."""
+"""The VAE, its forward pass and loss, distributions, scales, fast layers, and what regularizers and paths need."""
 
-__all__ = ["critic", "distributions", "flow", "geodesics", "inference", "kernels", "loss", "scales", "spectral", "vae"]
+__all__ = [
+    *("aggregate", "critic", "distributions", "flow", "geodesics", "inference", "kernels", "loss", "scales"),
+    *("spectral", "vae"),
+]

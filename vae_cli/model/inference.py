@@ -39,7 +39,7 @@ class Inference:
     z           (*S, B, D), drawn from the posterior
     prior       p(z), batch (), event (D,)
     likelihood  p(x|z), batch (*S, B), event (C, H, W)
-    parts       terms that a regularizer adds for curves and reports, each (B,) or expandable to it
+    parts       terms that a regularizer adds for curves and reports, by name; each (B,), or one number for all images
     decode      returns p(x|z) for other codes z (*S, B, D); None if the inference was not made by a model
 
     Quantities are in nats per image, summed over pixels and latent dimensions, and have shape (B,) unless stated
@@ -134,7 +134,7 @@ class Inference:
         """Return the loss and its terms, each (B,), keyed by their names in curves and reports.
 
         loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out. The
-        regularizer's parts, the parts of the rate and the ELBO have no gradient, since no loss consists of them.
+        regularizer's `parts`, the parts of the rate and the ELBO have no gradient, since no loss consists of them.
         """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
         terms |= {name: part.detach().expand_as(penalty) for name, part in self.parts.items()}

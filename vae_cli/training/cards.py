@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vae_cli.config.claims import entry
-from vae_cli.config.objective import PARTS, TERMS
+from vae_cli.config.objective import MEASURED, TERMS
 
 # What a point of a loss curve is, for the description of its card.
 POINT = {
@@ -29,7 +29,9 @@ def tag_of(name: str) -> str:
     split, _, figure = name.partition("/")
     if split not in ("train", "validation"):
         return name
-    return f"curves/{figure}/{split}" if figure in (*TERMS, *PARTS) else f"posterior/{figure}"
+    # Regularizers add terms of their own, so the loss terms are those that no list of posterior figures names.
+    is_term = figure in TERMS or figure not in MEASURED
+    return f"curves/{figure}/{split}" if is_term else f"posterior/{figure}"
 
 
 def points_of(values: Mapping[str, float], described: Collection[str]) -> Any:

@@ -203,7 +203,7 @@ def _train_and_test(
     progress = Progress(console, config["epochs"], steps, images, state.warnings, prints_epochs=not is_one_of_many)
     with EventWriter(folder.path, purge_step=first + 1) if distributed.is_first() else NoEvents() as events:
         events.hparams(hparams(config))
-        events.layout()
+        events.layout(experiment.regularizer.parts)
         with progress:
             progress.start(first)
             train(experiment, folder, events, progress, state)

@@ -18,7 +18,7 @@ from vae_cli.core.files import expand_home
 from vae_cli.runs.folder import RunDir
 
 ROWS = (
-    *("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", *PARTS, "penalty", "loss", "active_units"),
+    *("distortion", "rate", "rate_loc", "rate_scale", "rate_bits", "elbo", "penalty", *PARTS, "loss", "active_units"),
 )
 WIDE = 120  # from this terminal width in columns, the definitions are printed next to the figures
 

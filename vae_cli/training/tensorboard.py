@@ -111,11 +111,14 @@ class EventWriter:
         content = plugin_data_pb2.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
         _write_alone(self.folder / END.format(int(time.time())), _hparams(metadata.SESSION_END_INFO_TAG, content))
 
-    def layout(self) -> None:
-        """Lay out the custom scalars page: a training and validation chart for each loss term, and posterior charts."""
+    def layout(self, parts: Sequence[str] = ()) -> None:
+        """Lay out the custom scalars page: a training and validation chart for each loss term, and posterior charts.
+
+        `parts` are the names of the terms that the regularizer adds.
+        """
         from torch.utils.tensorboard.summary import custom_scalars  # 0.2 s to import
 
-        terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", "elbo")
+        terms = ("loss", "distortion", "rate", "rate_loc", "rate_scale", "penalty", *parts, "elbo")
         losses = {term: ["Multiline", [f"^curves/{term}/(train|validation)$"]] for term in terms}  # tags are regexes
         posterior = {
             "posterior scale": ["Multiline", ["^posterior/scale_(mean|min)$"]],
@@ -208,7 +211,7 @@ class NoEvents(EventWriter):
     def close(self, status: Status) -> None:
         pass
 
-    def layout(self) -> None:
+    def layout(self, parts: Sequence[str] = ()) -> None:
         pass
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
