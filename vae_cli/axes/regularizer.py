@@ -340,6 +340,7 @@ class Factor(Regularizer):
     FactorVAE of Kim and Mnih, Disentangling by Factorising, ICML 2018.
     """
 
+    parts = ("critic_loss", "critic_total_correlation")
     needs = (
         Need(
             "sigma",
@@ -372,7 +373,7 @@ class Factor(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         loss, total_correlation = self.critic.loss(inference.z), over_samples(self.critic(inference.z, frozen=True))
-        inference.parts.update(critic_loss=loss, critic_total_correlation=total_correlation)
+        inference.parts.update(zip(self.parts, (loss, total_correlation), strict=True))
         penalty = self.beta() * inference.kl + self.gamma() * total_correlation
         return penalty + (loss - loss.detach())  # 0, with the gradient of the critic's loss
 
@@ -390,6 +391,7 @@ class GradientPenalty(Regularizer):
     As in their text, the decoder is differentiated with respect to the code, not with respect to the encoded image.
     """
 
+    parts = ("squared_jacobian",)
     needs = (GIVEN,)
     differentiates = True
 
@@ -400,7 +402,7 @@ class GradientPenalty(Regularizer):
 
     def forward(self, inference: Inference) -> Tensor:
         squared_jacobian = over_samples(_pulled_back(inference).square().sum(-1))
-        inference.parts.update(squared_jacobian=squared_jacobian)
+        inference.parts["squared_jacobian"] = squared_jacobian
         return self.beta() * over_samples(inference.z.square().sum(-1) / 2) + self.weight() * squared_jacobian
 
 

@@ -58,6 +58,7 @@ class _Division(NamedTuple):
 
 
 _division: _Division | None = None  # of the current batch
+_draws_alike = False  # see `drawn_alike`
 
 
 @contextmanager
@@ -274,6 +275,21 @@ def first_row() -> int:
     return 0 if _division is None else _division.start
 
 
+def drawn_alike(draw: Callable[[], Tensor]) -> Tensor:
+    """Return the result of `draw`, whose random numbers are the same in all processes, such as draws of the prior.
+
+    Inside `share`, a draw with as many rows as the share would otherwise be taken for one that belongs to its images.
+    """
+    global _draws_alike
+    if _division is None:
+        return draw()
+    _draws_alike = True
+    try:
+        return draw()
+    finally:
+        _draws_alike = False
+
+
 def mean_loss(values: Tensor) -> Tensor:
     """Return this process's loss, scaled so that its mean over processes is the whole batch's mean of values (B,)."""
     if _division is None:
@@ -297,7 +313,7 @@ class _DrawnTogether(TorchFunctionMode):
     """A torch mode in which each random draw for a share is made for the whole batch, and returns the share's rows.
 
     Such a draw is recognized only by its shape, (B, ...) or, for several codes of each image, (draws, B, D). So any
-    other draw with as many rows as the share is also made for the whole batch.
+    other draw with as many rows as the share is also made for the whole batch, except inside `drawn_alike`.
     """
 
     def __init__(self, division: _Division, draws: int) -> None:
@@ -310,8 +326,8 @@ class _DrawnTogether(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _DRAWN:
-            if name in _REJECTED:
+        if _draws_alike or name not in _DRAWN:
+            if name in _REJECTED and not _draws_alike:
                 raise UserError(f"torch's {name.strip('_')} does not work with several processes; use one process.")
             return func(*args, **kwargs)
         if name in _SIZES and args and isinstance(args[0], int):

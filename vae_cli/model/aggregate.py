@@ -122,7 +122,7 @@ def mean_discrepancy(z: Tensor, prior: Distribution, kernel: Kernel, scales: Seq
     if batch == 1:
         return codes.sum() * 0
     with torch.no_grad():
-        drawn = prior.sample(torch.Size([batch]))  # in each process, all of them
+        drawn = distributed.drawn_alike(lambda: prior.sample(torch.Size([batch])))
         spread = 2 * _variance(prior, drawn).sum()
 
     def similarity(distance: Tensor) -> Tensor:
