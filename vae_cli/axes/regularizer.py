@@ -188,6 +188,8 @@ class MMD(Regularizer):
 
     parts = ("mmd",)
     least_images = 2
+    kernel: Kernel
+    scales: Tensor  # (T,)
 
     def __init__(
         self,
@@ -201,7 +203,8 @@ class MMD(Regularizer):
             raise UserError("regularizer.scales=[] is not allowed: give at least one number above 0, such as [1.0].")
         self.weight = as_schedule(weight)
         self.beta = as_schedule(beta)
-        self.kernel, self.scales = kernel, tuple(scales)
+        self.kernel = kernel
+        self.register_buffer("scales", torch.tensor([float(t) for t in scales]), persistent=False)
         self.needs = () if has_weight(self.beta) else (GIVEN,)
 
     def forward(self, inference: Inference) -> Tensor:
