@@ -105,6 +105,25 @@ def test_labels_have_as_few_words_as_possible() -> None:
     assert labels({}, {"sigma": "fixed", "epochs": 3}) == ["learned", "fixed"]
 
 
+def test_the_weight_of_a_total_correlation_is_not_the_weight_of_the_kl_term() -> None:
+    own = {"regularizer": "total_correlation", "regularizer.alpha": 1.0, "regularizer.gamma": 1.0}
+    settings: list[dict[str, Any]] = [{"regularizer.beta": 4.0}, *({**own, "regularizer.beta": b} for b in (1.0, 6.0))]
+    comparison = Comparison([member(0, {}, {"rate": 1.0}), *(member(0, words, {"rate": 2.0}) for words in settings)])
+    assert [[arm.beta for arm in family.arms] for family in comparison.families] == [[1.0, 4.0], [None], [None]]
+    assert len({family.label for family in comparison.families}) == 3
+    assert all(arm.has_price for arm in comparison.arms)
+
+
+def test_a_regularizer_without_a_kl_term_can_penalize_the_code() -> None:
+    choices = {"mmd": {"weight": 10.0}, "dip": {"lambda_od": 0.0, "lambda_d": 1.0}}
+    for choice, weights in choices.items():
+        words = {"regularizer": choice, "regularizer.beta": 0.0}
+        named = {f"regularizer.{name}": weight for name, weight in weights.items()}
+        idle = dict.fromkeys(named, 0.0)
+        arms = Comparison([member(0, {**words, **given}, {"rate": 1.0}) for given in (named, idle)]).arms
+        assert sorted(arm.has_price for arm in arms) == [False, True]
+
+
 def test_grouping_reference_and_families() -> None:
     members = [
         member(seed, {"sigma": sigma, "regularizer.beta": beta}, {"rate": 1 / beta, "distortion": beta})

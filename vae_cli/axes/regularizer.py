@@ -172,8 +172,9 @@ class MMD(Regularizer):
 
     The sums are over t in `scales`. C = 2 D s^2 for a prior with standard deviation s, in general 2 sum_j Var_p(z_j).
     The curve `mmd` shows MMD^2 without its weight. It is the same for every image of a batch, and 0 if the batch has
-    one image. Only the codes follow its gradient; the parameters of a prior are trained by the KL term. For a point
-    mass, the KL term is the energy, as in regularizer=kl.
+    one image. A large weight can keep a noisy posterior at the prior, where MMD^2 is 0 and the code says nothing. Only
+    the codes follow its gradient; the parameters of a prior are trained by the KL term. For a point mass, the KL term
+    is the energy, as in regularizer=kl.
 
     WAE-MMD    beta = 0 and weight = lambda, with sigma=deterministic or noise, kernel=imq and the default scales, if
                the distortion is the cost. If the cost is |x - y|^2 and the likelihood N(y, v), weight = lambda / (2 v).
@@ -193,7 +194,7 @@ class MMD(Regularizer):
 
     def __init__(
         self,
-        weight: Weight = 100.0,
+        weight: Weight = 10.0,
         beta: Weight = 0.0,
         kernel: Kernel = "imq",
         scales: Sequence[Positive] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
@@ -277,8 +278,8 @@ class DIP(Regularizer):
     without their weights. For a point mass, the versions are equal, and the KL term is the energy, as in
     regularizer=kl. The variances are compared with 1 whatever the prior is.
 
-    DIP-VAE-I and DIP-VAE-II of Kumar et al., Variational Inference of Disentangled Latent Concepts from Unlabeled
-    Observations, ICLR 2018.
+    DIP-VAE-I, with lambda_d = 10 lambda_od, and DIP-VAE-II, with lambda_d = lambda_od, of Kumar et al., Variational
+    Inference of Disentangled Latent Concepts from Unlabeled Observations, ICLR 2018.
     """
 
     parts = ("dip_off_diagonal", "dip_diagonal")
@@ -288,7 +289,7 @@ class DIP(Regularizer):
         self,
         version: Literal["I", "II"] = "I",
         lambda_od: Weight = 10.0,
-        lambda_d: Weight = 100.0,
+        lambda_d: Weight = 10.0,
         beta: Weight = 1.0,
     ) -> None:
         super().__init__()

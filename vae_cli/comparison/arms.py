@@ -122,14 +122,17 @@ class Arm:
 
     @property
     def beta(self) -> float | None:
-        """The weight of the regularizer; None if there is no weight or it is not constant."""
-        value = self.members[0].settings.get(BETA)
+        """The weight of the regularizer's KL term; None if it has no weight or a weight that is not constant."""
+        settings = self.members[0].settings
+        value = None if settings.get("regularizer") == "total_correlation" else settings.get(BETA)
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def has_price(self) -> bool:
-        """Whether the training loss has a penalty on the code: a regularizer whose weight is not 0."""
-        return self.beta != 0 and self.members[0].settings.get("regularizer") != "none"
+        """Whether the training loss has a penalty on the code: a regularizer with a weight that is not 0."""
+        settings = self.members[0].settings
+        others = [settings.get(f"regularizer.{name}") for name in ("weight", "lambda_od", "lambda_d")]
+        return settings.get("regularizer") != "none" and (self.beta != 0 or any(others))
 
 
 @dataclass(frozen=True)
@@ -235,12 +238,14 @@ class Comparison:
     def _families(self) -> list[Family]:
         groups: dict[Any, list[Arm]] = {}
         for arm in self.arms:
-            key = tuple(arm.settings.get(key) for key in self.differing if key != BETA)
+            # A beta that is not the weight of a KL term tells families apart, like any other setting.
+            key = tuple(arm.settings.get(key) for key in self.differing if key != BETA or arm.beta is None)
             groups.setdefault(key, []).append(arm)
         families = []
         for arms in groups.values():
             usual = [arm for arm in arms if arm.beta == self.base_beta] or arms
-            label = without_beta(usual[0], self.differing) or usual[0].label
+            shown = without_beta(usual[0], self.differing) if usual[0].beta is not None else ""
+            label = shown or usual[0].label
             families.append(Family(label, sorted(arms, key=lambda arm: arm.beta or 0.0)))
         return families
 
