@@ -1,163 +1,26 @@
-"""The axis `regularizer`: the penalty that is added to the distortion.
-
-Each choice maps an Inference to the penalty (B,), in nats per image. The loss is the mean of distortion + penalty over
-the batch.
-"""
+"""Penalties on the distribution of the codes of all images, estimated from a batch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_cli.axes.schedule import Schedule, as_schedule
+from vae_cli.axes.regularizer.base import GIVEN, Regularizer, Weight, has_weight, weighted_kl
+from vae_cli.axes.schedule import as_schedule
 from vae_cli.core.compatibility import Need
 from vae_cli.core.errors import UserError
-from vae_cli.core.values import Count, Interval, NonNegative, Positive
+from vae_cli.core.values import Count, Interval, Positive
 from vae_cli.machine import distributed
 from vae_cli.model.aggregate import Kernel, covariance, log_densities, mean_discrepancy
 from vae_cli.model.critic import Critic
 from vae_cli.model.inference import Inference, over_samples
 
-Weight = NonNegative | Schedule
 Layers = Annotated[int, Interval(1, 100)]
 Decay = Annotated[float, Interval(0, 0.999999)]  # of a running mean
-
-GIVEN = Need("prior", "given", "this loss would not train the prior's parameters; type prior=standard_normal")
-
-
-class Regularizer(nn.Module):
-    """A regularizer: forward maps an Inference to the penalty (B,), in nats per image.
-
-    parts           names of the terms that forward adds to Inference.parts; they become curves
-    draws           the number of draws of z for each image, in training and validation
-    least_images    the smallest batch size that the penalty is meant for
-    needs           may depend on the settings: an instance can replace it
-    optimizer       the optimizer's arguments for the regularizer's own parameters, if they differ from the model's
-    differentiates  whether forward differentiates the decoder, so that the loss needs second derivatives
-    """
-
-    parts: ClassVar[tuple[str, ...]] = ()
-    differentiates: ClassVar[bool] = False
-    least_images: ClassVar[int] = 1
-    needs: tuple[Need, ...] = ()
-    draws: int = 1
-    optimizer: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def samples(self) -> tuple[int, ...]:
-        """The shape *S of the draws of z (see `VAE.forward`)."""
-        return () if self.draws == 1 else (self.draws,)
-
-    def start(self, images: int) -> None:
-        """Get to know the number of training images, before the training. The default does nothing with it."""
-
-
-class KL(Regularizer):
-    """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy, with energy = -log p(loc).
-
-    With beta = 1 the loss is the negative ELBO of Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014; with
-    another beta it is the beta-VAE of Higgins et al., ICLR 2017. Distortion, and a KL divergence without a closed form,
-    are averaged over `draws` draws of z, which lowers the variance of the gradient.
-    """
-
-    def __init__(self, beta: Weight = 1.0, draws: Count = 1) -> None:
-        super().__init__()
-        self.beta = as_schedule(beta)
-        self.draws = draws
-
-    def forward(self, inference: Inference) -> Tensor:
-        return self.beta() * inference.kl
-
-
-class ImportanceWeighted(Regularizer):
-    """The penalty that makes the loss the negative importance-weighted bound with K = `draws` draws:
-
-        loss = -ln 1/K sum_k w_k,  w_k = p(x|z_k) (p(z_k) / q(z_k|x))^beta,  z_k ~ q(z|x)
-
-    The penalty is the loss minus the distortion, so it can be lower than the rate, and even negative. With beta = 1 the
-    bound grows with K towards ln p(x); with K = 1 it is the ELBO, with a sampled rate. Burda et al., Importance
-    Weighted Autoencoders, ICLR 2016.
-
-    gradient  "reparameterized": that of the loss; "doubly_reparameterized": the gradient of the posterior's parameters
-              is sum_k v_k^2 (d ln w_k / d z_k) (d z_k / d parameters), with normalized weights v_k. It has the same
-              mean, and its signal-to-noise ratio does not fall as K grows. Tucker et al., Doubly Reparameterized
-              Gradient Estimators for Monte Carlo Objectives, ICLR 2019.
-    """
-
-    needs = (Need("sigma", "noise", "a point mass has no density to weight its draws with; type regularizer=kl"),)
-
-    def __init__(
-        self,
-        draws: Count = 5,
-        beta: Weight = 1.0,
-        gradient: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized",
-    ) -> None:
-        super().__init__()
-        self.draws = draws
-        self.beta = as_schedule(beta)
-        self.gradient = gradient
-
-    def forward(self, inference: Inference) -> Tensor:
-        z = inference.z
-        is_doubled = self.gradient == "doubly_reparameterized" and torch.is_grad_enabled() and z.requires_grad
-        log_posterior = inference.posterior.log_prob(z)
-        if is_doubled:  # keep the gradient through z, and drop the one through the parameters of the density
-            through_parameters = inference.posterior.log_prob(z.detach())
-            log_posterior = log_posterior - (through_parameters - through_parameters.detach())
-        log_weight = inference.log_likelihood + self.beta() * (inference.prior.log_prob(z) - log_posterior)
-        log_weight = log_weight.unflatten(0, (-1, len(inference.x))) if log_weight.dim() == 1 else log_weight
-        if is_doubled:  # the gradient of the bound gives z_k one factor v_k
-            share = log_weight.detach().softmax(0).reshape(z.shape[:-1])
-            z.register_hook(lambda gradient: gradient * share.unsqueeze(-1))
-        return math.log(self.draws) - log_weight.logsumexp(0) - inference.distortion
-
-
-class FreeBits(Regularizer):
-    """beta * sum_j max(floor, mean over the batch of KL_j): only KL above the floor is penalized.
-
-    floor is in nats per latent dimension. The mean over the batch is inside the maximum, so the penalty is the same for
-    every image of a batch. Kingma et al., Improved Variational Inference with Inverse Autoregressive Flow, NeurIPS
-    2016, appendix C.8.
-    """
-
-    needs = (
-        Need("sigma", "noise", "the rate of a point mass is infinite, so a floor has no effect; type regularizer=kl"),
-        Need("prior", "dimensions", "with this prior the rate is not a sum over dimensions; type regularizer=kl"),
-    )
-
-    def __init__(self, floor: Weight = 0.1, beta: Weight = 1.0) -> None:
-        super().__init__()
-        self.floor = as_schedule(floor)
-        self.beta = as_schedule(beta)
-
-    def forward(self, inference: Inference) -> Tensor:
-        assert inference.rate_per_dimension is not None  # ensured by `needs`
-        rates = distributed.mean(inference.rate_per_dimension, 0)
-        return (self.beta() * torch.maximum(rates, self.floor()).sum()).expand(len(inference.x))
-
-
-class Capacity(Regularizer):
-    """gamma * |mean over the batch of KL - capacity|: steers the rate towards the capacity, in nats per image.
-
-    The mean over the batch is inside the absolute value, so the penalty is the same for every image of a batch.
-    Burgess et al., Understanding disentangling in beta-VAE, 2018.
-    """
-
-    needs = (Need("sigma", "noise", "the rate of a point mass is infinite and cannot be steered; type regularizer=kl"),)
-
-    def __init__(self, capacity: Weight = 25.0, gamma: Weight = 10.0) -> None:
-        super().__init__()
-        self.capacity = as_schedule(capacity)
-        self.gamma = as_schedule(gamma)
-
-    def forward(self, inference: Inference) -> Tensor:
-        return (self.gamma() * (distributed.mean(inference.kl) - self.capacity()).abs()).expand(len(inference.x))
 
 
 class MMD(Regularizer):
@@ -312,23 +175,6 @@ class DIP(Regularizer):
         return weighted_kl(self.beta, inference) + self.lambda_od() * off + self.lambda_d() * away
 
 
-class Energy(Regularizer):
-    """beta * |z|^2 / 2, averaged over samples of z: an L2 penalty on the code.
-
-    Unlike the KL divergence, it does not penalize small noise. RAE-L2 of Ghosh et al., From Variational to
-    Deterministic Autoencoders, ICLR 2020.
-    """
-
-    needs = (GIVEN,)
-
-    def __init__(self, beta: Weight = 1.0) -> None:
-        super().__init__()
-        self.beta = as_schedule(beta)
-
-    def forward(self, inference: Inference) -> Tensor:
-        return self.beta() * over_samples(inference.z.square().sum(-1) / 2)
-
-
 class Factor(Regularizer):
     """beta * KL(q(z|x) || p(z)) + gamma * TC: the total correlation TC of the codes is penalized, too.
 
@@ -380,71 +226,6 @@ class Factor(Regularizer):
         inference.parts.update(zip(self.parts, (loss, total_correlation), strict=True))
         penalty = self.beta() * inference.kl + self.gamma() * total_correlation
         return penalty + (loss - loss.detach())  # 0, with the gradient of the critic's loss
-
-
-class GradientPenalty(Regularizer):
-    """beta * |z|^2 / 2 + weight * |J|_F^2 with J = d E[x|z] / dz: a penalty on the code and on the decoder's slope.
-
-    J is the Jacobian of the decoded mean image with respect to the code. |J|_F^2, the sum of its squared elements,
-    bounds the square of the decoder's local Lipschitz constant. It is estimated without bias as |J^T v|^2, with v an
-    image of random signs (Hutchinson 1990), and averaged over samples of z. The gradient of the summed pixels, J^T 1,
-    would not do: it is 0 if some pixels darken as much as others brighten. If the decoder normalizes over the batch, J
-    is the Jacobian of all images of the batch. The curve squared_jacobian shows |J|_F^2.
-
-    With sigma=deterministic this is RAE-GP of Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020.
-    As in their text, the decoder is differentiated with respect to the code, not with respect to the encoded image.
-    """
-
-    parts = ("squared_jacobian",)
-    needs = (GIVEN,)
-    differentiates = True
-
-    def __init__(self, beta: Weight = 1.0, weight: Weight = 1.0) -> None:
-        super().__init__()
-        self.beta = as_schedule(beta)
-        self.weight = as_schedule(weight)
-
-    def forward(self, inference: Inference) -> Tensor:
-        squared_jacobian = over_samples(_pulled_back(inference).square().sum(-1))
-        inference.parts["squared_jacobian"] = squared_jacobian
-        return self.beta() * over_samples(inference.z.square().sum(-1) / 2) + self.weight() * squared_jacobian
-
-
-def _pulled_back(inference: Inference) -> Tensor:
-    """Return J^T v (*S, B, D) for one image of random signs v for each code, with J = d E[x|z] / dz."""
-    z, is_training = inference.z, torch.is_grad_enabled()
-    with torch.enable_grad():
-        if is_training and z.requires_grad:
-            mean = inference.likelihood.mean
-        else:  # the decoder was not recorded
-            assert inference.decode is not None
-            z = z.detach().requires_grad_()
-            mean = inference.decode(z).mean
-        signs = torch.bernoulli(torch.full_like(mean, 0.5)) * 2 - 1
-        # The gradient of a sum: torch imports sympy for the gradient of anything else.
-        return torch.autograd.grad((mean * signs).sum(), z, create_graph=is_training)[0]
-
-
-class Nothing(Regularizer):
-    """No penalty, 0 for every image: the loss is the distortion."""
-
-    needs = (GIVEN,)
-
-    def forward(self, inference: Inference) -> Tensor:
-        return torch.zeros_like(inference.distortion)
-
-
-def has_weight(weight: Schedule) -> bool:
-    """Return whether a weight is ever above 0."""
-    return weight.bounds()[1] > 0
-
-
-def weighted_kl(beta: Schedule, inference: Inference) -> Tensor:
-    """Return beta * KL (B,), or beta * energy for a point mass.
-
-    If beta is always 0, the divergence is not computed: nothing limits the codes then, and 0 times infinity is NaN.
-    """
-    return beta() * inference.kl if has_weight(beta) else torch.zeros_like(inference.distortion)
 
 
 def mean_noise(posterior: Distribution) -> Tensor:
