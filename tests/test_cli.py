@@ -387,7 +387,7 @@ WRONG: list[tuple[str, str]] = [
     ("sigma=null", "'sigma=null': leave sigma out, or choose one of: deterministic,"),
     ("sigma=???", "'sigma=???': no choice is given."),
     ("sigma=[fixed,learned]", "sigma accepts one choice. To run several, type -m sigma=fixed,learned."),
-    ("experiment=beta", "'beta' is not a choice of experiment. Did you mean 'beta_vae'?"),
+    ("experiment=beta", "'beta' is not a choice of experiment. Did you mean 'beta_vae_loss'?"),
     ("experiment=null", "'experiment=null': leave experiment out,"),
     ("sigma.vlue=2", "sigma=learned has no 'vlue'; it has no settings. Did you mean 'value'? sigma=fixed has that."),
     ("sigma=fixed sigma.vlue=2", "sigma=fixed has no 'vlue'; it has: value. Did you mean 'value'?"),
@@ -671,6 +671,6 @@ def test_a_launcher_of_a_plugin_gets_all_jobs_at_once_without_the_finished_ones(
 
 
 def test_the_real_command_composes(tmp_path: Path) -> None:
-    done = vae("train", "experiment=cv_vae", "--cfg", "job", cwd=tmp_path)
+    done = vae("train", "experiment=cv_vae_loss", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(json.dumps(OmegaConf.to_container(OmegaConf.create(done.stdout))))["sigma"]["value"] == 0.7

@@ -316,7 +316,7 @@ def test_the_decoder_decays_like_the_encoder_unless_it_has_its_own_decay(compose
     assert decays() == {("encoder", 0.01), ("decoder", 0.01)}
     assert decays("optimizer.decoder_weight_decay=0") == {("encoder", 0.01), ("decoder", 0.0)}
     assert decays("optimizer.decoder_weight_decay=0.01") == {("encoder", 0.01), ("decoder", 0.01)}
-    assert decays("experiment=rae_l2") == {("encoder", 0.0), ("decoder", 0.01)}
+    assert decays("experiment=rae_l2_loss") == {("encoder", 0.0), ("decoder", 0.01)}
 
 
 @pytest.mark.parametrize(

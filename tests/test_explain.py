@@ -126,7 +126,7 @@ def test_the_command_prints_an_entry_and_an_overview(ask: Callable[..., Any]) ->
     assert "Did you mean 'sigma'?" in wrong.err
 
 
-@pytest.mark.parametrize("word", ["bits", "sigma", "sigma=fixed", "cv_vae", "network.width", "schedule=linear"])
+@pytest.mark.parametrize("word", ["bits", "sigma", "sigma=fixed", "cv_vae_loss", "network.width", "schedule=linear"])
 def test_no_line_is_padded_and_one_blank_line_separates_the_parts(ask: Callable[..., Any], word: str) -> None:
     printed = ask("explain", word).out
     assert "\n\n\n" not in printed
@@ -157,7 +157,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("word", ["", "rate", "bits", "free_bits", "dataset=mnist", "experiment=cv_vae"])
+@pytest.mark.parametrize("word", ["", "rate", "bits", "free_bits", "dataset=mnist", "experiment=cv_vae_loss"])
 def test_the_output_fits_the_terminal(word: str, columns: int) -> None:
     environment = {**os.environ, "COLUMNS": str(columns), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "vae_cli", "explain", *([word] if word else [])]

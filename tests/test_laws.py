@@ -47,10 +47,10 @@ QUICK = {  # settings that make a choice quick, or possible, in a test
     },
     "network": {"conv": ["network.width=8"], "resnet": ["network.width=8"]},
 }
-PRESETS_OF_DOWNLOADS = {"mnist_table"}
 PRESETS_OF_PLUGINS = {"search"}  # see test_search.py
 # Choices that need a download, or images of the user's own.
 DOWNLOADED = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}
+INSTEAD = ["dataset=digits", "dataset.validation=100", "likelihood=bernoulli"]  # of the images of a preset
 
 
 def choices(*axes: str) -> list[list[str]]:
@@ -58,12 +58,16 @@ def choices(*axes: str) -> list[list[str]]:
     found = []
     for axis in axes:
         for choice in GROUPS[axis].choices:
-            if (
-                not (axis == "dataset" and choice in DOWNLOADED)
-                and choice not in PRESETS_OF_DOWNLOADS | PRESETS_OF_PLUGINS
-            ):
-                found.append([f"{axis}={choice}", *QUICK.get(axis, {}).get(choice, [])])
+            if not (axis == "dataset" and choice in DOWNLOADED) and choice not in PRESETS_OF_PLUGINS:
+                found.append([f"{axis}={choice}", *QUICK.get(axis, {}).get(choice, []), *replaced(axis, choice)])
     return found
+
+
+def replaced(axis: str, choice: str) -> list[str]:
+    """Return overrides that replace the images of a preset, if they must be downloaded."""
+    file = GROUPS[axis].choices[choice].file
+    assert file is not None
+    return INSTEAD if any(f"override /dataset: {name}\n" in file.read_text() for name in DOWNLOADED) else []
 
 
 UNDEFINED = {("deterministic", prior) for prior in GROUPS["prior"].choices if prior != "standard_normal"}

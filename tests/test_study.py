@@ -94,7 +94,7 @@ def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: An
         (['arms=["sigma=fixed"]'], "several runs: add -m"),
         (["-m", 'arms="sigma=fixed"'], "arms must be a list of sweeps"),
         (
-            ["-m", "experiment=sigma_study,rae_l2"],
+            ["-m", "experiment=sigma_study,rae_l2_loss"],
             "a study is already a sweep, so it cannot be one of several values: run each study alone",
         ),
         (["experiment=sigma_study", "sigma=fixed", "sigma.value=3"], "no arm of this study has"),

@@ -111,7 +111,7 @@ def test_what_a_run_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["sigma=fixed", "latent=8"], "latent-8_sigma-fixed"),
         (["seed=3", "sigma=fixed", "sigma.value=0.5"], "sigma-fixed_sigma.value-0.5_seed-3"),
         (["sigma=fixed", "sigma.value=1.0", "epochs=7", "device=cpu", "data_dir=x"], "sigma-fixed"),
-        (["experiment=cv_vae"], "sigma-fixed_sigma.value-0.7"),
+        (["experiment=cv_vae_loss"], "sigma-fixed_sigma.value-0.7"),
         (["network.hidden=[400,200]"], "network.hidden-400-200"),
         (["+schedule@regularizer.beta=linear"], "regularizer.beta-linear"),
         (["+schedule@regularizer.beta=linear", "regularizer.beta.epochs=3"], None),

@@ -23,7 +23,8 @@ Shape = tuple[int, int, int]
 Blocks = Annotated[int, Interval(1, 100)]
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus"]
 OutputBias = Literal["mean", "zero"]
-Initialization = Literal["default", "glorot"]
+Gated = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus", "gated"]
+Initialization = Literal["default", "glorot", "small"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -44,7 +45,7 @@ class Network(ABC):
                     Weighted Autoencoders, ICLR 2016); "zero": it outputs raw = 0
     spectral_norm   whether every layer of the decoder is divided by its spectral norm (see
                     `normalize_layers` in model/spectral.py)
-    initialization  "default": torch's, uniform between +-1 / sqrt(inputs); "glorot": see `glorot`
+    initialization  "default": torch's, uniform between +-1 / sqrt(inputs); "glorot" and "small": see `initialize`
     """
 
     bias_per_pixel: ClassVar[bool] = True
@@ -84,24 +85,29 @@ class Linear(Network):
 
 
 class MLP(Network):
-    """Fully connected layers; `hidden` lists their units from image to code, and the decoder mirrors the encoder."""
+    """Fully connected layers; `hidden` lists their units from image to code, and the decoder mirrors the encoder.
+
+    With activation=gated, the output of a hidden layer is a * sigmoid(b), where a and b are linear in its input
+    (Dauphin et al., Language Modeling with Gated Convolutional Networks, ICML 2017).
+    """
 
     def __init__(
         self,
         hidden: list[Count],
-        activation: Activation = "relu",
+        activation: Gated = "relu",
         output_bias: OutputBias = "mean",
         spectral_norm: bool = False,
         initialization: Initialization = "default",
     ) -> None:
         super().__init__(output_bias, spectral_norm, initialization)
         self.hidden = list(hidden)
-        self.activation = _ACTIVATIONS[activation]
+        self.is_gated = activation == "gated"
+        self.activation = nn.GLU if activation == "gated" else _ACTIVATIONS[activation]
 
     def _layers(self, inputs: int, hidden: list[int]) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [Dense(inputs, width), self.activation()]
+            layers += [Dense(inputs, 2 * width if self.is_gated else width), self.activation()]
             inputs = width
         return layers
 
@@ -266,21 +272,26 @@ def with_output_bias(layers: list[nn.Module], start: Tensor) -> list[nn.Module]:
     return layers
 
 
-def glorot(network: nn.Module, blocks: int = 1, has_own_bias: bool = False) -> None:
-    """Draw all weights uniformly between +-sqrt(6 / (inputs + outputs)) of their layer, and set the biases to 0.
+def initialize(kind: Initialization, network: nn.Module, blocks: int = 1, has_own_bias: bool = False) -> None:
+    """Draw all weights of a network anew, unless kind is "default".
+
+    glorot  uniform between +-sqrt(6 / (inputs + outputs)) of the layer, biases 0 (Glorot and Bengio, Understanding the
+            difficulty of training deep feedforward neural networks, AISTATS 2010)
+    small   weights and biases from N(0, 0.01^2) (Kingma and Welling, Auto-Encoding Variational Bayes, ICLR 2014)
 
     The last layer consists of this many `blocks` of outputs, each of which counts as a layer (see `head`); if it has a
-    bias of its own, it keeps it. Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
-    networks, AISTATS 2010.
+    bias of its own, it keeps it.
     """
+    if kind == "default":
+        return
     layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
     for layer in layers:
         is_last = layer is layers[-1]
         with torch.no_grad():
             for rows in layer.weight.chunk(blocks) if is_last else [layer.weight]:
-                nn.init.xavier_uniform_(rows)
+                _ = nn.init.xavier_uniform_(rows) if kind == "glorot" else nn.init.normal_(rows, std=0.01)
         if layer.bias is not None and not (is_last and has_own_bias):
-            nn.init.zeros_(layer.bias)
+            _ = nn.init.zeros_(layer.bias) if kind == "glorot" else nn.init.normal_(layer.bias, std=0.01)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from vae_cli.axes.dataset import Dataset, Split, Splits
 from vae_cli.axes.likelihood import Likelihood
-from vae_cli.axes.network import Network, glorot
+from vae_cli.axes.network import Network, initialize
 from vae_cli.axes.optimizer import Apart, ScheduledOptimizer
 from vae_cli.axes.prior import Prior
 from vae_cli.axes.regularizer import Regularizer
@@ -274,9 +274,8 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
     with initial_weights(config["seed"], "encoder"):
         encoder = network.encoder(shape, config["latent"], sigma.raw_size)
-    if network.initialization == "glorot":
-        with initial_weights(config["seed"], "encoder"):  # again from the start: loc(x) is the same for every sigma
-            glorot(encoder, sigma.raw_size)
+    with initial_weights(config["seed"], "encoder"):  # again from the start: loc(x) is the same for every sigma
+        initialize(network.initialization, encoder, sigma.raw_size)
     center = mean
     if not network.bias_per_pixel:
         mean = mean.mean((1, 2), keepdim=True).expand_as(mean)
@@ -285,8 +284,7 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
         start = torch.zeros_like(start)
     with initial_weights(config["seed"], "decoder"):
         decoder = network.decoder(config["latent"], start)
-        if network.initialization == "glorot":
-            glorot(decoder, has_own_bias=True)
+        initialize(network.initialization, decoder, has_own_bias=True)
         if network.spectral_norm:
             normalize_layers(decoder)
     model = VAE(encoder, sigma, decoder, likelihood, parts["prior"], config["precision"])

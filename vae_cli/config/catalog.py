@@ -7,8 +7,11 @@ the libraries that compose the configuration take tenths of a second.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+
+FACTS = ("paper", "setting", "published", "ours")  # of a preset
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of a group: its name, a phrase that describes it, the class it builds, its settings, and its file."""
+    """One choice of a group: its name, a phrase that describes it, the class it builds, its settings, and its file.
+
+    facts  what the comment at the top of the file says of a preset, such as {"paper": "Burda et al., ..."}
+    """
 
     name: str
     description: str
     target: str
     settings: dict[str, Setting]
     file: Path | None = None
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ def _read_choice(file: Path) -> Choice:
         target=next((key.value for key in keys if key.path == ("_target_",)), ""),
         settings={".".join(key.path): Setting(".".join(key.path), key.value, key.comment) for key in named},
         file=file,
+        facts=_facts(file),
     )
 
 
@@ -159,6 +167,13 @@ def _description(file: Path) -> str:
         if not line.startswith("# @package"):
             return line.lstrip("# ").rstrip()
     return ""
+
+
+def _facts(file: Path) -> dict[str, str]:
+    """Return the lines `# word: text` of the comment at the top of a file, such as `# paper: ...`."""
+    above = takewhile(lambda line: line.startswith("#"), _lines(file))
+    found = (line.lstrip("# ").partition(": ") for line in above)
+    return {word: text for word, _, text in found if word in FACTS}
 
 
 def _read(file: Path) -> Iterator[_Key]:

@@ -181,7 +181,8 @@ def _explain_choice(group: Group, choice: Choice) -> Meaning:
     is_own = choice.file is not None and not choice.file.is_relative_to(catalog.configs_dir())
     own = f" --config-dir {choice.file.parents[1]}" if is_own and choice.file is not None else ""
     place = f"+{group.name}@regularizer.beta={choice.name}" if group.name == "schedule" else typed
-    return Meaning(typed, "choice", text, [("usage", f"vae train {multirun}{place}{own}")], tables)
+    facts = [*choice.facts.items(), ("usage", f"vae train {multirun}{place}{own}")]
+    return Meaning(typed, "choice", text, facts, tables)
 
 
 def _settings(word: str, groups: dict[str, Group]) -> Iterator[Meaning]:
