@@ -114,6 +114,12 @@ def test_the_weight_of_a_total_correlation_is_not_the_weight_of_the_kl_term() ->
     assert all(arm.has_price for arm in comparison.arms)
 
 
+def test_families_have_different_labels() -> None:
+    settings = [{"regularizer": "mmd", "regularizer.beta": b, "regularizer.kernel": k} for b, k in ((0, "a"), (1, "b"))]
+    comparison = Comparison([member(0, words, {"rate": 1.0}) for words in settings])
+    assert {family.label for family in comparison.families} == {"beta 0", "beta 1"}
+
+
 def test_a_regularizer_without_a_kl_term_can_penalize_the_code() -> None:
     choices = {"mmd": {"weight": 10.0}, "dip": {"lambda_od": 0.0, "lambda_d": 1.0}}
     for choice, weights in choices.items():

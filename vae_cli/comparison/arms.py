@@ -241,12 +241,13 @@ class Comparison:
             # A beta that is not the weight of a KL term tells families apart, like any other setting.
             key = tuple(arm.settings.get(key) for key in self.differing if key != BETA or arm.beta is None)
             groups.setdefault(key, []).append(arm)
+        usual = [next((arm for arm in arms if arm.beta == self.base_beta), arms[0]) for arms in groups.values()]
+        labels = [without_beta(arm, self.differing) if arm.beta is not None else "" for arm in usual]
         families = []
-        for arms in groups.values():
-            usual = [arm for arm in arms if arm.beta == self.base_beta] or arms
-            shown = without_beta(usual[0], self.differing) if usual[0].beta is not None else ""
-            label = shown or usual[0].label
-            families.append(Family(label, sorted(arms, key=lambda arm: arm.beta or 0.0)))
+        for arm, label, arms in zip(usual, labels, groups.values(), strict=True):
+            # Families that differ in a setting that no label mentions are told apart by the weight.
+            unique = label if labels.count(label) == 1 else ""
+            families.append(Family(unique or arm.label, sorted(arms, key=lambda arm: arm.beta or 0.0)))
         return families
 
     def difference(self, figure: str, arm: Arm, reference: Arm | None = None) -> Difference | None:
