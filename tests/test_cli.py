@@ -387,11 +387,11 @@ WRONG: list[tuple[str, str]] = [
     ("sigma=null", "'sigma=null': leave sigma out, or choose one of: deterministic,"),
     ("sigma=???", "'sigma=???': no choice is given."),
     ("sigma=[fixed,learned]", "sigma accepts one choice. To run several, type -m sigma=fixed,learned."),
-    ("experiment=beta", "'beta' is not a choice of experiment. Did you mean 'beta_vae_loss'?"),
+    ("experiment=beta_vae", "'beta_vae' is not a choice of experiment. Did you mean 'beta_vae_loss'?"),
     ("experiment=null", "'experiment=null': leave experiment out,"),
     ("sigma.vlue=2", "sigma=learned has no 'vlue'; it has no settings. Did you mean 'value'? sigma=fixed has that."),
     ("sigma=fixed sigma.vlue=2", "sigma=fixed has no 'vlue'; it has: value. Did you mean 'value'?"),
-    ("regularizer.bta=1", "regularizer=kl has no 'bta'; it has: beta. Did you mean 'beta'?"),
+    ("regularizer.bta=1", "regularizer=kl has no 'bta'; it has: beta, draws. Did you mean 'beta'?"),
     ("sigma.value=0.5", "sigma=learned has no 'value'; sigma=fixed has: type sigma=fixed sigma.value=0.5."),
     ("experiment=autoencoder regularizer.beta=2", "regularizer=none has no 'beta'; "),
     (

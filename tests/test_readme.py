@@ -42,6 +42,18 @@ def test_every_choice_is_named(group: str) -> None:
         assert f"`{choice}`" in README or f"={choice}" in README, f"{group}={choice}"
 
 
+def test_every_preset_says_where_it_comes_from() -> None:
+    text = (ROOT / "configs/README.md").read_text()
+    for name, choice in catalog.groups()["experiment"].choices.items():
+        if name in ("mnist_table", "search", "sigma_quick", "sigma_study"):  # no models
+            assert choice.facts == {}
+            continue
+        paper, published, ours = (choice.facts.get(word, "") for word in ("paper", "published", "ours"))
+        assert paper, name
+        assert choice.facts["setting"], name
+        assert f"| `{name}` | {choice.description} | {paper} | {published} | {ours} |" in text, name
+
+
 def test_every_setting_is_named() -> None:
     for setting in catalog.settings():
         assert f"`{setting}`" in README, setting

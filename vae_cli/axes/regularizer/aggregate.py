@@ -24,7 +24,7 @@ Decay = Annotated[float, Interval(0, 0.999999)]  # of a running mean
 
 
 class MMD(Regularizer):
-    """weight * MMD^2(q(z), p(z)) + beta * KL(q(z|x) || p(z)): the codes of a batch shall be distributed like the prior.
+    """weight * MMD^2(q(z), p(z)) + beta * KL(q(z|x) || p(z)): pulls the distribution of all codes towards the prior.
 
     MMD^2 is the squared maximum mean discrepancy between the B codes of the batch and B draws of the prior, estimated
     without bias as a U-statistic:
@@ -40,8 +40,8 @@ class MMD(Regularizer):
     is the energy, as in regularizer=kl.
 
     WAE-MMD    beta = 0 and weight = lambda, with sigma=deterministic or noise, kernel=imq and the default scales, if
-               the distortion is the cost. If the cost is |x - y|^2 and the likelihood N(y, v), weight = lambda / (2 v).
-               Tolstikhin et al., Wasserstein Auto-Encoders, ICLR 2018.
+               the distortion is the cost. If the cost is |x - g(z)|^2 and the likelihood N(g(z), v I), its loss is
+               2 v times that with weight = lambda / (2 v). Tolstikhin et al., Wasserstein Auto-Encoders, ICLR 2018.
     InfoVAE    beta = 1 - alpha and weight = alpha + lambda - 1, for its loss distortion + (1 - alpha) KL
                + (alpha + lambda - 1) MMD^2. The kernel exp(-|z - y|^2 / D^2) of its authors' code is kernel=rbf with
                scales=[D / 2] under N(0, I). Zhao et al., InfoVAE: Balancing Learning and Inference in Variational
@@ -78,9 +78,9 @@ class MMD(Regularizer):
 
 
 class TotalCorrelation(Regularizer):
-    """alpha * MI + beta * TC + gamma * dimension-wise KL: the three parts of the mean KL divergence, weighted apart.
+    """alpha * MI + beta * TC + gamma * dimension-wise KL: the parts of the mean KL, each with a weight of its own.
 
-        MI   = E ln q(z|x) / q(z)               index-code mutual information, of the image's number and its code
+        MI   = E ln q(z|x) / q(z)               mutual information of the image's number and its code
         TC   = E ln q(z) / prod_j q(z_j)        total correlation of the dimensions of the code
         D-KL = sum_j KL(q(z_j) || p(z_j))       dimension-wise KL
         mean KL(q(z|x) || p(z)) = MI + TC + D-KL,  q(z) = 1/N sum_n q(z|x_n) over the N training images
