@@ -31,7 +31,8 @@ def evaluate_split(
 
     The terms are in nats per image, as in training. A given seed always draws the same noise, and the random state of
     the training is not changed. Penalties that involve a batch average (free bits, capacity) or compare the codes of a
-    batch (mmd, total_correlation, dip) use batch_size images at a time. If the loss needs several draws of z for each image, fewer images pass through the model at a time.
+    batch (mmd, total_correlation, dip) use batch_size images at a time. If the loss needs several draws of z for each
+    image, fewer images pass through the model at a time.
     """
     metrics = [Terms(), Posterior()] if metrics is None else metrics
     with evaluating(model, seed, device):
