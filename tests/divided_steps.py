@@ -16,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from vae_cli.axes.regularizer import Regularizer
 from vae_cli.config.build import Experiment, build_experiment
 from vae_cli.config.catalog import configs_dir, groups
 from vae_cli.config.compose import to_plain
@@ -32,7 +33,7 @@ SMALLER = {"regularizer=factor": ["regularizer.hidden=16"]}
 Steps = dict[str, Tensor]
 
 
-class Dropping(nn.Module):
+class Dropping(Regularizer):
     """A user's own regularizer, with parameters and with random numbers of all shapes."""
 
     def __init__(self) -> None:

@@ -146,7 +146,8 @@ class _LocationScale(Likelihood):
     def fit(self, x: Tensor, raw: Tensor) -> None:
         if isinstance(self.scale, OptimalScale):
             with torch.no_grad():
-                self.scale.follow(self.best_scale(x - raw), distributed.size(x))
+                residual = (x - raw).movedim(-4, 0)  # the images first, of which other processes have some
+                self.scale.follow(self.best_scale(residual), distributed.size(x))
 
 
 class Gaussian(_LocationScale):
