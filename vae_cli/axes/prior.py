@@ -95,9 +95,8 @@ class GaussianMixture(Prior):
 
     The weights start equal. In each dimension, components start with variance 1/2 around random locs of variance 1/2,
     so the mixture starts about as wide as N(0, I). A single component starts as N(0, I) and is the same prior as
-    ScaledNormal, except that its rate is estimated from draws. Dilokthanakul et al., Deep Unsupervised Clustering with
-    Gaussian Mixture Variational Autoencoders, 2016; as the baseline of the VampPrior: Tomczak and Welling, VAE with a
-    VampPrior, AISTATS 2018.
+    prior=scaled_normal, except that its rate is estimated from draws. Jiang et al., Variational Deep Embedding, IJCAI
+    2017; as the baseline of the VampPrior: Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
     """
 
     needs = (NOISE,)
@@ -121,10 +120,11 @@ class GaussianMixture(Prior):
 class Vamp(Prior):
     """The VampPrior p(z) = 1/K sum_k q(z|u_k): a mixture of the posteriors of K learned pseudo-inputs u_k.
 
-    A pseudo-input has the shape of an image. If they were all the training images, the prior would be the aggregate
-    posterior, and the mean rate the mutual information between a code and the index of its image. Every training step
-    encodes all pseudo-inputs. Each starts as the mean training image plus noise whose standard deviation is the spread
-    of the pixels; its values may leave the range of pixels. Tomczak and Welling, VAE with a VampPrior, AISTATS 2018.
+    A pseudo-input has the shape of an image. If the pseudo-inputs were the training images, the prior would be the
+    aggregate posterior, and the mean rate the mutual information between a code and the index of its image. Every
+    training step encodes all pseudo-inputs. Each starts as the mean training image plus noise whose standard deviation
+    is the spread of the pixels; its values may leave the range of pixels. Tomczak and Welling, VAE with a VampPrior,
+    AISTATS 2018.
     """
 
     needs = (
@@ -163,13 +163,13 @@ class Flow(Prior):
     """p(z) is the distribution of f(u) with u ~ N(0, I), where f is a normalizing flow of affine coupling layers.
 
     Each coupling layer shifts and rescales one half of the dimensions by amounts that a network computes from the other
-    half, and the halves take turns (see FlowDistribution). The flow starts as the identity, so p(z) starts as N(0, I).
-    The rate has no closed form and is estimated from draws. Dinh, Sohl-Dickstein and Bengio, Density Estimation using
-    Real NVP, ICLR 2017. Chen et al., Variational Lossy Autoencoder, ICLR 2017, use another flow as the prior of a VAE.
+    half, and the halves take turns. The flow starts as the identity, so p(z) starts as N(0, I). The rate has no closed
+    form and is estimated from draws. Dinh, Sohl-Dickstein and Bengio, Density Estimation Using Real NVP, ICLR 2017.
+    Chen et al., Variational Lossy Autoencoder, ICLR 2017, use an autoregressive flow as the prior of a VAE.
 
-    The default sizes are those of the RealNVP in Tomczak, Deep Generative Modeling, Springer 2022, where two networks
-    compute shift and scale; here it is one. On the digits (60 epochs, one seed), a single hidden layer instead of two
-    lowered the test ELBO from 33.4 to 31.8 nats; 64 instead of 256 units hardly changed it (33.0).
+    The default sizes are those of the RealNVP in Tomczak, Deep Generative Modeling, Springer 2022, which has separate
+    networks for shift and scale; here one network computes both. On the digits (60 epochs, one seed), a single hidden
+    layer instead of two lowered the test ELBO from 33.4 to 31.8 nats; 64 instead of 256 units hardly changed it (33.0).
 
     Raises UserError if latent is 1, because a single dimension has no halves.
     """

@@ -50,7 +50,7 @@ class FlowDistribution(Distribution):
 
     Each coupling of f^-1 maps one half of the dimensions, b, to b exp(s(a)) + t(a), where the other half, a, stays as
     it is; the halves take turns. Each of these maps is inverted in closed form, so densities and draws are exact.
-    Dinh, Sohl-Dickstein and Bengio, Density Estimation using Real NVP, ICLR 2017.
+    Dinh, Sohl-Dickstein and Bengio, Density Estimation Using Real NVP, ICLR 2017.
 
     Mean and variance have no closed form. They are estimated without a gradient from 10,000 draws, always the same
     ones, in antithetic pairs (u and -u), with the variance of u in each dimension scaled to 1: before training, and
