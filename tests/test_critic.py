@@ -256,4 +256,4 @@ def test_a_critic_has_curves_and_is_kept_with_the_best_weights(
     assert parts <= summary["test"].keys()
     for name, value in summary["test"].items():
         assert measured[name] == value
-    assert "Total correlation by the critic" in ask("explain", "critic_total_correlation").out
+    assert "Total correlation, estimated by the critic" in ask("explain", "critic_total_correlation").out

@@ -43,7 +43,7 @@ class Network(ABC):
     bias_per_pixel  whether every pixel has its own output bias, or all pixels of a channel share one
     output_bias     "mean": the untrained decoder outputs the mean of the training images (Burda et al., Importance
                     Weighted Autoencoders, ICLR 2016); "zero": it outputs raw = 0
-    spectral_norm   whether every layer of the decoder is divided by its spectral norm (see
+    spectral_norm   whether the weights of every decoder layer are divided by their spectral norm (see
                     `normalize_layers` in model/spectral.py)
     initialization  "default": torch's, uniform between +-1 / sqrt(inputs); "glorot" and "small": see `initialize`
     """

@@ -157,7 +157,7 @@ class Cyclic(_Ramp):
 
 
 class Steps(Schedule):
-    """One value after another, each for its number of epochs; the last one stays.
+    """A piecewise constant number: each value lasts for its number of epochs, and the last one then stays.
 
     >>> rate = Steps([1e-3, 1e-4], epochs=[2, 4])
     >>> [rate.at(epoch) for epoch in (0, 1.9, 2, 9)]

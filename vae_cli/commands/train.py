@@ -21,7 +21,7 @@ vae train -m sigma=learned,fixed,deterministic latent=2,8,32  sweep over nine ru
 vae train -m sigma=learned,fixed hydra/launcher=joblib  train the runs in parallel
 vae train -m sigma=learned,fixed latent=2,8 --dry-run  list the runs of a sweep without training
 vae train +schedule@regularizer.beta=linear  replace a number with a schedule
-vae train experiment=cv_vae_loss  train a published model
+vae train experiment=cv_vae_loss  train with the loss of a published model
 vae train sigma=fixed --cfg job  show the configuration without training
 vae train sigma=fixed --cfg job -p sigma  show the settings of one component
 """

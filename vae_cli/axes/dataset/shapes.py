@@ -52,7 +52,7 @@ class Shapes(Dataset):
     orientation  0 to 2 pi, counterclockwise
     x, y         center of mass, 0 to 1 across the middle 40 % of the image, from left to right and from top to bottom
 
-    A square turned by a quarter and an ellipse turned by half a turn look the same as before, so no code can tell how
+    A square after a quarter turn and an ellipse after half a turn look the same as before, so no code can tell how
     often they were turned. `vae evaluate` therefore measures codes against `identifiable(factors)`, in which the
     orientation is the part that the image shows.
     """

@@ -35,15 +35,16 @@ class MMD(Regularizer):
 
     The sums are over t in `scales`. C = 2 D s^2 for a prior with standard deviation s, in general 2 sum_j Var_p(z_j).
     The curve `mmd` shows MMD^2 without its weight. It is the same for every image of a batch, and 0 if the batch has
-    one image. A large weight can keep a noisy posterior at the prior, where MMD^2 is 0 and the code says nothing. Only
-    the codes follow its gradient; the parameters of a prior are trained by the KL term. For a point mass, the KL term
-    is the energy, as in regularizer=kl.
+    one image. A large weight can keep a noisy posterior at the prior, where MMD^2 is 0 and the code carries no
+    information. The gradient of MMD^2 reaches only the codes; a prior's parameters are trained by the KL term. For a
+    point mass, the KL term is the energy, as in regularizer=kl.
 
-    WAE-MMD    beta = 0 and weight = lambda, with sigma=deterministic or noise, kernel=imq and the default scales, if
-               the distortion is the cost. If the cost is |x - g(z)|^2 and the likelihood N(g(z), v I), its loss is
-               2 v times that with weight = lambda / (2 v). Tolstikhin et al., Wasserstein Auto-Encoders, ICLR 2018.
-    InfoVAE    beta = 1 - alpha and weight = alpha + lambda - 1, for its loss distortion + (1 - alpha) KL
-               + (alpha + lambda - 1) MMD^2. The kernel exp(-|z - y|^2 / D^2) of its authors' code is kernel=rbf with
+    WAE-MMD    beta = 0 and weight = lambda, with kernel=imq, the default scales and any sigma, if the distortion is the
+               cost. If the cost is |x - g(z)|^2 instead, and the likelihood is N(g(z), v I), type weight = lambda /
+               (2 v): the loss of the paper is then 2 v times this loss, up to a constant. Tolstikhin et al.,
+               Wasserstein Auto-Encoders, ICLR 2018.
+    InfoVAE    beta = 1 - alpha and weight = alpha + lambda - 1, since its loss is distortion + (1 - alpha) KL +
+               (alpha + lambda - 1) MMD^2. The kernel exp(-|z - y|^2 / D^2) of its authors' code is kernel=rbf with
                scales=[D / 2] under N(0, I). Zhao et al., InfoVAE: Balancing Learning and Inference in Variational
                Autoencoders, AAAI 2019.
 
@@ -78,22 +79,22 @@ class MMD(Regularizer):
 
 
 class TotalCorrelation(Regularizer):
-    """alpha * MI + beta * TC + gamma * dimension-wise KL: the parts of the mean KL, each with a weight of its own.
+    """alpha * MI + beta * TC + gamma * DKL: the three parts of the mean KL, each with a weight of its own.
 
-        MI   = E ln q(z|x) / q(z)               mutual information of the image's number and its code
-        TC   = E ln q(z) / prod_j q(z_j)        total correlation of the dimensions of the code
-        D-KL = sum_j KL(q(z_j) || p(z_j))       dimension-wise KL
-        mean KL(q(z|x) || p(z)) = MI + TC + D-KL,  q(z) = 1/N sum_n q(z|x_n) over the N training images
+        mean KL(q(z|x) || p(z)) = MI + TC + DKL
+        MI   mutual information of image index and code, E[ln q(z|x) - ln q(z)]
+        TC   total correlation of the dimensions, E[ln q(z) - sum_j ln q(z_j)]
+        DKL  dimension-wise KL, sum_j KL(q(z_j) || p(z_j))
+        q(z) = 1/N sum_n q(z|x_n), over the N training images
 
     q(z) and its marginals q(z_j) are estimated from each batch by minibatch stratified sampling (see `log_densities`),
-    and the parts from the code z of each image. The dimension-wise KL is what the other two leave of the KL divergence,
-    which has a closed form, so that the parts add up to the rate of each image; with equal weights the penalty is that
-    of regularizer=kl. As ln q(z) is estimated too low, MI is too high, and it never exceeds ln N.
+    and MI and TC from the code z of each image. DKL is the KL divergence, which has a closed form, minus MI and TC. So
+    the parts add up to the rate of each image, and with equal weights the penalty is that of regularizer=kl. The
+    estimate of ln q(z) is too low on average, so that of MI is too high. It never exceeds ln N.
 
-    The parts are logged as the curves `index_code_mi`, `total_correlation` and `dimension_kl`. Images for validation
-    and test are treated as a batch of N images, too, so that their curves compare with those of training. They still
-    depend on the size of the batch, which is 500 there. In a batch of one image, MI and TC are 0. Without `start`, N is
-    the size of the batch.
+    The parts are logged as the curves `index_code_mi`, `total_correlation` and `dimension_kl`. N is the number of
+    training images in validation and test, too, so that all curves estimate the same quantities. The estimates still
+    depend on the batch size, which is 500 in validation and test. In a batch of one image, MI and TC are 0.
 
     beta-TCVAE of Chen et al., Isolating Sources of Disentanglement in Variational Autoencoders, NeurIPS 2018.
     """
@@ -119,6 +120,7 @@ class TotalCorrelation(Regularizer):
             self.needs = (*self.needs, GIVEN)
 
     def start(self, images: int) -> None:
+        """Set N, the number of training images; until then, N is the batch size."""
         self.images = images
 
     def forward(self, inference: Inference) -> Tensor:
@@ -131,7 +133,7 @@ class TotalCorrelation(Regularizer):
 
 
 class DIP(Regularizer):
-    """beta * KL + lambda_od * sum_{i != j} Cov_ij^2 + lambda_d * sum_i (Cov_ii - 1)^2, for codes with covariance I.
+    """beta * KL + lambda_od * sum_{i != j} Cov_ij^2 + lambda_d * sum_i (Cov_ii - 1)^2: pulls codes to covariance I.
 
     version=I    Cov = Cov_x(loc(x)), of the mean codes
     version=II   Cov = Cov_x(loc(x)) + E_x(Cov(z|x)), of the codes z ~ q(z)
@@ -178,13 +180,14 @@ class DIP(Regularizer):
 class Factor(Regularizer):
     """beta * KL(q(z|x) || p(z)) + gamma * TC: the total correlation TC of the codes is penalized, too.
 
-        TC = KL(q(z) || prod_j q(z_j)) = E[ln q(z) - ln prod_j q(z_j)], estimated as the mean of l(z) over the batch
+        TC = KL(q(z) || prod_j q(z_j)) = E[ln q(z) - sum_j ln q(z_j)]
 
-    q(z) is the distribution of the codes of all images. A critic l(z) learns the log density ratio: it is trained to
-    tell codes from codes whose dimensions are shuffled over the same batch. (The paper shuffles a second batch, which
-    costs a second pass through the encoder.) The critic's cross-entropy trains only the critic, and the penalty only
-    the model. Both take their steps at the same time; the critic has its own learning rate and betas, and no weight
-    decay. Its cross-entropy is not part of the loss. Losses of different epochs are measured by different critics.
+    q(z) is the distribution of the codes of all images. A critic l(z) learns the log density ratio in brackets, and TC
+    is estimated as the mean of l(z) over the batch. The critic is trained to tell codes from codes whose dimensions are
+    shuffled over the same batch. (The paper shuffles a second batch, which costs a second pass through the encoder.)
+    The critic's cross-entropy trains only the critic, and the penalty only the model. Both take their steps at the same
+    time; the critic has its own learning rate and betas, and no weight decay. Its cross-entropy is not part of the
+    loss. The critic changes in training, so losses of different epochs compare only roughly.
 
     It adds the curves critic_loss (ln 2 = 0.69 if the critic cannot tell the codes apart) and critic_total_correlation.
     FactorVAE of Kim and Mnih, Disentangling by Factorising, ICML 2018.

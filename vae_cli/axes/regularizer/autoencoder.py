@@ -13,8 +13,9 @@ from vae_cli.model.inference import Inference, over_samples
 class Energy(Regularizer):
     """beta * |z|^2 / 2, averaged over samples of z: an L2 penalty on the code.
 
-    Unlike the KL divergence, it does not penalize small noise. RAE-L2 of Ghosh et al., From Variational to
-    Deterministic Autoencoders, ICLR 2020.
+    Unlike the KL divergence, it does not penalize a small sigma. With sigma=deterministic this is the RAE of Ghosh et
+    al., From Variational to Deterministic Autoencoders, ICLR 2020. RAE-L2 adds weight decay of the decoder, RAE-SN
+    spectral normalization of the decoder.
     """
 
     needs = (GIVEN,)
@@ -28,7 +29,7 @@ class Energy(Regularizer):
 
 
 class GradientPenalty(Regularizer):
-    """beta * |z|^2 / 2 + weight * |J|_F^2 with J = d E[x|z] / dz: a penalty on the code and on the decoder's slope.
+    """beta * |z|^2 / 2 + weight * |J|_F^2 with J = d E[x|z] / dz: penalties on the code and on the decoder's Jacobian.
 
     J is the Jacobian of the decoded mean image with respect to the code. |J|_F^2, the sum of its squared elements,
     bounds the square of the decoder's local Lipschitz constant. It is estimated without bias as |J^T v|^2, with v an

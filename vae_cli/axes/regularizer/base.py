@@ -43,7 +43,7 @@ class Regularizer(nn.Module):
         return () if self.draws == 1 else (self.draws,)
 
     def start(self, images: int) -> None:
-        """Get to know the number of training images, before the training. The default does nothing with it."""
+        """Receive the number of training images, before training starts. The default ignores it."""
 
 
 def has_weight(weight: Schedule) -> bool:

@@ -36,16 +36,17 @@ class KL(Regularizer):
 class ImportanceWeighted(Regularizer):
     """The penalty that makes the loss the negative importance-weighted bound with K = `draws` draws:
 
-        loss = -ln 1/K sum_k w_k,  w_k = p(x|z_k) (p(z_k) / q(z_k|x))^beta,  z_k ~ q(z|x)
+        loss = -ln(1/K sum_k w_k)
+        w_k = p(x|z_k) (p(z_k) / q(z_k|x))^beta, z_k ~ q(z|x)
 
     The penalty is the loss minus the distortion, so it can be lower than the rate, and even negative. With beta = 1 the
     bound grows with K towards ln p(x); with K = 1 it is the ELBO, with a sampled rate. Burda et al., Importance
     Weighted Autoencoders, ICLR 2016.
 
-    gradient  "reparameterized": that of the loss; "doubly_reparameterized": the gradient of the posterior's parameters
-              is sum_k v_k^2 (d ln w_k / d z_k) (d z_k / d parameters), with normalized weights v_k. It has the same
-              mean, and its signal-to-noise ratio does not fall as K grows. Tucker et al., Doubly Reparameterized
-              Gradient Estimators for Monte Carlo Objectives, ICLR 2019.
+    gradient=reparameterized is the gradient of the loss. With gradient=doubly_reparameterized, the gradient of the
+    bound with respect to the posterior's parameters is sum_k v_k^2 (d ln w_k / d z_k) (d z_k / d parameters), with
+    normalized weights v_k = w_k / sum_j w_j. It has the same mean, and its signal-to-noise ratio does not fall as K
+    grows. Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, ICLR 2019.
     """
 
     needs = (Need("sigma", "noise", "a point mass has no density to weight its draws with; type regularizer=kl"),)
