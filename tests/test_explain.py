@@ -32,6 +32,14 @@ def test_a_choice_a_group_a_claim_and_a_setting_are_explained(word: str) -> None
         assert meaning.text or meaning.tables
 
 
+def test_the_usage_contains_the_settings_without_a_default() -> None:
+    facts = dict(glossary.explain_word("schedule=steps")[0].facts)
+    typed = "vae train +schedule@regularizer.beta=steps regularizer.beta.values=VALUE regularizer.beta.epochs=VALUE"
+    assert facts["usage"] == typed
+    facts = dict(glossary.explain_word("dataset=image_folder")[0].facts)
+    assert facts["usage"] == "vae train dataset=image_folder dataset.path=VALUE"
+
+
 def test_every_word_that_is_offered_is_explained() -> None:
     offered = glossary.words()
     assert {"rate", "bits", "sigma", "sigma=fixed", "fixed", "sigma.value", "batch_size"} <= set(offered)

@@ -73,7 +73,7 @@ def _print(meaning: Meaning, width: int) -> None:
         typer.echo(typer.style(heading, bold=True))
     for paragraph in filter(None, meaning.text.split("\n\n")):
         is_laid_out = any(line.startswith(" ") or "   " in line for line in paragraph.splitlines())
-        for line in paragraph.splitlines() if is_laid_out else [paragraph]:
+        for line in _rows(paragraph) if is_laid_out else [paragraph]:
             hanging = " " * _second_column(line)
             for part in textwrap.wrap(line, width - 2, subsequent_indent=hanging, replace_whitespace=not is_laid_out):
                 typer.echo(f"  {part}")
@@ -89,6 +89,22 @@ def _print(meaning: Meaning, width: int) -> None:
             typer.echo(f"  {typer.style(title, bold=True)}")
         _print_rows(rows, width, "green")
         is_after_blank = False
+
+
+def _rows(paragraph: str) -> list[str]:
+    """Return the lines of a paragraph, where a line that continues the second column of a row is joined to the row.
+
+    >>> _rows("crop    side of the\\n        square\\nrange   white")
+    ['crop    side of the square', 'range   white']
+    """
+    rows: list[str] = []
+    for line in paragraph.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if rows and indent == _second_column(rows[-1]) > len(rows[-1]) - len(rows[-1].lstrip()):
+            rows[-1] += f" {line.strip()}"
+        else:
+            rows.append(line)
+    return rows
 
 
 def _second_column(line: str) -> int:

@@ -181,7 +181,9 @@ def _explain_choice(group: Group, choice: Choice) -> Meaning:
     is_own = choice.file is not None and not choice.file.is_relative_to(catalog.configs_dir())
     own = f" --config-dir {choice.file.parents[1]}" if is_own and choice.file is not None else ""
     place = f"+{group.name}@regularizer.beta={choice.name}" if group.name == "schedule" else typed
-    facts = [*choice.facts.items(), ("usage", f"vae train {multirun}{place}{own}")]
+    prefix = "regularizer.beta" if group.name == "schedule" else group.name
+    missing = [f" {_typed(_dotted(prefix, key), one)}" for key, one in choice.settings.items() if one.default == "???"]
+    facts = [*choice.facts.items(), ("usage", f"vae train {multirun}{place}{''.join(missing)}{own}")]
     return Meaning(typed, "choice", text, facts, tables)
 
 
