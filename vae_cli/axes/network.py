@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 Blocks = Annotated[int, Interval(1, 100)]
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus"]
 OutputBias = Literal["mean", "zero"]
-Gated = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus", "gated"]
+Gated = Literal[Activation, "gated"]
 Initialization = Literal["default", "glorot", "small"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -195,7 +195,7 @@ class MeasuredRun:
         return self._codes[split]
 
     def factors(self, split: SplitName = "test") -> Tensor | None:
-        """Return the known factors of variation of a split's images, in the order of `codes`; None if there are none.
+        """Return the known factors of variation of a split's images, in the order of `codes`; None if they are unknown.
 
         They are float64 (N, F), on the CPU. `splits.factors` describes the columns.
         """

@@ -66,7 +66,7 @@ class FactorMetric(Metric):
         """Return the figures for factors that all vary in both splits."""
 
     def note(self, kinds: Sequence[Factor]) -> str:
-        """Return a note that names the factors that were left out, because they do not vary; empty if there is none."""
+        """Return a note that names the factors that are left out because they do not vary; empty if all vary."""
         constant = [kind.name for kind in self.subject.splits.factors or () if kind not in kinds]
         return f"without the factors that do not vary: {', '.join(constant)}" if constant else ""
 

@@ -121,8 +121,8 @@ class FlowDistribution(Distribution):
         return z.mean(0), z.var(0, correction=0)
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """Apply a function of vectors (N, D) to values (*S, D): to so many at a time that the output of a layer has at
-        most NUMBERS_AT_ONCE numbers."""
+        """Apply a function of vectors (N, D) to values (*S, D), in parts: the output of a layer has at most
+        NUMBERS_AT_ONCE numbers."""
         rows = values.reshape(-1, values.shape[-1])
         widest = max(len(self._like), *self.event_shape)
         results = [function(part) for part in rows.split(max(1, NUMBERS_AT_ONCE // widest))]

@@ -25,7 +25,7 @@ class Energy(Regularizer):
         self.beta = as_schedule(beta)
 
     def forward(self, inference: Inference) -> Tensor:
-        return self.beta() * over_samples(inference.z.square().sum(-1) / 2)
+        return self.beta() * _energy(inference)
 
 
 class GradientPenalty(Regularizer):
@@ -53,7 +53,12 @@ class GradientPenalty(Regularizer):
     def forward(self, inference: Inference) -> Tensor:
         squared_jacobian = over_samples(_pulled_back(inference).square().sum(-1))
         inference.parts["squared_jacobian"] = squared_jacobian
-        return self.beta() * over_samples(inference.z.square().sum(-1) / 2) + self.weight() * squared_jacobian
+        return self.beta() * _energy(inference) + self.weight() * squared_jacobian
+
+
+def _energy(inference: Inference) -> Tensor:
+    """Return |z|^2 / 2 (B,), averaged over samples of z."""
+    return over_samples(inference.z.square().sum(-1) / 2)
 
 
 def _pulled_back(inference: Inference) -> Tensor:
