@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, first_line
-from vae_cli.core.files import is_printable, read_text
+from vae_cli.core.files import digest, is_printable, read_text
 from vae_cli.core.values import is_finite
 from vae_cli.runs.folder import RunDir
 
@@ -29,8 +28,10 @@ MODULES = {
     "scales": ("ScaleDistribution", "PullOverTraining"),
     "price": ("Bound", "AggregateFit", "RefittedPrior"),
     "quality": ("Quality",),
+    "second_stage": ("VelocityVariance", "SecondStage"),
     "factors": ("Mig", "Dci", "Sap", "FactorVaeScore"),
 }
+ON_REQUEST = frozenset({"SecondStage"})  # metrics that train models, and are computed only if they are asked for
 
 
 def rank(profile: str) -> int:
@@ -38,11 +39,13 @@ def rank(profile: str) -> int:
     return PROFILES.index(profile) if profile in PROFILES else -1
 
 
-def missing(found: Mapping[str, Any]) -> list[str]:
-    """Return the names of the metrics that an evaluation does not contain."""
+def missing(found: Mapping[str, Any], requested: Collection[str] = ()) -> list[str]:
+    """Return the names of the metrics that an evaluation does not contain, of those that belong to every evaluation or
+    were requested."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
     present = {entry.get("metric") for entry in entries} if found.get("format") == FORMAT else set()
-    return [name for names in MODULES.values() for name in names if name not in present]
+    wanted = [name for names in MODULES.values() for name in names if name in requested or name not in ON_REQUEST]
+    return [name for name in wanted if name not in present]
 
 
 def metrics_file(folder: RunDir) -> Path:
@@ -118,9 +121,3 @@ def stamp(file: Path) -> list[int]:
     """
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def digest(file: Path) -> str:
-    """Return a hash of a file's contents."""
-    with file.open("rb") as weights:
-        return hashlib.file_digest(weights, "blake2b").hexdigest()[:32]
