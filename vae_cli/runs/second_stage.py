@@ -165,7 +165,7 @@ class SecondStageTraining:
         with evaluating(self.run.model, derive_seed(0, "second stage", self.kind), self.run.device):
             stage = build_stage(self.kind, self.run.latent).to(self.run.device)
             if state is None or not state["is_done"]:
-                say(f"training the second stage: {self.kind}")
+                say(f"training a second stage on the codes of the training images ({self.kind}), and keeping it")
                 state = self._train(stage, state)
         stage.load_state_dict(state["model"])
         return stage.eval().requires_grad_(False)
@@ -199,6 +199,7 @@ class SecondStageTraining:
             stage.load_state_dict(state["current"])
             with without_compiler():
                 optimizer.load_state_dict(state["optimizer"])
+            state = {name: state[name] for name in ("blocks", "since_best", "least", "model")}
         while not is_done(state):
             with evaluating(self.run.model, self._seed(state["blocks"]), self.run.device), torch.enable_grad():
                 self._take_steps(stage, average, optimizer, codes, state["blocks"] * BLOCK)
