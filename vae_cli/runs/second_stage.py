@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from vae_cli.axes.dataset import Split
-from vae_cli.axes.likelihood import Gaussian
+from vae_cli.axes.likelihood import Gaussian, OneLearnedScale
 from vae_cli.axes.network import MLP
 from vae_cli.axes.prior import StandardNormal
 from vae_cli.axes.sigma import Learned
@@ -36,6 +36,10 @@ Kind = Literal["flow", "vae"]
 
 FORMAT = 1  # version of the models and their training; if it is increased, they are trained again
 HIDDEN = [256, 256, 256]  # units of the velocity's network, and of the second VAE's encoder and decoder
+# Of the second VAE's likelihood. With a scale of 1, the standard deviation of the codes, the VAE starts by ignoring its
+# latent dimensions, and hardly learns to use them: on the digits (sigma=learned, 16 dimensions, one seed), the negative
+# log-likelihood of held-out codes was 22.1 nats from 1, 21.9 from 0.3 and 21.5 from 0.1.
+FIRST_SCALE = 0.1
 LEARNING_RATE = 1e-3
 BATCH = 128
 AVERAGED = 0.999  # decay of the exponential moving average of the weights, which is what is kept
@@ -121,7 +125,10 @@ def build_stage(kind: Kind, latent: int) -> SecondStage:
         return SecondStage(FlowMatching(latent, HIDDEN[0], len(HIDDEN)), latent)
     network, shape = MLP(HIDDEN), (latent, 1, 1)
     encoder, decoder = network.encoder(shape, latent, Learned.raw_size), network.decoder(latent, torch.zeros(shape))
-    vae = VAE(encoder, Learned(), decoder, Gaussian("learned"), StandardNormal(latent))
+    likelihood = Gaussian("learned")
+    assert isinstance(likelihood.scale, OneLearnedScale)
+    likelihood.scale.set(FIRST_SCALE)
+    vae = VAE(encoder, Learned(), decoder, likelihood, StandardNormal(latent))
     return SecondStage(CodeVAE(vae, latent), latent)
 
 
