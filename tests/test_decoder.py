@@ -35,6 +35,8 @@ NETWORKS = {
     "conv": ["network=conv", "network.width=4", "network.hidden=16"],
     "group": ["network=conv", "network.width=4", "network.hidden=16", "network.normalization=group"],
     "resnet": ["network=resnet", "network.width=4", "network.max_width=8"],
+    "conv with positions": ["network=conv", "network.width=4", "network.hidden=16", "latent=[2,4,4]"],
+    "resnet with positions": ["network=resnet", "network.width=4", "network.max_width=8", "latent=[2,4,4]"],
 }
 CRITIC = ["regularizer.hidden=8", "regularizer.layers=1", "regularizer.betas=null"]
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
