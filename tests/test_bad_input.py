@@ -40,7 +40,8 @@ train latent=[2,4,true] | is not allowed
 train latent=[2,[4],4] | is not allowed
 train latent=[a,b,c] | latent=\['a', 'b', 'c'\] is not allowed
 train latent=[1000,100,100] | a product of at most 100000
-train latent=4x7x7 | latent=4x7x7 is not allowed: .*or 'latent=\[4,7,7\]' with network=conv
+train latent=4x7x7 | latent=4x7x7 is not allowed: .*with network=conv, 'latent=\[4,7,7\]'
+train latent=[[2,4,4],[4,4,4]] | Type -m 'latent=\[2,4,4\],\[4,4,4\]' to sweep
 train latent=[2,4,4] | network=mlp cannot be combined with latent=\[2, 4, 4\]: .*Type latent=32, or network=conv
 train network=linear latent=[2,4,4] | Type latent=32, or network=conv
 train network=conv latent=[4,8,8] | halves images of 8x8 pixels to 4x4\. Type 'latent=\[4,4,4\]'.*such as latent=256

@@ -94,7 +94,7 @@ def check_setting(key: str, value: Any) -> None:
     elif not is_allowed(value, Size) and not _is_shape(value):
         raise UserError(
             f"latent={brief(value)} is not allowed: it must be {describe(Size)}, or a list [C,h,w] of channels, height "
-            f"and width, each 1 or more and with a product of at most {MOST}. Type {_meant(value)}."
+            f"and width with a product of at most {MOST}. Type {_meant(value)}."
         )
 
 
@@ -103,10 +103,13 @@ def _is_shape(value: Any) -> bool:
 
 
 def _meant(value: Any) -> str:
-    """Return what to type instead of an invalid `latent`: a shape if its three numbers are recognized in it."""
-    numbers = re.findall(r"[1-9][0-9]{0,3}", str(value)) if isinstance(value, (str, list, tuple)) else []
-    shape = numbers if len(numbers) == 3 and math.prod(map(int, numbers)) <= MOST else ["4", "7", "7"]
-    return f"latent=16, for example, or 'latent=[{','.join(shape)}]' with network=conv"
+    """Return what to type instead of an invalid `latent`; as a shape, the three numbers that it contains, if any."""
+    if isinstance(value, (list, tuple)) and value and all(map(_is_shape, value)):
+        shapes = [str(shape).replace(" ", "") for shape in value]
+        return f"-m 'latent={','.join(shapes)}' to sweep over shapes"
+    numbers = re.findall(r"[1-9][0-9]{0,3}", value) if isinstance(value, str) else []
+    shape = numbers if len(numbers) == 3 and math.prod(map(int, numbers)) <= MOST else ["4", "4", "4"]
+    return f"latent=16 or, with network=conv, 'latent=[{','.join(shape)}]'"
 
 
 def check_latent(config: Config) -> None:
