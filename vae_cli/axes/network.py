@@ -180,8 +180,8 @@ class Conv(Network):
             flat = channels * math.prod(sizes[-1])
             layers += [nn.Flatten(), Dense(flat, self.hidden), self.activation(), head(self.hidden, latent, raw_size)]
         else:
-            # 3x3, so that a code can take its neighbors into account: on the digits with latent=[2,4,4] (25 epochs), the
-            # test ELBO is 16 to 18 nats (three seeds), and -2 nats if both layers are 1x1 convolutions (one seed).
+            # 3x3, so that a code can take its neighbors into account: on the digits with latent=[2,4,4] (25 epochs),
+            # the test ELBO is 16 to 18 nats (three seeds), and -2 nats if both layers are 1x1 convolutions (one seed).
             layers += [nn.Conv2d(channels, self.hidden, 3, padding=1), self.activation()]
             layers += [head(self.hidden, latent[0], raw_size, pointwise), nn.Flatten()]
         return nn.Sequential(*layers)
