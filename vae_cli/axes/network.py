@@ -136,10 +136,10 @@ class Conv(Network):
 
     The decoder mirrors the encoder. Height and width of the images must be between 8 and 128 pixels.
 
-    With latent=[C,h,w], the convolutions halve the image until it has h x w positions. The two fully connected layers
-    before the code, and those after it, become a 3x3 and a 1x1 convolution. So the code at a position depends only on
-    pixels around it, and is decoded only into pixels around it, except that group normalization and, in training, batch
-    normalization average over all positions.
+    With latent=[C,h,w], the convolutions halve the image until it has h x w positions. A 3x3 and a 1x1 convolution then
+    replace the fully connected layers before the code, and likewise those after it. So the code at a position depends
+    only on pixels around it, and is decoded only into pixels around it, except that group normalization and, in
+    training, batch normalization average over all positions.
     """
 
     bias_per_pixel = False
