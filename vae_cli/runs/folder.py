@@ -23,7 +23,7 @@ from vae_cli.core.files import (
     write_json,
     write_text,
 )
-from vae_cli.core.values import flaw, is_allowed, is_finite
+from vae_cli.core.values import Count, flaw, is_allowed, is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
 RETRAIN = "Train the run again from the start: repeat its vae train command with overwrite=true."
@@ -325,7 +325,9 @@ def _is_config(config: object) -> bool:
     return (
         all(is_allowed(config.get(key), int) for key in ("seed", "epochs"))
         and (
-            is_allowed(latent, int) or (isinstance(latent, list) and len(latent) == 3 and is_allowed(latent, list[int]))
+            is_allowed(latent, list[Count]) and len(latent) == 3
+            if isinstance(latent, list)
+            else is_allowed(latent, int)
         )
         and all(isinstance(choices.get(axis), str) for axis in AXES)
         and all(isinstance(word, str) for pair in choices.items() for word in pair)
