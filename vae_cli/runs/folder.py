@@ -322,13 +322,10 @@ def _is_config(config: object) -> bool:
     if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
         return False
     choices, latent = config["choices"], config.get("latent")
+    is_shape = isinstance(latent, list) and len(latent) == 3 and is_allowed(latent, list[Count])
     return (
         all(is_allowed(config.get(key), int) for key in ("seed", "epochs"))
-        and (
-            is_allowed(latent, list[Count]) and len(latent) == 3
-            if isinstance(latent, list)
-            else is_allowed(latent, int)
-        )
+        and (is_allowed(latent, int) or is_shape)
         and all(isinstance(choices.get(axis), str) for axis in AXES)
         and all(isinstance(word, str) for pair in choices.items() for word in pair)
     )
