@@ -301,22 +301,29 @@ def test_commands_accept_a_run_with_positions(here: Path, ask: Ask, words: list[
     assert found.err == ""
 
 
-@pytest.mark.parametrize(
-    "latent",
-    ["[2, 4, 4]", "[1, 1, 1]", "[2, 1]", "[0, 4, 4]", "[-2, -1, 1]", "['2', 1, 1]", "[true, 2, 1]", "[[2], 1, 1]",
-     "[1000000000, 1, 1]", f"[0x1{9000 * '0'}, 1, 1]", "2x1x1"],
-    ids=lambda latent: latent[:20],
-)  # fmt: skip
+STORED = {
+    "[2, 4, 4]": "codes have no positions",
+    "[1, 1, 1]": "does not match",
+    "[1000000000, 1, 1]": "a product of at most 100000",
+    **dict.fromkeys(["[2, 1]", "[0, 4, 4]", "[-2, -1, 1]", "['2', 1, 1]", "[true, 2, 1]", "[[2], 1, 1]"], "is damaged"),
+    **dict.fromkeys([f"[0x1{9000 * '0'}, 1, 1]", "2x1x1"], "is damaged"),
+}
+
+
+@pytest.mark.parametrize("latent", STORED, ids=lambda latent: latent[:20])
 def test_a_stored_shape_that_is_not_the_models_is_refused(place: Path, ask: Ask, latent: str) -> None:
     file = place / "runs/digits/a/config.yaml"
     text = file.read_text()
     assert text.count("latent: 2\n") == 2
+    file.write_text(text.replace("latent: 2\n", "latent: [2, 1, 1]\n"))
+    assert ask("sample", "a").code == 0
     file.write_text(text.replace("latent: 2\n", f"latent: {latent}\n"))
     for words in (["sample", "a"], ["compare", "runs/digits", "--reference", "nowhere"]):
         found = ask(*words)
         assert found.code in (1, 2), found
         assert found.err.count("vae: ") == 1, found
         assert "Traceback" not in found.err
+        assert words[0] == "compare" or STORED[latent] in found.err
     assert ask("runs").code == 0
 
 
