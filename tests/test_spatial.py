@@ -57,13 +57,13 @@ def test_networks_map_images_to_codes_with_positions_and_back(
 @pytest.mark.parametrize("size", REACHED)
 def test_other_positions_are_refused_with_those_that_the_network_reaches(kind: str, size: tuple[int, int]) -> None:
     network: Any = built(kind)
-    typed = " or ".join(f"'latent=[3,{height},{width}]'" for height, width in REACHED[size])
+    typed = ", ".join(f"'latent=[3,{height},{width}]'" for height, width in REACHED[size])
     for positions in (size, (5, 5), (1, 4), (4, 1), (2, 2), REACHED[size][0][::-1]):
         if positions in REACHED[size]:
             continue
         with pytest.raises(UserError) as refused:
             network.encoder((1, *size), (3, *positions), 2)
-        assert f"Type {typed}, or a whole number" in str(refused.value)
+        assert f"Type {typed}, or latent=" in str(refused.value)
         with pytest.raises(UserError, match=f"network={kind} halves images"):
             network.decoder((3, *positions), torch.zeros(1, *size))
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vae_cli.core.errors import UserError
 from vae_cli.core.values import Count, Interval
+from vae_cli.core.wording import listed
 from vae_cli.model.kernels import Dense
 
 Shape = tuple[int, int, int]
@@ -374,16 +375,15 @@ def resolutions(size: tuple[int, ...], latent: Code, name: str) -> list[tuple[in
     sizes = halvings(size, name)
     if isinstance(latent, int):
         return sizes
-    channels, *positions = latent
-    reached = sizes[1:]
-    if tuple(positions) not in reached:
+    channels, positions, reached = latent[0], (latent[1], latent[2]), sizes[1:]
+    if positions not in reached:
         typed = [f"'latent=[{channels},{height},{width}]'" for height, width in reached]
         raise UserError(
             f"latent=[{channels},{positions[0]},{positions[1]}] is not allowed here: network={name} halves images of "
-            f"{size[0]}x{size[1]} pixels to {' or '.join(f'{height}x{width}' for height, width in reached)}. Type "
-            f"{' or '.join(typed)}, or a whole number for a code without positions, such as latent={math.prod(latent)}."
+            f"{size[0]}x{size[1]} pixels to {listed([f'{height}x{width}' for height, width in reached])}. Type "
+            f"{', '.join(typed)}, or latent={math.prod(latent)} for a code without positions."
         )
-    return sizes[: sizes.index((positions[0], positions[1])) + 1]
+    return sizes[: sizes.index(positions) + 1]
 
 
 def doublings(width: int, max_width: int, count: int) -> list[int]:
