@@ -62,6 +62,7 @@ def cases() -> Iterator[list[str]]:
         yield [*likelihood.split(), "regularizer=capacity"]
     yield ["likelihood=laplace", "likelihood.scale=optimal"]
     yield from ([network] for network in words["network"])
+    yield from ([f"network={network}", "latent=[1,4,4]"] for network in ("conv", "resnet"))
     for network in words["network"]:
         yield [network, "network.spectral_norm=true", "regularizer=gradient_penalty", "likelihood=bernoulli"]
     yield from ([prior, "max_grad_norm=0.1", "precision=bfloat16"] for prior in words["prior"])

@@ -32,6 +32,23 @@ train latent={a:1} | latent=\(several settings\) is not allowed
 train latent=[] | latent=\[\] is not allowed
 train 'latent=3 4' | latent=3 4 is not allowed
 train 'latent=a b c' | latent=a b c is not allowed
+train latent=[2,4] | latent=\[2, 4\] is not allowed: it must be a whole number .*, or a list \[C,h,w\]
+train latent=[2,4,4,4] | latent=\[2, 4, 4, 4\] is not allowed
+train latent=[2,4,0] | latent=\[2, 4, 0\] is not allowed
+train latent=[2,4,4.0] | latent=\[2, 4, 4\.0\] is not allowed
+train latent=[2,4,true] | is not allowed
+train latent=[2,[4],4] | is not allowed
+train latent=[a,b,c] | latent=\['a', 'b', 'c'\] is not allowed
+train latent=[1000,100,100] | a product of at most 100000
+train latent=4x7x7 | latent=4x7x7 is not allowed: .*with network=conv, 'latent=\[4,7,7\]'
+train latent=[[2,4,4],[4,4,4]] | Type -m 'latent=\[2,4,4\],\[4,4,4\]' to sweep
+train latent=[2,4,4] | network=mlp cannot be combined with latent=\[2, 4, 4\]: .*Type latent=32, or network=conv
+train network=linear latent=[2,4,4] | Type latent=32, or network=conv
+train network=conv latent=[4,8,8] | halves images of 8x8 pixels to 4x4\. Type 'latent=\[4,4,4\]', or latent=256
+train network=resnet latent=[4,1,4] | network=resnet halves images of 8x8 pixels to 4x4
+train network=conv dataset=shapes dataset.side=32 latent=[4,7,7] | to 16x16, 8x8 and 4x4\. Type 'latent=\[4,16,16\]',
+train network=conv latent=[2,4,4] prior.latent=32 | prior\.latent=32 is not allowed: it differs from latent=\[2, 4, 4\]
+train prior=flow latent=[1,1,1] | needs latent=2 or more
 train epochs=0 | epochs=0 is not allowed
 train epochs=1.5 | epochs=1.5 is not allowed
 train epochs=99999999999999999999999 | epochs=9+ is not allowed

@@ -408,7 +408,7 @@ WRONG: list[tuple[str, str]] = [
     ("+schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
     ("schedule=linear", "does not say which setting it replaces: type +schedule@regularizer.beta=linear"),
     ("sigma@prior=fixed", "'sigma@prior=fixed': sigma has a fixed place, so it needs no @. Type sigma=fixed."),
-    ("latent=", "'latent=' gives no value. Type latent=16 for the default: dimensions of the code z."),
+    ("latent=", "'latent=' gives no value. Type latent=16 for the default: dimensions of the code z; with"),
     ("sigma=", "'sigma=' gives no value. Type sigma="),
     ("hydra.foo=", "'hydra.foo=' gives no value."),
     ("=3", "'=3' does not name a setting."),

@@ -93,6 +93,7 @@ def test_labels_have_as_few_words_as_possible() -> None:
     ]
     assert labels(fixed, half) == ["fixed 1.0", "fixed 0.5"]
     assert labels({}, {"latent": 2}, {"latent": 4}) == ["latent 8", "latent 2", "latent 4"]
+    assert labels({"latent": "2x4x4"}, {"latent": "4x4x4"}) == ["latent 2x4x4", "latent 4x4x4"]
     assert labels({}, half, {"regularizer.beta": 0}, {**half, "regularizer.beta": 0}) == [
         "learned",
         "fixed 0.5",

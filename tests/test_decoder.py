@@ -36,6 +36,8 @@ NETWORKS = {
     "group": ["network=conv", "network.width=4", "network.hidden=16", "network.normalization=group"],
     "resnet": ["network=resnet", "network.width=4", "network.max_width=8"],
 }
+WITH_POSITIONS = {f"{network} with positions": [*NETWORKS[network], "latent=[2,4,4]"] for network in ("conv", "resnet")}
+ALL_NETWORKS = NETWORKS | WITH_POSITIONS
 CRITIC = ["regularizer.hidden=8", "regularizer.layers=1", "regularizer.betas=null"]
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -65,10 +67,10 @@ def jacobians(model: VAE, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian_fixed", "bernoulli"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ALL_NETWORKS)
 def test_the_penalty_is_the_squared_jacobian_without_bias(compose: Compose, network: str, likelihood: str) -> None:
     words = ["regularizer=gradient_penalty", "regularizer.beta=0", "latent=3", "sigma=deterministic"]
-    experiment = build_experiment(compose(*words, f"likelihood={likelihood}", *NETWORKS[network]))
+    experiment = build_experiment(compose(*words, f"likelihood={likelihood}", *ALL_NETWORKS[network]))
     x = experiment.splits.train.batch(torch.arange(2)).repeat_interleave(500, 0)
     torch.manual_seed(0)
     for is_training in (True, False):
@@ -109,10 +111,10 @@ def test_the_penalty_of_several_draws_is_their_mean(compose: Compose) -> None:
 
 
 @pytest.mark.parametrize("likelihood", catalog.groups()["likelihood"].choices)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ALL_NETWORKS)
 def test_the_penalty_reaches_every_weight(compose: Compose, network: str, likelihood: str) -> None:
     words = ["regularizer=gradient_penalty", f"likelihood={likelihood}", "sigma=deterministic"]
-    experiment = build_experiment(compose(*words, *NETWORKS[network]))
+    experiment = build_experiment(compose(*words, *ALL_NETWORKS[network]))
     trained(experiment, 2)  # away from weights at which a gradient is 0 by symmetry
     inference = experiment.model(experiment.splits.train.batch(torch.arange(64)))
     experiment.optimizer.zero_grad()

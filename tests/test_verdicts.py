@@ -268,6 +268,22 @@ def test_the_price_is_drawn_by_latent_size() -> None:
     assert price_by_latent(Comparison(runs({}, fixed))) is None
 
 
+def test_the_price_of_codes_with_positions_is_drawn_by_the_number_of_dimensions() -> None:
+    fixed = {"sigma": "fixed", "sigma.value": 1.0}
+    sizes = ("32", "64", "2x4x4", "4x4x4", "8x1x1")
+    arms = [{**arm, "latent": latent} for latent in sizes for arm in ({}, fixed)]
+    comparison = Comparison(effect(*arms, **{PRIMARY["price"]: -5.0}))
+    dimensions = {(arm.settings["latent"], arm.latent, arm.positions) for arm in comparison.arms}
+    assert dimensions == {
+        ("32", 32, ""), ("64", 64, ""), ("2x4x4", 32, "4x4"), ("4x4x4", 64, "4x4"), ("8x1x1", 8, "")
+    }  # fmt: skip
+    figure = price_by_latent(comparison)
+    assert figure is not None
+    (axes,) = figure.axes
+    curves = {container.get_label(): list(container[0].get_xdata()) for container in axes.containers}
+    assert curves == {"sigma 1.0 under N(0, I)": [8, 32, 64], "sigma 1.0 under N(0, I), 4x4 positions": [32, 64]}
+
+
 def test_the_overview_shows_the_reference_and_the_arms_of_the_verdicts() -> None:
     many = [{"sigma": "fixed", "sigma.value": value} for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 1.0)]
     shown = compared(Comparison(runs({}, *many, {"sigma": "deterministic"})), most=4)

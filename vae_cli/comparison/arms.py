@@ -97,8 +97,15 @@ class Arm:
 
     @property
     def latent(self) -> int:
-        """The number of latent dimensions."""
-        return int(self.members[0].settings["latent"])
+        """The number of latent dimensions, also of a code with positions, such as 2x4x4."""
+        latent = self.members[0].settings["latent"]
+        return math.prod(map(int, latent.split("x"))) if isinstance(latent, str) else int(latent)
+
+    @property
+    def positions(self) -> str:
+        """The height and width of the code, such as 4x4; empty if it is a vector."""
+        found = str(self.members[0].settings["latent"]).partition("x")[2]
+        return "" if found == "1x1" else found
 
     @property
     def learns_sigma(self) -> bool:

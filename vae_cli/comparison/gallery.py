@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vae_cli.comparison.arms import Arm
 from vae_cli.comparison.plot_style import WIDTH, Looks, as_png, drawing, text_color
+from vae_cli.config.settings import code_size
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
@@ -139,7 +140,7 @@ class Gallery:
         standard deviation of the prior. All panels have the same scale, except those whose codes spread more than
         FAR times as far as the median panel's. None if a run has only one latent dimension.
         """
-        if any(run.config["latent"] < 2 for run in self.runs.values()):
+        if any(code_size(run.config["latent"]) < 2 for run in self.runs.values()):
             return None
         columns = min(4, len(self.runs))
         rows = -(-len(self.runs) // columns)

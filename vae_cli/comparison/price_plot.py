@@ -23,7 +23,8 @@ def bounds(comparison: Comparison) -> Figure | None:
 
 def price_by_latent(comparison: Comparison) -> Figure | None:
     """Draw how much lower the importance-weighted bound is with a constant sigma than with a learned one, against the
-    number of latent dimensions: a line for each constant and prior. None with a single latent size."""
+    number of latent dimensions: a line for each constant, prior and number of positions. None with a single latent
+    size."""
     bound = comparison.tightest_bound
     if bound is None or LATENT not in comparison.differing:
         return None
@@ -53,8 +54,8 @@ def price_by_latent(comparison: Comparison) -> Figure | None:
 
 
 def _curves(comparison: Comparison, bound: str) -> dict[str, dict[int, tuple[Arm, Contrast]]]:
-    """Return, for each setting of a constant sigma and prior, its arm and its contrast with the arm that has a learned
-    sigma under N(0, I), by latent size."""
+    """Return, for each setting of a constant sigma, prior and positions of the code, its arm and its contrast with the
+    arm that has a learned sigma under N(0, I), by latent size."""
     curves: dict[str, dict[int, tuple[Arm, Contrast]]] = {}
     for arm in comparison.arms:
         if not arm.has_constant_scale or not arm.has_noise or arm.stat(bound) is None:
@@ -76,7 +77,8 @@ def is_counterpart(other: Arm, arm: Arm) -> bool:
 def _label(arm: Arm) -> str:
     settings = arm.members[0].settings
     sigma = settings.get("sigma.value", settings.get("sigma"))
-    return f"sigma {sigma} under N(0, I)" if arm.has_standard_prior else f"sigma {sigma}, prior {settings.get('prior')}"
+    prior = " under N(0, I)" if arm.has_standard_prior else f", prior {settings.get('prior')}"
+    return f"sigma {sigma}{prior}" + (f", {arm.positions} positions" if arm.positions else "")
 
 
 def _end(contrast: Contrast) -> float:

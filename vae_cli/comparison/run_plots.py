@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from vae_cli.comparison.plot_layout import whole_ticks
 from vae_cli.comparison.plot_style import GRAY, HUES, WIDTH, drawing
 from vae_cli.config.claims import entry
+from vae_cli.config.settings import code_size
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
 from vae_cli.runs.codes import decode
@@ -67,7 +68,7 @@ def _fit(axes: Any, records: Sequence[Mapping[str, float]], names: Sequence[str]
 def code_map(run: Run) -> Figure | None:
     """Plot the mean codes of test images next to the images that codes on a grid are decoded into; None unless the
     codes have two dimensions. The grid spans the middle of the prior."""
-    if run.config["latent"] != 2 or run.shape[0] not in (1, 3):
+    if code_size(run.config["latent"]) != 2 or run.shape[0] not in (1, 3):
         return None
     positions = torch.arange(min(SHOWN, len(run.splits.test)))
     with evaluating(run.model, 0, run.device):
@@ -111,6 +112,6 @@ def code_map(run: Run) -> Figure | None:
 def draw_run(folder: RunDir, device: str, data_dir: str | Path | None) -> dict[str, Figure]:
     """Return the plots of a run that it has, by name."""
     found = {"loss": losses(folder)}
-    if folder.config()["latent"] == 2:
+    if code_size(folder.config()["latent"]) == 2:
         found["codes"] = code_map(Run(folder.path, "best", device, data_dir))
     return {name: figure for name, figure in found.items() if figure is not None}

@@ -23,9 +23,9 @@ from vae_cli.axes.prior import Prior
 from vae_cli.axes.regularizer import Regularizer
 from vae_cli.axes.schedule import Constant, Schedule
 from vae_cli.axes.sigma import Sigma
-from vae_cli.config.instantiate import build, built_arguments, check_value, find_class
-from vae_cli.config.settings import Config, check_settings
-from vae_cli.core.compatibility import check_together
+from vae_cli.config.instantiate import brief, build, built_arguments, check_value, find_class
+from vae_cli.config.settings import Config, check_settings, code_shape, code_size
+from vae_cli.core.compatibility import check_together, offers
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.garbage import collect_as_usual
 from vae_cli.core.rng import initial_weights
@@ -217,7 +217,7 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for axis, kind in kinds.items():
         with initial_weights(config["seed"], axis):
-            parts[axis] = build(config[axis], axis, kind)
+            parts[axis] = build(_sized(config[axis], config["latent"]), axis, kind)
     if dataset is not None:
         check_together({**parts, "dataset": dataset}, config["choices"])
         if config["batch_size"] < (least := parts["regularizer"].least_images):
@@ -226,6 +226,25 @@ def build_parts(config: Config, dataset: Any = None) -> dict[str, Any]:
                 f"batch_size={config['batch_size']} is not allowed; type batch_size={least} or more."
             )
     return parts
+
+
+def _sized(node: Config, latent: Any) -> Config:
+    """Return an axis's node in which the run's `latent`, if the node repeats it, is D: only networks know the shape."""
+    return {**node, "latent": code_size(latent)} if node.get("latent") == latent else node
+
+
+def _code(config: Config, network: Network) -> Any:
+    """Return the network's argument `latent`: the shape (C, h, w) of a code with positions, else D.
+
+    Raises UserError if the code has positions and the network has none.
+    """
+    size, shape = code_size(config["latent"]), code_shape(config["latent"])
+    if shape is not None and not offers(network, "positions"):
+        raise UserError(
+            f"network={config['choices']['network']} cannot be combined with latent={brief(config['latent'])}: its "
+            f"codes have no positions. Type latent={size}, or network=conv."
+        )
+    return size if shape is None else shape
 
 
 def check_memory(config: Config, shape: tuple[int, int, int], available: int | None) -> None:
@@ -272,8 +291,9 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     from the same decoder and the same loc(x), whatever sigma is.
     """
     network, sigma, likelihood = parts["network"], parts["sigma"], parts["likelihood"]
+    latent = _code(config, network)
     with initial_weights(config["seed"], "encoder"):
-        encoder = network.encoder(shape, config["latent"], sigma.raw_size)
+        encoder = network.encoder(shape, latent, sigma.raw_size)
     with initial_weights(config["seed"], "encoder"):  # again from the start: loc(x) is the same for every sigma
         initialize(network.initialization, encoder, sigma.raw_size)
     center = mean
@@ -283,7 +303,7 @@ def assemble(parts: Mapping[str, Any], config: Config, shape: tuple[int, int, in
     if network.output_bias == "zero":
         start = torch.zeros_like(start)
     with initial_weights(config["seed"], "decoder"):
-        decoder = network.decoder(config["latent"], start)
+        decoder = network.decoder(latent, start)
         initialize(network.initialization, decoder, has_own_bias=True)
         if network.spectral_norm:
             normalize_layers(decoder)

@@ -45,7 +45,7 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str], defaults: Ma
     for key, value in flatten(config).items():
         is_part = key.partition(".")[0] not in NO_PART_OF_THE_NAME and key != IMAGES
         if is_part and (key not in before or before[key] != value):
-            words.append((key, value))
+            words.append((key, as_word(key, value)))
     words.sort(key=lambda word: (_place(word[0].partition(".")[0]), word[0]))
     name = "_".join(f"{clean(key)}-{_word(value)}" for key, value in words) or "default"
     if len(name) > LONGEST:
@@ -113,8 +113,19 @@ def hparams(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     row: dict[str, bool | int | float | str] = dict(config["choices"])
     for key, value in what_matters({k: v for k, v in config.items() if k != "choices"}).items():
         if not key.endswith("_target_") and value is not None:
-            row[key] = value if isinstance(value, int | float | str) else show(value)
+            word = as_word(key, value)
+            row[key] = word if isinstance(word, int | float | str) else show(word)
     return row
+
+
+def as_word(key: str, value: Any) -> Any:
+    """Return the shape of a code as a word; the value of any other setting unchanged.
+
+    >>> as_word("latent", [4, 7, 7]), as_word("prior.latent", 16), as_word("network.hidden", [400, 400])
+    ('4x7x7', 16, [400, 400])
+    """
+    is_shape = key.rpartition(".")[2] == "latent" and isinstance(value, (list, tuple))
+    return "x".join(map(show, value)) if is_shape else value
 
 
 def typed(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vae_cli.config.settings import code_shape, code_size
 from vae_cli.core.errors import UserError
 from vae_cli.core.files import open_regular, read_text, refuse_unwritable, replace_file, write_text
 from vae_cli.core.values import is_finite
@@ -200,12 +201,13 @@ def _refuse_to_replace(folder: Path, names: Iterable[str], earlier: Mapping[str,
 
 def _description(run: Run, weights: str, digest: str, parts: tuple[Part, Part]) -> dict[str, Any]:
     """Return the content of export.json, apart from the files."""
-    channels, latent = run.shape, run.config["latent"]
+    channels, latent, shape = run.shape, code_size(run.config["latent"]), code_shape(run.config["latent"])
+    layout = "" if shape is None else f"; in order of channel, row and column of the shape {list(shape)}"
     meaning = {
         "images": {"shape": ["B", *channels], "meaning": f"images: {_range_of(run)}"},
-        "loc": {"shape": ["B", latent], "meaning": "the mean of q(z|x): the code of an image"},
-        "scale": {"shape": ["B", latent], "meaning": "the standard deviation of q(z|x)"},
-        "z": {"shape": ["B", latent], "meaning": "codes"},
+        "loc": {"shape": ["B", latent], "meaning": f"the mean of q(z|x): the code of an image{layout}"},
+        "scale": {"shape": ["B", latent], "meaning": f"the standard deviation of q(z|x){layout}"},
+        "z": {"shape": ["B", latent], "meaning": f"codes{layout}"},
         "mean": {"shape": ["B", *channels], "meaning": "the mean of p(x|z): the decoded images"},
     }
     with torch.no_grad():
@@ -248,7 +250,7 @@ def _script(run: Run, kind: Format, encoder: Part, description: Mapping[str, Any
     is_torch = kind == "pt2"
     call = "encoder(images)" if is_torch else 'encoder.run(None, {"images": images})'
     noise = "torch.randn_like(loc)" if is_torch else "np.random.randn(*loc.shape).astype(np.float32)"
-    latent = run.config["latent"]
+    latent = code_size(run.config["latent"])
     formula = description["posterior"]["distribution"]
     if len(encoder.outputs) == 2:
         encode = f"loc, scale = {call}  # q(z|x): {formula}, both (B, {latent})"

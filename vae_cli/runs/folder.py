@@ -23,7 +23,7 @@ from vae_cli.core.files import (
     write_json,
     write_text,
 )
-from vae_cli.core.values import flaw, is_finite
+from vae_cli.core.values import Count, flaw, is_allowed, is_finite
 
 # What to do about a damaged file: RETRAIN if the run is lost without it, RECOVER if the run can do without it.
 RETRAIN = "Train the run again from the start: repeat its vae train command with overwrite=true."
@@ -321,10 +321,11 @@ def _is_config(config: object) -> bool:
         return False
     if not all(isinstance(config[axis].get("_target_"), str) for axis in AXES) or not is_printable(config):
         return False
-    numbers = [config.get(key) for key in ("latent", "seed", "epochs")]
-    choices = config["choices"]
+    choices, latent = config["choices"], config.get("latent")
+    is_shape = isinstance(latent, list) and len(latent) == 3 and is_allowed(latent, list[Count])
     return (
-        all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        all(is_allowed(config.get(key), int) for key in ("seed", "epochs"))
+        and (is_allowed(latent, int) or is_shape)
         and all(isinstance(choices.get(axis), str) for axis in AXES)
         and all(isinstance(word, str) for pair in choices.items() for word in pair)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vae_cli.config.aliases import with_current_targets
-from vae_cli.config.naming import show, what_matters
+from vae_cli.config.naming import as_word, show, what_matters
 from vae_cli.config.settings import Config
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError
@@ -149,7 +149,8 @@ def refuse_other(folder: RunDir, config: Config, path: Path | None = None) -> No
     differing = [key for key in {**there, **here} if there.get(key, "nothing") != here.get(key, "nothing")]
     if differing:
         named = ", ".join(
-            f"{k}={show(there.get(k, 'nothing'))} there, {show(here.get(k, 'nothing'))} here" for k in differing
+            f"{k}={show(as_word(k, there.get(k, 'nothing')))} there, {show(as_word(k, here.get(k, 'nothing')))} here"
+            for k in differing
         )
         raise UserError(
             f"{path or folder.path} already holds a run with different settings: {named}. Choose a different "

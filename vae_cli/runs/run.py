@@ -17,9 +17,9 @@ from vae_cli.axes.dataset.pack import only_reading
 from vae_cli.axes.dataset.split import is_fingerprint_of
 from vae_cli.config import catalog
 from vae_cli.config.build import build_model
-from vae_cli.config.instantiate import build, check_value
-from vae_cli.config.naming import show
-from vae_cli.config.settings import SETTINGS, Config, check_latent
+from vae_cli.config.instantiate import build
+from vae_cli.config.naming import as_word, show
+from vae_cli.config.settings import SETTINGS, Config, check_latent, check_setting, code_shape, code_size
 from vae_cli.config.trust import trusting
 from vae_cli.core.errors import Failure, UserError, first_line
 from vae_cli.core.rng import evaluating
@@ -184,7 +184,8 @@ class Run:
         """Return the posterior q(z|x) of each image in x (B, C, H, W), uint8 or floats in [0, 1].
 
         The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is the
-        location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
+        location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D). If latent is a shape
+        [C, h, w], then D = C h w, and `.mean.unflatten(-1, run.config["latent"])` is the location as (B, C, h, w).
 
         Raises UserError for images of a different shape.
 
@@ -203,6 +204,8 @@ class Run:
     def decode(self, z: Tensor) -> Distribution:
         """Return the likelihood p(x|z) for each code in z (*S, B, D), where D = latent.
 
+        If latent is a shape [C, h, w], then D = C h w, and z can also be (*S, B, C, h, w).
+
         The result is a torch Distribution with batch shape (*S, B) and event shape (C, H, W): `.mean` is the
         reconstruction, `.sample()` draws images with the likelihood's noise.
 
@@ -212,10 +215,13 @@ class Run:
         >>> run.decode(torch.zeros(3, 16)).mean.shape
         torch.Size([3, 1, 8, 8])
         """
-        z, latent = torch.as_tensor(z), self.config["latent"]
-        if z.dim() < 2 or z.shape[-1] != latent:
-            hint = "; for a single code, pass z[None]" if z.shape == (latent,) else ""
-            raise UserError(f"decode expects a batch of codes (B, {latent}), not {tuple(z.shape)}{hint}.")
+        z, size, shape = torch.as_tensor(z), code_size(self.config["latent"]), code_shape(self.config["latent"])
+        if shape is not None and z.dim() > 3 and z.shape[-3:] == shape:
+            z = z.flatten(-3)
+        if z.dim() < 2 or z.shape[-1] != size:
+            hint = "; for a single code, pass z[None]" if z.shape in ((size,), shape) else ""
+            wanted = f"(B, {size})" + ("" if shape is None else f" or (B, {', '.join(map(str, shape))})")
+            raise UserError(f"decode expects a batch of codes {wanted}, not {tuple(z.shape)}{hint}.")
         return self.model.decode(z.to(self.device, torch.float32))
 
     @torch.no_grad()
@@ -236,7 +242,7 @@ class Run:
         lines = {
             "choices": " ".join(_chosen(config)),
             "dataset": f"{config['choices']['dataset']}, images {size}",
-            "latent": str(config["latent"]),
+            "latent": show(as_word("latent", config["latent"])),
             "weights": self._weights_described(),
         }
         try:
@@ -288,9 +294,9 @@ def check_stored(config: Config, weights: Mapping[str, tuple[int, ...]], shape: 
 
     No memory is allocated for the model yet. Raises UserError if a setting is invalid, ValueError if the shapes differ.
     """
-    for key, kind in SETTINGS.items():
+    for key in SETTINGS:
         if key in config:
-            check_value(config[key], kind, key)
+            check_setting(key, config[key])
     check_latent(config)
     try:
         with torch.device("meta"):
