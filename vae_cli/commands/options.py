@@ -26,6 +26,13 @@ Run = Annotated[
     str,
     typer.Argument(metavar="RUN", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run),
 ]
+OptionalRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run,
+        show_default=False,
+    ),
+]  # fmt: skip
 Weights = Annotated[
     Literal["best", "last"],
     typer.Option(help="Weights with the lowest validation loss (best) or of the latest checkpoint (last)."),

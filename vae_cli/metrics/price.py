@@ -43,6 +43,10 @@ class Bound(Metric):
     """
 
     claim = "price"
+    decodes = (
+        *("distortion", "elbo", "iw_bound_k{k}", "iw_gap", "iw_growth", "iw_curve_k", "iw_curve"),
+        "effective_sample_size",
+    )
 
     def compute(self) -> dict[str, Figure]:
         distortion, rate = self.subject.terms
@@ -204,7 +208,8 @@ class RefittedPrior(Metric):
         too_few = f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
         figures = dict.fromkeys(names, undefined(too_few))
         for name, log_density in expected.items():
-            figures[name] = mean_figure(log_density + entropy - distortion, "nats")
+            elbo = log_density + entropy - distortion
+            figures[name] = undefined(subject.no_decoder) if subject.no_decoder else mean_figure(elbo, "nats")
             figures[f"{name}_gain"] = mean_figure(log_density + entropy + rate, "nats")
         return figures
 

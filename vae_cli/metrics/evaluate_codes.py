@@ -1,0 +1,80 @@
+"""Evaluate the codes of any model, read from a file, and store the figures next to it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vae_cli.axes.dataset.split import fingerprint
+from vae_cli.config.instantiate import find_function
+from vae_cli.core.errors import Failure
+from vae_cli.core.files import refuse_unwritable, write_json
+from vae_cli.machine.device import make_deterministic, take_device
+from vae_cli.metrics.base import BUDGETS, MeasuredRun, Metric
+from vae_cli.metrics.evaluate import METRICS, measure, reusable
+from vae_cli.metrics.record import FORMAT, Profile, digest, stamp
+from vae_cli.metrics.stored_codes import CodesRun
+from vae_cli.runs.codes_file import read_codes
+
+REUSED_IF_EQUAL = ("format", "profile", "seed", "codes_digest", "images", "decoder", "decoder_digest")
+
+
+def evaluate_codes(
+    file: Path,
+    target: Path,
+    profile: Profile = "default",
+    *,
+    kinds: Sequence[type[Metric]] = METRICS,
+    decoder: str | None = None,
+    before: Mapping[str, Any] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    data_dir: str | Path | None = None,
+    say: Callable[[str], object] = lambda name: None,
+) -> dict[str, Any]:
+    """Evaluate the codes in a file, write metrics.json to the path `target`, and return its content.
+
+    decoder is MODULE:FUNCTION: a function from codes to images, in a module that the user trusts. Without it, figures
+    that need decoded images are left out. `before` is an earlier evaluation: if it is of the same codes, decoder,
+    profile and seed, its figures are kept, except those that are computed again. `say` is called with the name of each
+    metric before it is computed. Raises UserError if the file or the decoder cannot be used, and UserError or Failure
+    if `target` cannot be written.
+    """
+    refuse_unwritable(target.parent, "Write the evaluation elsewhere with --out FOLDER.")
+    begun = time.perf_counter()
+    seen = stamp(file) if file.is_file() else None
+    stored = read_codes(file)
+    about = {"format": FORMAT, "codes": file.name, "codes_digest": digest(file), "profile": profile, "seed": seed}
+    given = None if decoder is None else (decoder, find_function(decoder, "--decoder"))
+    place = take_device(device)
+    make_deterministic(place)
+    run = CodesRun(stored, place, seed, given, data_dir)
+    if samples is None and before is not None and (before["profile"], before["format"]) == (profile, FORMAT):
+        samples = before["budget"]["samples"]  # as many draws as before
+    budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
+    subject = MeasuredRun(run, budget, seed)  # type: ignore[arg-type]
+    if given is not None:
+        run.fit_likelihood(subject)
+    about |= {"budget": asdict(budget), "images": fingerprint(run.splits), "latent": run.config["latent"]}
+    about |= {"decoder": decoder, "decoder_digest": _digest_of_module(decoder)}
+    kept = reusable(before, about, kinds, REUSED_IF_EQUAL)
+    figures, left_out = measure(subject, kinds, kept, say)
+    if stamp(file) != seen:
+        raise Failure(f"{file} was replaced during its evaluation. Evaluate it again.")
+    found = {**about, "notes": run.notes, "seconds": round(time.perf_counter() - begun, 1)}
+    found |= {"figures": figures, "left_out": left_out}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, found)
+    return found
+
+
+def _digest_of_module(decoder: str | None) -> str | None:
+    """Return a hash of the source of a decoder's module, which may change between evaluations; None if unknown."""
+    module = None if decoder is None else sys.modules.get(decoder.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    return None if file is None else digest(Path(file))
