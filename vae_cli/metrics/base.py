@@ -241,6 +241,20 @@ class MeasuredRun:
             self._mixtures[components] = fit_mixture(self.codes("train").z[:FITTED], components)
         return self._mixtures[components]
 
+    def too_few_for(self, components: int) -> str:
+        """Return the reason why a mixture of this many Gaussians is no density of the training codes; empty if it is.
+
+        A covariance matrix in D dimensions needs D + 1 codes; with fewer, the density depends on the ridge alone.
+        """
+        count, dimensions = self.codes("train").z.shape
+        least = components * (dimensions + 1)
+        if min(count, FITTED) >= least:
+            return ""
+        return (
+            f"a mixture of {components} Gaussians in {dimensions} dimensions needs at least {least:,} training codes, "
+            f"and {min(count, FITTED):,} are used"
+        )
+
     @cached_property
     def _mixtures(self) -> dict[int, Mixture]:
         return {}

@@ -66,7 +66,12 @@ def evaluate_codes(
     figures, left_out = measure(subject, kinds, kept, say)
     if stamp(file) != seen:
         raise Failure(f"{file} was replaced during its evaluation. Evaluate it again.")
-    found = {**about, "notes": run.notes, "seconds": round(time.perf_counter() - begun, 1)}
+    found = {
+        **about,
+        "no_decoder": run.no_decoder,
+        "notes": run.notes,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
     found |= {"figures": figures, "left_out": left_out}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)

@@ -200,12 +200,12 @@ class RefittedPrior(Metric):
             return dict.fromkeys(names, undefined(POINT_MASS))
         mean, covariance = moments(subject.codes("train"))
         priors = {"elbo_gaussian_prior": gaussian(mean, covariance)}
-        if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
+        too_few = subject.too_few_for(MIXTURE_COMPONENTS)
+        if not too_few:
             priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
         expected, entropy = self._expected(priors)
         if self._is_normal():
             expected["elbo_gaussian_prior"] = expected_log_density(mean, covariance, subject.codes("test"))
-        too_few = f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
         figures = dict.fromkeys(names, undefined(too_few))
         for name, log_density in expected.items():
             elbo = log_density + entropy - distortion

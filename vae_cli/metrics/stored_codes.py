@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class StoredPosterior(Sigma):
 class CodeTable(nn.Module):
     """A table that maps images x (B, C, H, W) to their rows in `codes` (N, raw).
 
-    Equal images cannot be told apart, so they all get the code of the first of them. `shared` is the number of images
-    whose own code differs from it by more than rounding.
+    Equal images all get the code of the first of them. `shared` is the number of images whose own code differs from it
+    by more than rounding, and `copies` (N,) counts the earlier images that are equal to each image.
 
     An image is found by a key, sum_p w_p b_p modulo 2^64 for its pixels' bits b_p and random odd weights w_p: integers
     are summed exactly in any order, so the keys are the same on every device.
@@ -76,12 +77,14 @@ class CodeTable(nn.Module):
             weights = torch.randint(-(2**62), 2**62, (pixels,), generator=generator) * 2 + 1
             parts = [image_keys(images.batch(part), weights) for part in images.in_order(LOOKED_UP)]
             keys, rows = torch.cat(parts).sort(stable=True)
-            first = rows[torch.searchsorted(keys, keys)]
+            places = torch.searchsorted(keys, keys)
+            first = rows[places]
             pairs = torch.stack([rows, first], 1)[rows != first]
             if all(torch.equal(*(images.batch(side) for side in part.T)) for part in pairs.split(LOOKED_UP)):
                 break  # only equal images have equal keys
         away = (codes[pairs[:, 0]] - codes[pairs[:, 1]]).abs() > ROUNDING * codes.abs().amax(0)
         self.shared = int(away.any(1).sum())
+        self.copies = torch.empty_like(rows).index_copy_(0, rows, torch.arange(len(rows)) - places)
         for name, value in {"weights": weights, "keys": keys, "rows": rows, "codes": codes}.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -97,6 +100,24 @@ def image_keys(x: Tensor, weights: Tensor) -> Tensor:
     """Return the keys, int64 (B,), of images x (B, C, H, W) float32 for weights int64 (C * H * W,) (see CodeTable)."""
     bits = x.contiguous().flatten(1).view(torch.int32)
     return torch.cat([(part.long() * weights).sum(1) for part in bits.split(max(1, INTEGERS // len(weights)))])
+
+
+def told_apart(images: Tensor, copies: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as float32, equal ones of which differ in the last bits of a few pixels.
+
+    copies (N,) numbers the images that are equal: 0, 1, 2 ... The digits of this number, in the smallest base for which
+    there are enough pixels, are added to the bits of the first pixels, or subtracted if a pixel is 1/2 or more. In base
+    b, a pixel thus changes by at most (b - 1) 2^-24, and stays in [0, 1].
+    """
+    x = (images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images.clone()).flatten(1)
+    base = next(base for base in itertools.count(2) if base ** min(x.shape[1], 64) > int(copies.max()))
+    for pixel in x.T:
+        digit = torch.where(pixel < 0.5, copies % base, -(copies % base))
+        pixel.copy_((pixel.contiguous().view(torch.int32) + digit.to(torch.int32)).view(torch.float32))
+        copies = copies // base
+        if not copies.any():
+            break
+    return x.reshape(images.shape)
 
 
 class NoDecoder(nn.Module):
@@ -121,9 +142,7 @@ class Unknown(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        raise UserError(
-            "A metric decodes codes. Add --decoder MODULE:FUNCTION, or leave the metric out with --metrics."
-        )
+        raise UserError("A metric decodes codes: add --decoder MODULE:FUNCTION, or leave it out with --metrics.")
 
 
 class CodesRun:
@@ -158,13 +177,14 @@ class CodesRun:
         if file.split is None:
             sizes = ", ".join(f"{len(getattr(self.splits, name)):,} {name}" for name in SPLITS)
             self.notes.append(f"The file has no split, so it was divided at random with seed {seed}: {sizes} codes.")
-        every = Split(self.splits.train.images, None, torch.arange(len(file.loc)))
-        table = CodeTable(every, file.loc if file.scale is None else torch.cat([file.loc, file.scale], 1))
+        codes = file.loc if file.scale is None else torch.cat([file.loc, file.scale], 1)
+        table = CodeTable(_all(self.splits), codes)
         if table.shared:
-            self.notes.append(
-                f"{table.shared:,} images occur earlier in the file with another code, which is used for them, too."
-            )
-        self.shape: tuple[int, ...] = tuple(every.images.shape[1:])
+            images = told_apart(self.splits.train.images, table.copies)
+            parts = {name: replace(getattr(self.splits, name), images=images) for name in SPLITS}
+            self.splits = self.splits._replace(**parts)
+            table = CodeTable(_all(self.splits), codes)
+        self.shape: tuple[int, ...] = tuple(self.splits.train.images.shape[1:])
         given = None if decoder is None else GivenDecoder(*decoder, file.code, self.shape)
         likelihood: Likelihood = NoLikelihood() if given is None else Gaussian(1.0)
         prior = StandardNormal(math.prod(file.code))
@@ -193,6 +213,11 @@ class CodesRun:
         return scale
 
 
+def _all(splits: Splits) -> Split:
+    """Return all images as one split."""
+    return Split(splits.train.images, None, torch.arange(len(splits.train.images)))
+
+
 class NoFolder:
     """Stands in for the folder of a run: codes from a file have no record of their training."""
 
@@ -215,7 +240,7 @@ def _splits(file: CodesFile, seed: int) -> Splits:
         Split(images, file.labels, (split == number).nonzero().flatten(), factors=file.factors) for number in range(3)
     )
     # The labels are part of the digest, because the feature net is stored under it.
-    digest = hashlib.blake2b(images.numpy().tobytes(), digest_size=16)
+    digest = hashlib.blake2b(images.numpy().data, digest_size=16)
     if file.labels is not None:
-        digest.update(file.labels.numpy().tobytes())
+        digest.update(file.labels.numpy().data)
     return Splits(train, held_out, test_split, None, digest=digest.hexdigest(), factors=file.kinds)

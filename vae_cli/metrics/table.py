@@ -22,10 +22,14 @@ def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
     """Print the headline figures of an evaluation and the figures that decide about claims, with their meaning, or the
     reason why they are not defined, by claim."""
     figures, left_out = evaluation["figures"], evaluation["left_out"]
+    no_decoder, together = evaluation.get("no_decoder", ""), []
     count = 0
     for claim, title in TITLES.items():
         # Of a group that belongs to no claim, such as the factors that few datasets have, only what is defined.
         names = _headlines(claim, [*figures, *([] if claim in GROUPS else left_out)])
+        # Codes without a decoder lack many figures for the same reason, which is given once.
+        together += [name for name in names if name not in figures and left_out[name]["reason"] == no_decoder]
+        names = [name for name in names if name not in together]
         if names:
             console.print(Text(title, style="bold"))
         for name in names:
@@ -35,6 +39,9 @@ def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
             else:
                 _print_line(console, f"{_titled(found)}: not defined", f"{capitalized(left_out[name]['reason'])}.")
         count += len(names)
+    if together:
+        titles = "; ".join(entry(name).title for name in together)
+        console.print(f"Not defined: {titles}. Reason: {no_decoder}.", style="dim", highlight=False, markup=False)
     console.print(
         f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better; \N{PLUS-MINUS SIGN} standard error "
         f"over images. These are {count} of {len(figures) + len(left_out)} figures: --all prints the others, too.",
