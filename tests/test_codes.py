@@ -186,7 +186,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def closely(found: Figure, expected: Figure, name: str) -> None:
-    assert found.value == pytest.approx(expected.value, rel=1e-5, abs=1e-9), name
+    if expected.value is not None:
+        assert found.value == pytest.approx(expected.value, rel=1e-5, abs=1e-9), name
     assert found.reason == expected.reason, name
     assert found.count == expected.count, name
 
@@ -213,11 +214,7 @@ def test_the_codes_of_a_run_have_the_figures_of_the_run(runs: Path, tmp_path: Pa
 def test_with_its_decoder_a_run_has_all_figures(runs: Path, tmp_path: Path, name: str) -> None:
     run = load_run(runs / name, device="cpu")
     file, _ = export_codes(run, tmp_path)
-    stored = measured(file, decoder=("own", lambda z: run.decode(z).mean if not z.requires_grad else mean(z)))
-
-    def mean(z: Tensor) -> Tensor:
-        return run.model.decode(z).mean
-
+    stored = measured(file, decoder=("own", lambda z: run.model.decode(z).mean))
     given: Any = stored.run
     scale = given.fit_likelihood(stored)
     run.model.likelihood = Gaussian(scale)  # in the run, it is an average over the last batches
@@ -339,7 +336,7 @@ def test_equal_images_keep_their_own_codes(save: Callable[..., Path], dtype: str
         rows = subject.splits.test.index[subject.positions("test")]
         assert torch.equal(subject.codes("test").loc, torch.from_numpy(arrays["loc"]).float()[rows])
         x = subject.splits.train.batch(torch.arange(60))
-        assert float((x - bool(level)).abs().max()) < 1e-6
+        assert float((x - min(level, 1)).abs().max()) < 1e-6
         assert float(x.max()) <= 1
         assert float(x.min()) >= 0
 

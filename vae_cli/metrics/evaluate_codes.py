@@ -39,43 +39,48 @@ def evaluate_codes(
 ) -> dict[str, Any]:
     """Evaluate the codes in a file, write metrics.json to the path `target`, and return its content.
 
-    decoder is MODULE:FUNCTION: a function from codes to images, in a module that the user trusts. Without it, figures
-    that need decoded images are left out. `before` is an earlier evaluation: if it is of the same codes, decoder,
-    profile and seed, its figures are kept, except those that are computed again. `say` is called with the name of each
-    metric before it is computed. Raises UserError if the file or the decoder cannot be used, and UserError or Failure
-    if `target` cannot be written.
+    For decoder, see `load_codes`. `before` is an earlier evaluation: if it is of the same codes, decoder, profile and
+    seed, its figures are kept, except those that are computed again. `say` is called with the name of each metric
+    before it is computed. Raises UserError if the file or the decoder cannot be used, and UserError or Failure if
+    `target` cannot be written.
     """
     refuse_unwritable(target.parent, "Write the evaluation elsewhere with --out FOLDER.")
     begun = time.perf_counter()
     seen = stamp(file) if file.is_file() else None
-    stored = read_codes(file)
-    about = {"format": FORMAT, "codes": file.name, "codes_digest": digest(file), "profile": profile, "seed": seed}
-    given = None if decoder is None else (decoder, find_function(decoder, "--decoder"))
-    place = take_device(device)
-    make_deterministic(place)
-    run = CodesRun(stored, place, seed, given, data_dir)
+    run = load_codes(file, decoder, device, seed, data_dir)
+    about = {"format": FORMAT, "codes": file.name, "codes_digest": digest(file), "latent": run.config["latent"]}
+    about |= {"decoder": decoder, "decoder_digest": _digest_of_module(decoder), "images": fingerprint(run.splits)}
     if samples is None and before is not None and (before["profile"], before["format"]) == (profile, FORMAT):
         samples = before["budget"]["samples"]  # as many draws as before
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
+    about |= {"profile": profile, "budget": asdict(budget), "seed": seed}
     subject = MeasuredRun(run, budget, seed)  # type: ignore[arg-type]
-    if given is not None:
+    if not run.no_decoder:
         run.fit_likelihood(subject)
-    about |= {"budget": asdict(budget), "images": fingerprint(run.splits), "latent": run.config["latent"]}
-    about |= {"decoder": decoder, "decoder_digest": _digest_of_module(decoder)}
-    kept = reusable(before, about, kinds, REUSED_IF_EQUAL)
-    figures, left_out = measure(subject, kinds, kept, say)
+    figures, left_out = measure(subject, kinds, reusable(before, about, kinds, REUSED_IF_EQUAL), say)
     if stamp(file) != seen:
         raise Failure(f"{file} was replaced during its evaluation. Evaluate it again.")
-    found = {
-        **about,
-        "no_decoder": run.no_decoder,
-        "notes": run.notes,
-        "seconds": round(time.perf_counter() - begun, 1),
-    }
+    seconds = round(time.perf_counter() - begun, 1)
+    found = {**about, "no_decoder": run.no_decoder, "notes": run.notes, "seconds": seconds}
     found |= {"figures": figures, "left_out": left_out}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)
     return found
+
+
+def load_codes(
+    file: Path, decoder: str | None = None, device: str = "auto", seed: int = 0, data_dir: str | Path | None = None
+) -> CodesRun:
+    """Read codes from a file, as a run that metrics can measure.
+
+    decoder is MODULE:FUNCTION: a function from codes to images, in a module that the user trusts. Without it, figures
+    that need decoded images are not defined. Raises UserError if the file or the decoder cannot be used.
+    """
+    stored = read_codes(file)
+    given = None if decoder is None else (decoder, find_function(decoder, "--decoder"))
+    place = take_device(device)
+    make_deterministic(place)
+    return CodesRun(stored, place, seed, given, data_dir)
 
 
 def _digest_of_module(decoder: str | None) -> str | None:
