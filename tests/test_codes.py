@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -623,6 +625,55 @@ def test_impossible_requests_are_refused_with_a_message(vae: Any, words: tuple[s
     code, printed = vae(*words)
     assert code == 2
     assert said in printed
+
+
+class Latent(NamedTuple):
+    mean: Tensor
+    std: Tensor
+
+
+class StandIn:
+    """The documented names of diffusers' AutoencoderKL: codes are means over 2x2 pixels, in [-1, 1]."""
+
+    device = torch.device("cpu")
+
+    @staticmethod
+    def from_pretrained(folder: str) -> StandIn:
+        return StandIn()
+
+    def eval(self) -> StandIn:
+        return self
+
+    def encode(self, x: Tensor) -> Any:
+        assert float(x.min()) >= -1
+        assert float(x.max()) <= 1
+        mean = torch.nn.functional.avg_pool2d(x, 2)
+        return SimpleNamespace(latent_dist=Latent(mean, torch.full_like(mean, 0.1)))
+
+    def decode(self, z: Tensor) -> Any:
+        return SimpleNamespace(sample=torch.nn.functional.interpolate(z, scale_factor=2.0))
+
+
+def test_the_recipe_of_the_readme(vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (recipe,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "diffusers" in code)
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(AutoencoderKL=StandIn))
+    monkeypatch.setitem(sys.modules, "kl", None)  # restored afterwards
+    monkeypatch.delitem(sys.modules, "kl")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("VAE_TRUST", "")
+    images = np.random.default_rng(0).integers(256, size=(50, 3, 8, 8)).astype(np.uint8)
+    np.save("images.npy", images)
+    Path("kl.py").write_text(recipe)
+    runpy.run_path("kl.py", run_name="__main__")
+    assert read_codes(Path("codes.npz")).code == (3, 4, 4)
+    words = re.findall(r"^vae (evaluate --codes .*)$", readme, flags=re.MULTILINE)
+    assert len(words) == 2
+    for command in words:
+        code, said = vae(*command.split(), "--quick", "--overwrite")
+        assert code == 0, said
+    assert "Jacobian relative to a linear decoder" in said
+    assert "The likelihood is Gaussian" in said
 
 
 def test_a_decoder_needs_images(vae: Any, mine: ModuleType) -> None:
