@@ -29,7 +29,7 @@ Run = Annotated[
 OptionalRun = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RUN]", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run,
+        metavar="RUN", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run,
         show_default=False,
     ),
 ]  # fmt: skip
@@ -60,6 +60,6 @@ Trust = Annotated[
         envvar="VAE_TRUST",
         metavar="MODULE",
         callback=_trust,
-        help="Module of your own whose classes a configuration may use. Repeatable.",
+        help="Module of your own whose classes and functions may be used. Repeatable.",
     ),
 ]
