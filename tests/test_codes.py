@@ -134,7 +134,8 @@ def test_spatial_codes_have_a_scale_factor_for_each_channel(save: Callable[..., 
 
 
 def test_codes_that_do_not_vary_have_no_scale_factor(save: Callable[..., Path]) -> None:
-    loc = np.stack([np.arange(50.0), np.full(50, 1e4), np.full(50, 0.1)], 1)
+    rounded = 1e4 * (1 + 1e-7 * (np.arange(50) % 2))  # in float32, one unit in the last place
+    loc = np.stack([np.arange(50.0), rounded, np.full(50, 0.1)], 1)
     found = figures(measured(save(loc=loc)), ScaleFactor)
     assert number(found["scale_factor"]) > 0
     assert found["scale_factor_per_dimension"].reason == "the code does not vary in 2 of 3 dimensions"
@@ -529,6 +530,20 @@ def test_a_decoder_of_the_user(vae: Any, tmp_path: Path, mine: ModuleType) -> No
     assert "no decoder" not in json.dumps(found["left_out"])
 
 
+def test_figures_of_a_changed_decoder_are_not_mixed(vae: Any, tmp_path: Path, mine: Any) -> None:
+    source = tmp_path / "mine.py"
+    mine.__file__ = str(source)
+    words = (*EVALUATE, "--decoder", "mine:good", "--trust", "mine", "--metrics")
+    source.write_text("one")
+    assert vae(*words, "noise_probe")[0] == 0
+    assert vae(*words, "rate")[0] == 0
+    source.write_text("two")
+    code, said = vae(*words, "rate")
+    assert code == 2
+    assert "The module of --decoder mine:good has changed since the other figures were measured." in said
+    assert vae(*words, "rate", "--overwrite")[0] == 0
+
+
 DECODERS = [
     (("mine:good",), "is code from outside vae, which runs only with your consent: if you trust it, add --trust mine"),
     (("mine.good", "--trust", "mine"), "is not the name of a function: type --decoder MODULE:FUNCTION"),
@@ -575,13 +590,20 @@ def test_spatial_codes_reach_the_decoder_in_their_shape(save: Callable[..., Path
 
 
 def test_a_decoder_without_second_derivatives_has_no_jacobian(save: Callable[..., Path]) -> None:
-    @torch.no_grad()
-    def decode(z: Tensor) -> Tensor:
-        return torch.sigmoid(z)[:, None, None, :]
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            return z.sigmoid()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient
 
     file = save(**normals(40), images=np.full((40, 1, 1, 3), 0.5))
-    subject = measured(file, decoder=("own", decode))
-    assert figures(subject, Jacobian)["jacobian_ratio"].reason == "the likelihood's mean has no gradient"
+    for function in (Once.apply, torch.no_grad()(torch.sigmoid)):
+        subject = measured(file, decoder=("own", lambda z, function=function: function(z)[:, None, None, :]))
+        assert figures(subject, Jacobian)["jacobian_ratio"].reason == "the likelihood's mean has no gradient"
 
 
 def test_attention_in_a_decoder_has_second_derivatives(save: Callable[..., Path]) -> None:

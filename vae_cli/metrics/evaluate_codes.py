@@ -11,7 +11,7 @@ from typing import Any
 
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.instantiate import find_function
-from vae_cli.core.errors import Failure
+from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import refuse_unwritable, write_json
 from vae_cli.machine.device import make_deterministic, take_device
 from vae_cli.metrics.base import BUDGETS, MeasuredRun, Metric
@@ -57,6 +57,7 @@ def evaluate_codes(
     subject = MeasuredRun(run, budget, seed)  # type: ignore[arg-type]
     if not run.no_decoder:
         run.fit_likelihood(subject)
+    _refuse_changed_decoder(about, before, kinds)
     figures, left_out = measure(subject, kinds, reusable(before, about, kinds, REUSED_IF_EQUAL), say)
     if stamp(file) != seen:
         raise Failure(f"{file} was replaced during its evaluation. Evaluate it again.")
@@ -81,6 +82,21 @@ def load_codes(
     place = take_device(device)
     make_deterministic(place)
     return CodesRun(stored, place, seed, given, data_dir)
+
+
+def _refuse_changed_decoder(
+    about: Mapping[str, Any], before: Mapping[str, Any] | None, kinds: Sequence[type[Metric]]
+) -> None:
+    """Raise UserError if figures of an earlier evaluation would be lost because the decoder's module has changed."""
+    if before is None or before.get("decoder_digest") == about["decoder_digest"]:
+        return
+    computed = {kind.__name__ for kind in kinds}
+    entries = [*before["figures"].values(), *before["left_out"].values()]
+    if before.get("decoder") == about["decoder"] and any(entry["metric"] not in computed for entry in entries):
+        raise UserError(
+            f"The module of --decoder {about['decoder']} has changed since the other figures were measured. To measure "
+            "all of them again, leave out --metrics; to replace them by the metrics you chose, add --overwrite."
+        )
 
 
 def _digest_of_module(decoder: str | None) -> str | None:
