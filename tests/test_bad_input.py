@@ -320,7 +320,7 @@ interpolate a --path geodesic --traverse | --path has no effect
 interpolate a --path sideways | not one of 'linear'
 interpolate a --seed 99999999999999999999999 | --seed 9+
 interpolate a --pair 0,1 --device tpu | type device=auto
-evaluate | Missing argument
+evaluate | There is nothing to evaluate\. Name a run
 evaluate nowhere | There is no run 'nowhere'
 evaluate a --quick --full | cannot be combined
 evaluate a --metrics nowhere | there is no metric with this name\. .*Metrics: rate

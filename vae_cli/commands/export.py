@@ -1,21 +1,24 @@
-"""`vae export`: encoder and decoder of a trained run, for use without this package."""
+"""`vae export`: encoder and decoder of a trained run, or its codes, for use without this package."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vae_cli.commands.options import Run, RunsDir, Trust, Weights, expanded
+from vae_cli.commands.options import DataDir, Run, RunsDir, Trust, Weights, expanded
 
 if TYPE_CHECKING:
     from vae_cli.runs.export_folder import Exported
+    from vae_cli.runs.run import Run as TrainedRun
 
 EXAMPLES = """
 vae export latest  write encoder and decoder to the run's folder, and a script that shows how to use them
 vae export latest --format onnx  write ONNX only
 vae export runs/digits/default --to elsewhere --weights last  write the newest weights to another folder
+vae export latest --codes  write the codes, labels and images of all splits to codes.npz
 """
 
 Kind = Annotated[
@@ -37,6 +40,14 @@ To = Annotated[
         callback=expanded,
     ),
 ]
+Codes = Annotated[
+    bool,
+    typer.Option("--codes", help="Write the codes of all images to codes.npz, instead of encoder and decoder."),
+]
+CodesDevice = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="With --codes: auto, cpu, cuda ...", show_default="auto"),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files that are not from an export, or that you have changed.")
 ]
@@ -45,17 +56,21 @@ Overwrite = Annotated[
 def export(
     run: Run,
     kind: Kind = None,
+    codes: Codes = False,
     to: To = None,
     weights: Weights = "best",
+    device: CodesDevice = None,
     overwrite: Overwrite = False,
     runs_dir: RunsDir = Path("runs"),
+    data_dir: DataDir = None,
     trust: Trust = None,
 ) -> None:
-    """Export encoder and decoder, to use them without vae.
+    """Export encoder and decoder, or with --codes the codes of all images, to use them without vae.
 
-    They are written as torch.export programs and as ONNX, with a short script that uses them, and are compared with
-    the model before anything is written.
+    Encoder and decoder are written as torch.export programs and as ONNX, with a short script that uses them, and are
+    compared with the model before anything is written.
     """
+    from vae_cli.commands.output import refuse_unused
     from vae_cli.core.errors import Failure
     from vae_cli.runs.export import FORMATS, check_formats, missing_for_onnx
     from vae_cli.runs.export_folder import ADVICE, export_to
@@ -63,17 +78,37 @@ def export(
     from vae_cli.runs.folder import refuse_link
     from vae_cli.runs.run import Run as TrainedRun
 
+    if codes:
+        refuse_unused("with --codes, which writes no program", format=kind)
+    else:
+        refuse_unused("without --codes, because programs are exported on the CPU and without images",
+                      device=device, **{"data-dir": data_dir})  # fmt: skip
     formats = (kind,) if kind else tuple(one for one in FORMATS if one != "onnx" or not missing_for_onnx())
     check_formats(formats)
-    trained = TrainedRun(find_run(run, runs_dir), weights, "cpu")
+    trained = TrainedRun(find_run(run, runs_dir), weights, device or ("auto" if codes else "cpu"), data_dir)
     if to is None:
         refuse_link(trained.path, "export")
     folder = to or trained.path / "export"
     try:
+        if codes:
+            _export_codes(trained, folder, overwrite)
+            return
         written = export_to(trained, folder, weights, formats, overwrite)
     except OSError as error:
         raise Failure(f"{folder} cannot be written to: {error.strerror}. {ADVICE}") from error
     _print(written, trained.model.precision, is_onnx_missing=kind is None and "onnx" not in formats)
+
+
+def _export_codes(run: TrainedRun, folder: Path, overwrite: bool) -> None:
+    """Write codes.npz, and print its path and the command that measures it."""
+    from vae_cli.core.errors import visible
+    from vae_cli.runs.export_codes import export_codes
+
+    file, notes = export_codes(run, folder, overwrite)
+    print(visible(str(file)))
+    for note in notes:
+        print(note)
+    print(visible(f"To measure the codes: vae evaluate --codes {shlex.quote(str(file))}"))
 
 
 def _print(written: Exported, precision: str, is_onnx_missing: bool) -> None:

@@ -26,6 +26,13 @@ Run = Annotated[
     str,
     typer.Argument(metavar="RUN", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run),
 ]
+OptionalRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN", help="A run's folder, a part of its name, or latest.", autocompletion=complete_run,
+        show_default=False,
+    ),
+]  # fmt: skip
 Weights = Annotated[
     Literal["best", "last"],
     typer.Option(help="Weights with the lowest validation loss (best) or of the latest checkpoint (last)."),
@@ -53,6 +60,6 @@ Trust = Annotated[
         envvar="VAE_TRUST",
         metavar="MODULE",
         callback=_trust,
-        help="Module of your own whose classes a configuration may use. Repeatable.",
+        help="Module of your own whose classes and functions may be used. Repeatable.",
     ),
 ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ClaimName = Literal["bits", "neighbours", "shortcuts", "scale", "price"]
-GroupName = ClaimName | Literal["factors"]
+GroupName = ClaimName | Literal["second_stage", "factors"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ CLAIMS: dict[ClaimName, Claim] = {
 
 
 # Groups of figures that belong to no claim: they describe, and no verdict depends on them.
-GROUPS: dict[GroupName, str] = {"factors": "Known factors of variation"}
+GROUPS: dict[GroupName, str] = {
+    "second_stage": "Codes as the data of a second stage",
+    "factors": "Known factors of variation",
+}
 _NUMBERED: dict[GroupName, str] = {name: f"{claim.number}. {claim.title}" for name, claim in CLAIMS.items()}
 TITLES = _NUMBERED | GROUPS
 

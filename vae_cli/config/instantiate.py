@@ -1,4 +1,7 @@
-"""Build the objects that a configuration names, from allowed classes only and with checked arguments."""
+"""Build the objects that a configuration names, from allowed classes only and with checked arguments.
+
+Functions of the user's own, which options name, come from trusted modules, too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 from vae_cli.axes.schedule import Schedule
@@ -105,12 +109,7 @@ def find_class(target: str, path: str, kind: type) -> Any:
             f"runs only with your consent: if you trust it, add --trust {top} (or set VAE_TRUST={top}; in Python: "
             f"load_run(..., trust=['{top}']))."
         )
-    if trusted() and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(_import_message(given, module_name, error)) from error
+    module = _imported(module_name, given)
     found = getattr(module, name, None)
     if found is None:
         raise UserError(f"{given} does not exist.{nearest(name, vars(module))}")
@@ -119,6 +118,40 @@ def find_class(target: str, path: str, kind: type) -> Any:
     if found is kind or inspect.isabstract(found):
         raise UserError(f"{given} is the base class of all choices of {path}; name one of its subclasses.")
     return found
+
+
+def find_function(target: str, path: str) -> Callable[..., Any]:
+    """Import the function that MODULE:FUNCTION names, from a module that the user trusts (see `trusted`).
+
+    Raises UserError.
+    """
+    module_name, colon, name = target.partition(":")
+    given = f"{path} {target}"
+    if not (module_name and colon and name):
+        raise UserError(f"{given} is not the name of a function: type {path} MODULE:FUNCTION, such as mine:decode.")
+    if not _is_within(module_name, trusted()):
+        top = module_name.partition(".")[0]
+        raise UserError(
+            f"{given} is code from outside vae, which runs only with your consent: if you trust it, add --trust {top} "
+            f"(or set VAE_TRUST={top})."
+        )
+    module = _imported(module_name, given)
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"{given} does not exist.{nearest(name, vars(module))}")
+    if not callable(found):
+        raise UserError(f"{given} cannot be used: it is not a function.")
+    return found
+
+
+def _imported(module: str, given: str) -> ModuleType:
+    """Import a module, which may be in the current folder if the user trusts a module. Raises UserError."""
+    if trusted() and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # users keep their own modules in the folder in which they type the command
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(_import_message(given, module, error)) from error
 
 
 def _import_message(given: str, module: str, error: ImportError) -> str:

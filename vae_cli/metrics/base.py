@@ -153,6 +153,17 @@ class MeasuredRun:
         """Whether the posterior has noise; False for a point mass."""
         return offers(self.model.sigma, "noise")
 
+    @property
+    def no_decoder(self) -> str:
+        """The reason why codes from a file cannot be decoded; empty if there is a decoder, as every run has."""
+        return getattr(self.run, "no_decoder", "")
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels C if codes have the shape (C, h, w), flattened channel by channel; otherwise None."""
+        latent = getattr(self.run, "config", {}).get("latent")
+        return latent[0] if isinstance(latent, list | tuple) and len(latent) == 3 else None
+
     def stream(self, *names: object) -> int:
         """Return a seed for the purpose that the names describe, derived from the evaluation's seed."""
         return derive_seed(self.seed, "evaluate", *names)
@@ -230,6 +241,20 @@ class MeasuredRun:
             self._mixtures[components] = fit_mixture(self.codes("train").z[:FITTED], components)
         return self._mixtures[components]
 
+    def too_few_for(self, components: int) -> str:
+        """Return the reason why a mixture of this many Gaussians is no density of the training codes; empty if it is.
+
+        A covariance matrix in D dimensions needs D + 1 codes; with fewer, the density depends on the ridge alone.
+        """
+        count, dimensions = self.codes("train").z.shape
+        least = components * (dimensions + 1)
+        if min(count, FITTED) >= least:
+            return ""
+        return (
+            f"a mixture of {components} Gaussians in {dimensions} dimensions needs at least {least:,} training codes, "
+            f"and {min(count, FITTED):,} are used"
+        )
+
     @cached_property
     def _mixtures(self) -> dict[int, Mixture]:
         return {}
@@ -269,9 +294,13 @@ class Metric(ABC):
     Most metrics need only the codes and do not override `update`. Both methods run without gradients, in evaluation
     mode, and with a random seed for each metric. A figure that is not defined for a run is returned as
     `undefined(reason)`.
+
+    decodes  the names of all figures of a metric that decodes codes: it is not computed for codes from a file without
+             their decoder. {k} stands for budget.samples
     """
 
     claim: ClassVar[GroupName]
+    decodes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, subject: MeasuredRun) -> None:
         self.subject = subject
@@ -291,6 +320,10 @@ def compute_metrics(subject: MeasuredRun, kinds: Sequence[type[Metric]]) -> dict
     """
     found: dict[str, dict[str, Figure]] = {}
     for kind in kinds:
+        if kind.decodes and subject.no_decoder:
+            names = [name.replace("{k}", str(subject.budget.samples)) for name in kind.decodes]
+            found[kind.__name__] = dict.fromkeys(names, undefined(subject.no_decoder))
+            continue
         with evaluating(subject.model, subject.stream("metric", kind.__name__), subject.device):
             metric = kind(subject)
             if kind.update is not Metric.update:

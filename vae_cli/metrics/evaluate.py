@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -101,20 +101,22 @@ def evaluate_run(
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}
     about |= {"weights": weights, **_identity(run)}
-    kept = _reusable(before, about, {kind.__name__ for kind in kinds})
-    figures, left_out = _measure(MeasuredRun(run, budget, seed), kinds, kept, say)
+    kept = reusable(before, about, kinds)
+    figures, left_out = measure(MeasuredRun(run, budget, seed), kinds, kept, say)
     if stamp(run.weights_file) != about["weights_stamp"]:
         raise Failure(f"{folder.path} was trained further or replaced during its evaluation. Evaluate it again.")
     found = {**about, "seconds": round(time.perf_counter() - begun, 1), "figures": figures, "left_out": left_out}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, found)
     if out is None:
-        numbers = {f"{GROUP}/{name}": figures[name]["value"] for name in shown_first(found) if name in figures}
+        names = [name for name in shown_first(found) if name in figures]
+        values = {f"{GROUP}/{name}": figures[name]["value"] for name in names}
+        numbers = {tag: value for tag, value in values.items() if not isinstance(value, list)}
         add_scalars(folder.path, "evaluation", numbers, run.step, {f"{GROUP}/figures": as_page(found)})
     return found
 
 
-def _measure(
+def measure(
     subject: MeasuredRun, kinds: Sequence[type[Metric]], kept: Sequence[dict[str, Any]], say: Callable[[str], object]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compute metrics, and return the `figures` and `left_out` entries of metrics.json, including the `kept` ones."""
@@ -152,12 +154,18 @@ def _identity(run: Run) -> dict[str, Any]:
     }
 
 
-def _reusable(before: Mapping[str, Any] | None, about: Mapping[str, Any], computed: Set[str]) -> list[dict[str, Any]]:
-    """Return the `figures` and `left_out` entries of an earlier evaluation, except those of the metrics in `computed`.
+def reusable(
+    before: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+    kinds: Sequence[type[Metric]],
+    keys: Sequence[str] = REUSED_IF_EQUAL,
+) -> list[dict[str, Any]]:
+    """Return the `figures` and `left_out` entries of an earlier evaluation, except those of the metrics in `kinds`.
 
-    Both are empty if the earlier evaluation used a different profile, seed, weights or images.
+    Both are empty if the earlier evaluation differs in one of the keys: profile, seed, weights, images ...
     """
-    if before is None or any(before.get(key) != about[key] for key in REUSED_IF_EQUAL):
+    computed = {kind.__name__ for kind in kinds}
+    if before is None or any(before.get(key) != about[key] for key in keys):
         return [{}, {}]
     return [
         {name: entry for name, entry in before[part].items() if entry["metric"] not in computed}

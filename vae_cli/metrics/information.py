@@ -247,7 +247,7 @@ class AggregateDensity(Metric):
             return {"marginal_kl_lower": undefined(NO_RATE)}
         z = subject.codes("test").z[: subject.budget.draws]
         density = log_aggregate(subject, z)
-        if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
+        if not subject.too_few_for(MIXTURE_COMPONENTS):
             mixture = subject.mixture(MIXTURE_COMPONENTS).log_prob(z.cpu().double())
             density = torch.logaddexp(density, mixture) - math.log(2)
         return {"marginal_kl_lower": mean_figure(density - subject.model.prior().log_prob(z).cpu().double(), "nats")}

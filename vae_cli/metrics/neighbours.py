@@ -86,6 +86,10 @@ class Jacobian(Metric):
     """
 
     claim = "neighbours"
+    decodes = (
+        *(f"jacobian_{size}_{place}" for size in ("frobenius", "norm") for place in ("codes", "halfway", "prior")),
+        *("jacobian_ratio", "jacobian_ratio_means"),
+    )
 
     def compute(self) -> dict[str, Figure]:
         places = self._places()
@@ -172,6 +176,10 @@ class Interpolation(Metric):
     """
 
     claim = "neighbours"
+    decodes = (
+        *("path_length_over_chord", "largest_step_over_mean"),
+        *("midpoint_distance_to_training", "reconstruction_distance_to_training"),
+    )
 
     def compute(self) -> dict[str, Figure]:
         names = "path_length_over_chord", "largest_step_over_mean"
@@ -246,6 +254,7 @@ class ClassChange(Metric):
     """
 
     claim = "neighbours"
+    decodes = ("class_change_by_noise", "class_change_from_label", "class_change_by_step")
 
     def compute(self) -> dict[str, Figure]:
         from vae_cli.metrics.features import feature_net

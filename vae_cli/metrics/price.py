@@ -43,6 +43,10 @@ class Bound(Metric):
     """
 
     claim = "price"
+    decodes = (
+        *("distortion", "elbo", "iw_bound_k{k}", "iw_gap", "iw_growth", "iw_curve_k", "iw_curve"),
+        "effective_sample_size",
+    )
 
     def compute(self) -> dict[str, Figure]:
         distortion, rate = self.subject.terms
@@ -196,15 +200,16 @@ class RefittedPrior(Metric):
             return dict.fromkeys(names, undefined(POINT_MASS))
         mean, covariance = moments(subject.codes("train"))
         priors = {"elbo_gaussian_prior": gaussian(mean, covariance)}
-        if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
+        too_few = subject.too_few_for(MIXTURE_COMPONENTS)
+        if not too_few:
             priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
         expected, entropy = self._expected(priors)
         if self._is_normal():
             expected["elbo_gaussian_prior"] = expected_log_density(mean, covariance, subject.codes("test"))
-        too_few = f"a mixture of {MIXTURE_COMPONENTS} Gaussians needs more than {MIXTURE_COMPONENTS} training codes"
         figures = dict.fromkeys(names, undefined(too_few))
         for name, log_density in expected.items():
-            figures[name] = mean_figure(log_density + entropy - distortion, "nats")
+            elbo = log_density + entropy - distortion
+            figures[name] = undefined(subject.no_decoder) if subject.no_decoder else mean_figure(elbo, "nats")
             figures[f"{name}_gain"] = mean_figure(log_density + entropy + rate, "nats")
         return figures
 

@@ -54,6 +54,10 @@ class Quality(Metric):
     """
 
     claim = "price"
+    decodes = (
+        *(f"{kind}_{source}" for source in SOURCES for kind in KINDS),
+        *("frechet_floor", "kid_floor", "feature_accuracy"),
+    )
 
     def compute(self) -> dict[str, Figure]:
         net = feature_net(self.subject)

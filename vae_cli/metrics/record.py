@@ -26,6 +26,7 @@ MODULES = {
     "neighbours": ("Jacobian", "Interpolation", "ClassChange", "NeighbourLabels"),
     "shortcuts": ("Collapse", "Reidentification", "Generalization", "Probes"),
     "scales": ("ScaleDistribution", "PullOverTraining"),
+    "scale_factor": ("ScaleFactor",),
     "price": ("Bound", "AggregateFit", "RefittedPrior"),
     "quality": ("Quality",),
     "second_stage": ("VelocityVariance", "SecondStage"),
@@ -62,14 +63,34 @@ def stored_evaluation(folder: RunDir, file: Path | None = None) -> dict[str, Any
     again = f"To evaluate the run again type vae evaluate {in_shell(folder.path)} --overwrite"
     if file is not None:
         again += f" --out {shlex.quote(str(file.parent))}"
-    file = file or metrics_file(folder)
+    kinds = {"weights": str, "weights_digest": str}
+    found = _read(file or metrics_file(folder), kinds, again)
+    if found is None:
+        return None
+    current = folder.weights_file(found["weights"])
+    if not current.exists():
+        return None
+    is_same = found.get("weights_stamp") == stamp(current) or digest(current) == found["weights_digest"]
+    return found if is_same else None
+
+
+def stored_evaluation_of_codes(file: Path, again: str) -> dict[str, Any] | None:
+    """Return the evaluation of codes that is stored in a file; None if there is none.
+
+    Raises Failure if the file is damaged or was written by a newer version; the message ends with `again`.
+    """
+    return _read(file, {"codes_digest": str}, again)
+
+
+def _read(file: Path, kinds: Mapping[str, type], again: str) -> dict[str, Any] | None:
+    """Return the content of metrics.json, which must have the keys in `kinds`; None if the file does not exist."""
     try:
         found = json.loads(read_text(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
-    kinds = {"format": int, "profile": str, "seed": int, "weights": str, "weights_digest": str}
+    kinds = {"format": int, "profile": str, "seed": int, **kinds}
     kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise Failure(
@@ -81,11 +102,7 @@ def stored_evaluation(folder: RunDir, file: Path | None = None) -> dict[str, Any
         or not _is_evaluation(found)
     ):
         raise Failure(f"{file} is damaged. {again}")
-    current = folder.weights_file(found["weights"])
-    if not current.exists():
-        return None
-    is_same = found.get("weights_stamp") == stamp(current) or digest(current) == found["weights_digest"]
-    return found if is_same else None
+    return found
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:

@@ -129,6 +129,8 @@ class Scene(NamedTuple):
     @classmethod
     def of(cls, subject: MeasuredRun) -> Scene | str:
         """Return the scene of a run, or the reason why images cannot be compared."""
+        if subject.no_decoder:
+            return subject.no_decoder
         net = feature_net(subject)
         if net is None:
             return "there is no feature net, since the images have no labels, or they all have the same label"

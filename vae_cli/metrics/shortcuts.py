@@ -106,6 +106,7 @@ class Generalization(Metric):
     """
 
     claim = "shortcuts"
+    decodes = tuple(f"{name}_{part}" for name in ("distortion", "elbo") for part in ("train", "test", "gap"))
 
     def compute(self) -> dict[str, Figure]:
         subject = self.subject

@@ -15,16 +15,21 @@ from vae_cli.core.wording import capitalized
 
 ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", "neither": ""}
 WIDE = 110  # columns that a terminal needs to show notes next to the figures
+LISTED = 16  # values of a curve that are printed
 
 
 def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
     """Print the headline figures of an evaluation and the figures that decide about claims, with their meaning, or the
     reason why they are not defined, by claim."""
     figures, left_out = evaluation["figures"], evaluation["left_out"]
+    no_decoder, together = evaluation.get("no_decoder", ""), []
     count = 0
     for claim, title in TITLES.items():
         # Of a group that belongs to no claim, such as the factors that few datasets have, only what is defined.
         names = _headlines(claim, [*figures, *([] if claim in GROUPS else left_out)])
+        # Codes without a decoder lack many figures for the same reason, which is given once.
+        together += [name for name in names if name not in figures and left_out[name]["reason"] == no_decoder]
+        names = [name for name in names if name not in together]
         if names:
             console.print(Text(title, style="bold"))
         for name in names:
@@ -34,6 +39,9 @@ def print_headlines(console: Console, evaluation: Mapping[str, Any]) -> None:
             else:
                 _print_line(console, f"{_titled(found)}: not defined", f"{capitalized(left_out[name]['reason'])}.")
         count += len(names)
+    if together:
+        titles = "; ".join(entry(name).title for name in together)
+        console.print(f"Not defined: {titles}. Reason: {no_decoder}.", style="dim", highlight=False, markup=False)
     console.print(
         f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better; \N{PLUS-MINUS SIGN} standard error "
         f"over images. These are {count} of {len(figures) + len(left_out)} figures: --all prints the others, too.",
@@ -64,6 +72,10 @@ def _print_line(console: Console, text: str, meaning: str) -> None:
 
 
 def _amount(figure: Mapping[str, Any]) -> str:
+    if isinstance(figure["value"], list):
+        values, more = figure["value"][:LISTED], len(figure["value"]) - LISTED
+        left = f" ... (and {more:,} more in metrics.json)" if more > 0 else ""
+        return f"{', '.join(map(show, values))}{left} {figure.get('unit', '')}".rstrip()
     error = f" \N{PLUS-MINUS SIGN} {figure['error']:.2g}" if "error" in figure else ""
     return f"{show(figure['value'])}{error} {figure.get('unit', '')}".rstrip()
 
@@ -83,7 +95,8 @@ def _headlines(claim: GroupName, names: Iterable[str]) -> list[str]:
 
 
 def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
-    """Print the scalar figures of an evaluation by claim, and the reasons why other figures are not defined.
+    """Print the scalar figures of an evaluation by claim, then the headline figures that are lists, and the reasons why
+    other figures are not defined.
 
     Titles, and whether higher is better, come from config/figures.toml. A note is printed next to its figure, or below
     the table if the console is narrow.
@@ -99,6 +112,9 @@ def print_evaluation(console: Console, evaluation: Mapping[str, Any]) -> None:
         }
         if scalars:
             _print_table(console, title, scalars)
+        for name, figure in evaluation["figures"].items():
+            if figure["claim"] == claim and isinstance(figure["value"], list) and entry(name).headline:
+                console.print(f"{_titled(entry(name))}: {_amount(figure)}", highlight=False, markup=False)
         for reason, left_out in _reasons(evaluation["left_out"], claim).items():
             console.print(f"Not defined: {'; '.join(left_out)}. Reason: {reason}.", style="dim", highlight=False,
                           markup=False)  # fmt: skip

@@ -37,6 +37,7 @@ class NoiseProbe(Metric):
     """
 
     claim = "bits"
+    decodes = ("noise_probe_t", "noise_probe_distortion", "noise_probe_stranger", "noise_probe_tolerance")
 
     def compute(self) -> dict[str, Figure]:
         subject = self.subject
@@ -123,6 +124,10 @@ class Quantization(Metric):
     """
 
     claim = "bits"
+    decodes = (
+        *("quantization_bits", "quantization_distortion", "quantization_unquantized", "quantization_total_bits"),
+        "quantization_bits_within_1_nat",
+    )
 
     def compute(self) -> dict[str, Figure]:
         subject = self.subject

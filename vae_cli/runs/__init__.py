@@ -3,7 +3,9 @@
 __all__ = [
     "checkpoint",
     "codes",
+    "codes_file",
     "export",
+    "export_codes",
     "export_folder",
     "find",
     "folder",

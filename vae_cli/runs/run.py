@@ -126,8 +126,7 @@ class Run:
         >>> load_run("sigma-fixed").latent
         16
         """
-        latent: int = self.config["latent"]
-        return latent
+        return code_size(self.config["latent"])
 
     @property
     def path(self) -> Path:

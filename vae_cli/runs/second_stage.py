@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from vae_cli.axes.dataset import Split
+from vae_cli.axes.dataset import Split, Splits
 from vae_cli.axes.likelihood import Gaussian, OneLearnedScale
 from vae_cli.axes.network import MLP
 from vae_cli.axes.prior import StandardNormal
 from vae_cli.axes.sigma import Learned
+from vae_cli.config.settings import code_size
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import digest, locked
 from vae_cli.core.rng import derive_seed, evaluating
@@ -63,10 +64,22 @@ class CodeModel(Protocol):
         """Return ln p(z) (B,), or a lower bound on it, in nats."""
 
 
+class Encoding(Protocol):
+    """What is used of a run, or of codes from a file: its model, its images, and the size or shape of its codes."""
+
+    config: dict[str, Any]
+    device: torch.device
+    model: VAE
+
+    @property
+    def splits(self) -> Splits:
+        """The images."""
+
+
 class FrozenCodes:
     """The codes of a split's images under a trained run. Each call of `draw` draws their noise anew."""
 
-    def __init__(self, run: Run, split: Split) -> None:
+    def __init__(self, run: Encoding, split: Split) -> None:
         self.run = run
         self.split = split.to(run.device)
         observe: Callable[[Tensor], Tensor] = run.model.likelihood.observe  # type: ignore[assignment]
@@ -132,14 +145,16 @@ def build_stage(kind: Kind, latent: int) -> SecondStage:
     return SecondStage(CodeVAE(vae, latent), latent)
 
 
-def second_stage(run: Run, kind: Kind, say: Callable[[str], object] = lambda message: None) -> SecondStage:
+def second_stage(run: Encoding, kind: Kind, say: Callable[[str], object] = lambda message: None) -> SecondStage:
     """Return the second stage of a run, on the run's device and ready to draw from.
 
     It is trained on first use and kept in the run's folder `second_stage`, as long as the run's weights are the same.
     If training is interrupted, the next call continues it. If several processes need it at the same time, one trains
-    it and the others wait. If the folder is read-only, the second stage is kept only in memory. `say` receives a
-    message before training starts.
+    it and the others wait. If the folder is read-only, or if the codes come from a file instead of a run, the second
+    stage is kept only in memory. `say` receives a message before training starts.
     """
+    if not isinstance(run, Run):  # codes from a file
+        return SecondStageTraining(run, kind, None).stage(say)
     refuse_link(run.path, "second_stage")
     name = kind if run.weights_file == run.folder.weights_file("best") else f"{kind}-last"
     folder = run.path / "second_stage"
@@ -162,15 +177,18 @@ class SecondStageTraining:
     validation images.
     """
 
-    def __init__(self, run: Run, kind: Kind, file: Path | None) -> None:
+    def __init__(self, run: Encoding, kind: Kind, file: Path | None) -> None:
         self.run, self.kind, self.file = run, kind, file
-        self.about = {"kind": kind, "version": FORMAT, "weights": digest(run.weights_file)}
+        self.latent = code_size(run.config["latent"])
+        self.about: dict[str, Any] = {"kind": kind, "version": FORMAT}
+        if isinstance(run, Run):
+            self.about["weights"] = digest(run.weights_file)
 
     def stage(self, say: Callable[[str], object]) -> SecondStage:
         """Return the trained second stage: the stored one, or a new one."""
         state = self._stored()
         with evaluating(self.run.model, derive_seed(0, "second stage", self.kind), self.run.device):
-            stage = build_stage(self.kind, self.run.latent).to(self.run.device)
+            stage = build_stage(self.kind, self.latent).to(self.run.device)
             if state is None or not state["is_done"]:
                 say(f"training a second stage on the codes of the training images ({self.kind}), and keeping it")
                 state = self._train(stage, state)
@@ -261,9 +279,9 @@ class SecondStageTraining:
         """Save the state, if there is a file: after the last block only the model, before with what training needs."""
         if self.file is None:
             return
-        is_last = is_done(state)
+        is_last, shape = is_done(state), list(self.run.splits.train.images.shape[1:])
         more = {} if is_last else {**training, "average": average.state_dict()}
-        about = {"step": state["blocks"] * BLOCK, "shape": self.run.shape, "about": self.about, "is_done": is_last}
+        about = {"step": state["blocks"] * BLOCK, "shape": shape, "about": self.about, "is_done": is_last}
         save_checkpoint(self.file, {**state, **more, **about})
 
 
