@@ -203,7 +203,7 @@ def _description(run: Run, weights: str, digest: str, parts: tuple[Part, Part]) 
     channels, latent = run.shape, run.config["latent"]
     meaning = {
         "images": {"shape": ["B", *channels], "meaning": f"images: {_range_of(run)}"},
-        "loc": {"shape": ["B", latent], "meaning": "the mean of q(z|x): the code of an image"},
+        "loc": {"shape": ["B", latent], "meaning": "the code of an image, without noise"},
         "scale": {"shape": ["B", latent], "meaning": "the standard deviation of q(z|x)"},
         "z": {"shape": ["B", latent], "meaning": "codes"},
         "mean": {"shape": ["B", *channels], "meaning": "the mean of p(x|z): the decoded images"},

@@ -15,6 +15,7 @@ from vae_cli.core.images import Heading, grid, load_image
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.device import computing_in
 from vae_cli.machine.memory import refuse_oversize
+from vae_cli.model.distributions import location
 from vae_cli.model.geodesics import Geodesics, geodesics
 from vae_cli.runs.codes import Path as PathKind
 from vae_cli.runs.codes import between, decode, draw_codes, inferences
@@ -144,7 +145,7 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
 def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
     """Interpolate between the mean codes of each pair of images and decode the path, one row per pair."""
     with evaluating(run.model, seed, run.device):
-        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        loc = location(run.encode(ends.images.flatten(0, 1))).unflatten(0, (-1, 2))
         z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
         images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
@@ -165,7 +166,7 @@ def geodesic_strips(run: Run, ends: Ends, steps: int, seed: int, gif: bool) -> R
     pairs = len(ends.names)
     refuse_oversize(24 * pairs * steps * math.prod(run.shape), f"Decoding {2 * pairs * steps} images", "ask for fewer")
     with evaluating(run.model, seed, run.device):
-        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        loc = location(run.encode(ends.images.flatten(0, 1))).unflatten(0, (-1, 2))
         found = _find_geodesics(run, loc[:, 0], loc[:, 1], steps)
         z = torch.stack([found.shortest.z, found.straight.z], 1)  # (P, 2, steps, D)
         images = decode(run, z.flatten(0, 2)).unflatten(0, z.shape[:3])
@@ -228,7 +229,7 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
     """
     ends = run.splits.test.batch(torch.tensor(indices))
     with evaluating(run.model, seed, run.device):
-        a, b, c, d = run.encode(ends).mean
+        a, b, c, d = location(run.encode(ends))
         left, right = between(a, c, steps, path), between(b, d, steps, path)
         z = between(left, right, steps, path).transpose(0, 1)  # (rows, columns, D)
         images = decode(run, z.flatten(0, 1))
@@ -257,7 +258,7 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
     """
     with evaluating(run.model, seed, run.device):
         seen = inferences(run, run.splits.test, MEASURED)
-        loc = torch.cat([inference.loc for inference in seen])
+        loc = torch.cat([inference.posterior.mean for inference in seen])
         # The variance of the aggregate posterior is the variance of the means plus the mean variance of the noise.
         variances = [inference.scale.square() for inference in seen if inference.scale is not None]
         noise = torch.cat(variances).mean(0) if variances else torch.zeros_like(loc[0])
@@ -266,7 +267,7 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
         costs = torch.cat([r for r in rates if r is not None]).mean(0) if rates and rates[0] is not None else None
         order = (deviation if costs is None else costs).argsort(descending=True)[:TRAVERSED]
         base = int(torch.randint(len(run.splits.test), (), generator=torch.Generator().manual_seed(seed)))
-        code = run.encode(run.splits.test.batch(torch.tensor([base]))).mean[0]
+        code = location(run.encode(run.splits.test.batch(torch.tensor([base]))))[0]
         z = code.repeat(len(order), steps, 1)
         for row, dimension in enumerate(order.tolist()):
             offsets = torch.linspace(-span, span, steps, device=z.device)

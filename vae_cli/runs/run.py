@@ -173,8 +173,8 @@ class Run:
     def encode(self, x: Tensor) -> Distribution:
         """Return the posterior q(z|x) of each image in x (B, C, H, W), uint8 or floats in [0, 1].
 
-        The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is the
-        location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
+        The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is its
+        mean, usually loc(x), `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D).
 
         Raises UserError for images of a different shape.
 
