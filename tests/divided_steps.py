@@ -29,6 +29,7 @@ from vae_cli.training.step import Step
 
 BATCHES = [7, 2, 1]  # 7 does not divide evenly; 1 leaves a process without an image
 SMALLER = {"regularizer=factor": ["regularizer.hidden=16"]}
+TOGETHER = {"sigma=power_spherical": ["prior=sphere"], "prior=sphere": ["sigma=power_spherical"]}
 
 Steps = dict[str, Tensor]
 
@@ -52,8 +53,11 @@ def cases() -> Iterator[list[str]]:
     """Yield overrides that cover every choice of the axes that a step depends on."""
     words = {name: [f"{name}={choice}" for choice in group.choices] for name, group in groups().items()}
     for sigma, regularizer in product(words["sigma"], words["regularizer"]):
-        yield [sigma, regularizer, *SMALLER.get(regularizer, [])]
-    yield from ([prior, "regularizer=mmd", "regularizer.beta=1"] for prior in words["prior"])
+        yield [sigma, *TOGETHER.get(sigma, []), regularizer, *SMALLER.get(regularizer, [])]
+    yield from ([prior, *TOGETHER.get(prior, []), "regularizer=mmd", "regularizer.beta=1"] for prior in words["prior"])
+    for sigma in words["sigma"]:
+        yield [sigma, *TOGETHER.get(sigma, []), "regularizer=kl", "regularizer.draws=3"]
+        yield [sigma, "prior=mixture"]
     yield ["prior=scaled_normal", "regularizer=total_correlation"]
     yield ["regularizer=dip", "regularizer.version=II"]
     yield ["regularizer=importance_weighted", "regularizer.gradient=doubly_reparameterized"]
@@ -64,7 +68,9 @@ def cases() -> Iterator[list[str]]:
     yield from ([network] for network in words["network"])
     for network in words["network"]:
         yield [network, "network.spectral_norm=true", "regularizer=gradient_penalty", "likelihood=bernoulli"]
-    yield from ([prior, "max_grad_norm=0.1", "precision=bfloat16"] for prior in words["prior"])
+    yield from (
+        [prior, *TOGETHER.get(prior, []), "max_grad_norm=0.1", "precision=bfloat16"] for prior in words["prior"]
+    )
 
 
 def build(overrides: list[str]) -> Experiment | None:

@@ -32,7 +32,7 @@ def bounded(log_scale: Tensor) -> Tensor:
 
 
 def in_double(values: Tensor) -> Tensor:
-    """Return values in double precision, unless the device has none (Apple's GPUs): for differences of large numbers."""
+    """Return values in double precision, for differences of large numbers. Apple's GPUs have none."""
     return values if values.device.type == "mps" else values.double()
 
 
