@@ -119,6 +119,8 @@ def compare(alone: Steps, divided: Steps, case: object) -> None:
         scale = float(value.abs().max()) if value.is_floating_point() and value.numel() else 1.0
         if name.startswith("mean "):  # a term near 0 can be a difference of much larger numbers
             scale = max(scale, 0.01)
+        if "sigma=preserving" in str(case) and name.endswith("encoder.5.bias"):  # its gradient is 0 but for rounding
+            scale = float(alone[name.replace("bias", "weight")].abs().max())
         torch.testing.assert_close(divided[name], value, rtol=loose, atol=loose * scale, msg=f"{case}: {name}")
 
 

@@ -40,7 +40,7 @@ def noise_level(value: float | Schedule, most: float = MOST) -> Schedule:
     if low != high:
         raise UserError(
             f"sigma.value goes from {low:g} to {high:g}, but {allowed}: set the schedule's start and stop to "
-            f"values in this range, for example sigma.value.start=0.1 sigma.value.stop={min(1.0, most / 2):g}."
+            f"values in this range, for example sigma.value.start=0.1 sigma.value.stop={1 if most > 1 else 0.5:g}."
         )
     none = " For no noise at all, type sigma=deterministic." if low < LEAST else ""
     raise UserError(f"sigma.value={low:g} is not allowed: {allowed}.{none}")
