@@ -91,7 +91,12 @@ class Arm:
 
     @property
     def has_constant_scale(self) -> bool:
-        """Whether sigma is the same for all images and dimensions; it is then treated as hard-coded."""
+        """Whether sigma is the same for all images and dimensions; it is then treated as hard-coded.
+
+        With sigma=random, only its root mean square is.
+        """
+        if self.members[0].settings.get("sigma") == "random":
+            return False
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 

@@ -75,7 +75,8 @@ def is_counterpart(other: Arm, arm: Arm) -> bool:
 
 def _label(arm: Arm) -> str:
     settings = arm.members[0].settings
-    sigma = settings.get("sigma.value", settings.get("sigma"))
+    choice, value = settings.get("sigma"), settings.get("sigma.value")
+    sigma = value if choice == "fixed" else choice if value is None else f"{choice} {value}"
     return f"sigma {sigma} under N(0, I)" if arm.has_standard_prior else f"sigma {sigma}, prior {settings.get('prior')}"
 
 

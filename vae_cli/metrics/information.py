@@ -48,12 +48,10 @@ class Rate(Metric):
         self.rates: list[Tensor] = []
         self.parts: list[tuple[Tensor, Tensor]] = []
         self.per_dimension: list[Tensor] = []
-        self.is_bound = False
 
     def update(self, inference: Inference) -> None:
         if inference.rate is not None:
             self.rates.append(inference.rate.cpu())
-            self.is_bound = is_noise_mixture(inference.posterior) and is_normal(inference.prior)
             if inference.normal_kl_parts is not None:
                 self.parts.append((inference.normal_kl_parts[0].cpu(), inference.normal_kl_parts[1].cpu()))
             if inference.rate_per_dimension is not None:
@@ -67,7 +65,7 @@ class Rate(Metric):
             ("rate_loc", "rate_scale", "rate_per_dimension"), undefined(NO_PARTS if self.rates else NO_RATE)
         )
         if self.rates:
-            rate, note = torch.cat(self.rates), BOUND if self.is_bound else ""
+            rate, note = torch.cat(self.rates), BOUND if rate_is_bound(subject) else ""
             figures["rate"] = mean_figure(rate, "nats", note)
             figures["rate_bits"] = mean_figure(rate.double() / math.log(2), "bits", note)
         if self.parts:
@@ -322,6 +320,12 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
 def is_normal(posterior: Distribution) -> bool:
     """Return whether a posterior is normal with independent dimensions."""
     return isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
+
+
+def rate_is_bound(subject: MeasuredRun) -> bool:
+    """Return whether the rate of a run is an upper bound: the noise level is random, and the prior normal."""
+    x, _ = next(subject.batches("test", most=1))
+    return is_noise_mixture(subject.model.encode(x)) and is_normal(subject.model.prior())
 
 
 def is_noise_mixture(posterior: Distribution) -> bool:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import CODES_PER_IMAGE, Codes, Figure, Metric, mean_figure, undefined
-from vae_cli.metrics.information import is_noise_mixture, is_normal
+from vae_cli.metrics.information import is_noise_mixture, is_normal, rate_is_bound
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 from vae_cli.runs.mixture import Mixture
 
@@ -21,6 +21,7 @@ HELD_WEIGHTS = 1 << 22  # importance weights in memory at a time
 
 Density = Callable[[Tensor], Tensor]  # maps codes (N, D) to their log densities (N,)
 
+BOUND = "with a bound on the rate (see vae explain rate); with the rate itself, it is higher"
 POINT_MASS = "the KL divergence of a point mass from the prior is infinite"
 ON_SPHERE = "the codes lie on a sphere, where a Gaussian in all dimensions has no density"
 
@@ -62,7 +63,7 @@ class Bound(Metric):
         if count > FEW_DRAWS:
             growth = mean_figure(curve[:, -1] - curve[:, ladder.index(FEW_DRAWS)], "nats")
         return figures | {
-            "elbo": mean_figure(-(distortion + rate), "nats"),
+            "elbo": mean_figure(-(distortion + rate), "nats", BOUND if rate_is_bound(self.subject) else ""),
             f"iw_bound_k{count}": means[-1],
             "iw_gap": mean_figure(curve[:, -1] - curve[:, 0], "nats"),
             "iw_growth": growth,
@@ -206,7 +207,7 @@ class RefittedPrior(Metric):
         priors: dict[str, Density] = {"elbo_gaussian_prior": gaussian(mean, covariance).log_prob}
         if len(subject.codes("train").z) > MIXTURE_COMPONENTS:
             priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS).log_prob
-        if self._has(is_noise_mixture):  # the rate is a bound: the gain compares the same draws under both priors
+        if self._has(is_noise_mixture):  # the rate may be a bound: the gain compares the same draws under both priors
             priors["own"] = lambda z: own.log_prob(z.to(subject.device).float()).cpu().double()
         expected, entropy = self._expected(priors)
         if "own" in expected:

@@ -20,12 +20,12 @@ class Preserving(Sigma):
     """N(sqrt(1 - value^2) m(x), value^2 I), with m(x) the encoder's output, standardized over the images.
 
     raw (B, D) is standardized in each dimension: with the mean and the variance of the batch in training, and with
-    their moving averages in evaluation. So the codes have mean 0 and variance 1 at every noise level, as the prior
-    N(0, I) has. With sigma=fixed, codes are wider than the prior or sigma is smaller than its scale; this mismatch is
-    removed. Under N(0, I), the mean rate is -ln value nats per dimension, and nothing in it can be learned. The
-    default, 0.082, is the level of Unified Latents (Heek et al., Unified Latents: How to Train Your Latents, 2026).
+    their moving averages in evaluation. So the codes have mean 0 and variance 1 at every noise level, as the prior N(0,
+    I) has. With sigma=fixed, codes are wider than the prior or sigma is smaller than its scale; this mismatch is
+    removed. Under N(0, I), the mean rate is -ln value nats per dimension, whatever the encoder does. The default,
+    0.082, is the level of Unified Latents (Heek et al., Unified Latents: How to Train Your Latents, 2026).
 
-    Raises UserError if the value, or any value that the schedule reaches, is less than 1e-6 or more than 0.999999.
+    Raises UserError if the value, or any value that the schedule reaches, is less than 1e-6 or not below 1.
     """
 
     provides = Sigma.provides - {"separate"}
@@ -54,7 +54,7 @@ class Standardizer(nn.Module):
     variance: Tensor  # (D,)
     seen: Tensor  # the number of images that the moving averages cover, up to `images`
 
-    def __init__(self, latent: int, images: int = 2000) -> None:
+    def __init__(self, latent: int, images: int = 1000) -> None:
         super().__init__()
         self.images = images
         self.register_buffer("mean", torch.zeros(latent))
