@@ -219,7 +219,7 @@ def test_runs_are_sorted_and_selected(vae: Vae, runs: Path, capsys: pytest.Captu
     assert listed("--where", "latent=5.0", "--where", "status=finished", "--where", "network.hidden=[32]") == MODES
     for condition, said in {
         "sigmma=fixed": "no run has a setting 'sigmma'. Did you mean 'sigma'?",
-        "sigma=fixd": "Did you mean 'fixed'? Values of sigma: deterministic, fixed",
+        "sigma=fixd": f"Did you mean 'fixed'? Values of sigma: {', '.join(sorted(MODES))}",
         "sigma": "for example --where sigma=fixed",
     }.items():
         assert vae("runs", "--where", condition) == 2

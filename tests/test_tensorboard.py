@@ -59,8 +59,10 @@ def test_every_tag_is_shown(
     scalars, histograms, images = (get(f"plugin/{kind}/tags") for kind in ("scalars", "histograms", "images"))
     assert set(scalars) == set(MODES)
     for sigma in MODES:
-        has_noise, is_normal = sigma != "deterministic", sigma not in NOT_NORMAL
-        terms = NOISY if is_normal else (NOISY - {"rate_loc", "rate_scale"} if has_noise else ALWAYS)
+        has_noise = sigma != "deterministic"
+        terms = NOISY if has_noise else ALWAYS
+        if sigma in NOT_NORMAL:
+            terms = terms - {"rate_loc", "rate_scale"}
         posterior = {"loc_std", *(("scale_mean", "scale_min", "collapsed") if has_noise else ())}
         more = {"rate_bits", "active_units"} if has_noise else set()
         expected = {f"curves/{name}/{split}" for name in terms for split in ("train", "validation")}

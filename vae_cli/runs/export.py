@@ -26,7 +26,7 @@ from vae_cli.core.wording import listed
 from vae_cli.model.distributions import Delta, UniformFactors, location
 from vae_cli.model.mixtures import NoiseMixture
 from vae_cli.model.scales import Standard
-from vae_cli.model.sphere import PowerSphericalDistribution
+from vae_cli.model.sphere import PowerSphericalDistribution, UniformOnSphere
 from vae_cli.runs.run import Run
 
 if TYPE_CHECKING:
@@ -308,8 +308,11 @@ def describe_likelihood(likelihood: Distribution) -> dict[str, Any]:
 def describe_prior(prior: Distribution) -> dict[str, Any]:
     """Return the distribution of codes and its parameters: loc and scale (D,), or weights (K,), loc and scale (K, D).
 
-    N(0, I) has no parameters. Others are left out if they are not simple, or more than MOST_NUMBERS numbers.
+    N(0, I) and the sphere have no parameters. Others are left out if they are not simple, or more than MOST_NUMBERS
+    numbers.
     """
+    if isinstance(prior, UniformOnSphere):
+        return {"distribution": "uniform on the sphere |z| = 1", "parameters": {}}
     mixture = prior if isinstance(prior, MixtureSameFamily) else None
     normal = _normal(prior if mixture is None else mixture.component_distribution)
     if normal is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.images import Heading, grid, load_image
 from vae_cli.core.rng import evaluating
@@ -81,7 +82,7 @@ def posterior_samples(
     picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices], headings=headings)
     arrays = {"index": chosen, "inputs": x, "loc": loc, "mean": mean, "z": z, "images": images}
     drawn = f"{draws} decoded draws" if draws > 1 else "one decoded draw"
-    captions = [f"Each row: a test image, its reconstruction from the mean code, and {drawn} from its posterior."]
+    captions = [f"Each row: a test image, its reconstruction from the code without noise, {drawn} from its posterior."]
     if inference.scale is None:
         captions.append("All draws from a posterior are equal because it is a point mass.")
     else:
@@ -151,9 +152,14 @@ def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: boo
     rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
     headings = [Heading("image"), Heading("decoded", steps), Heading("image")]
     picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names, headings=headings)
-    caption = f"Each row: an image, {steps} decoded codes on the {path} path between the mean codes, the other image."
+    captions = [
+        f"Each row: an image, {steps} decoded codes on the {path} path between both codes, without noise, the other "
+        "image."
+    ]
+    if path == "linear" and offers(run.model.prior, "sphere"):
+        captions.append("The path leaves the sphere, on which all codes lie; type --path slerp to stay on it.")
     frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
-    return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
+    return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, captions, frames)
 
 
 def geodesic_strips(run: Run, ends: Ends, steps: int, seed: int, gif: bool) -> Rendered:
@@ -208,8 +214,8 @@ def _geodesic_captions(found: Geodesics, names: Sequence[str], steps: int) -> li
         geodesic, straight, distance = (f"{length:.3f}" for length in lengths)
         lines.append(f"{name:<{width}}  {geodesic:>8}  {straight:>13}  {distance:>5}")
     captions = [
-        f"Each pair of rows: {steps} decoded codes on the geodesic between the mean codes, and on the straight line, "
-        "evenly spaced by length.",
+        f"Each pair of rows: {steps} decoded codes on the geodesic between the codes without noise, and on the "
+        "straight line, evenly spaced by length.",
         "Lengths in image space, and the distance between the decoded ends (Euclidean, over all pixels):",
         *lines,
     ]
@@ -277,8 +283,8 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
     sizes = (deviation if costs is None else costs)[order].tolist()
     labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
     captions = [
-        f"The mean code of test image {base}. Each row varies one dimension from -{span:g} to +{span:g} standard "
-        "deviations around the mean of all codes.",
+        f"The code of test image {base}, without noise. Each row varies one dimension from -{span:g} to +{span:g} "
+        "standard deviations around the mean of all codes.",
         f"Rows are ordered by {what}, highest first"
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]

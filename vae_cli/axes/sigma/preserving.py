@@ -62,9 +62,9 @@ class Standardizer(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, raw: Tensor) -> Tensor:
-        count = distributed.size(raw)
         if not self.training:
             return (raw - self.mean) * (self.variance + TINY).rsqrt()
+        count = distributed.size(raw)
         mean = distributed.mean(raw, 0)
         if count == 1:
             standardized = (raw - self.mean) * (self.variance + TINY).rsqrt()
