@@ -154,8 +154,8 @@ class InterpolatedNormal(NoiseMixture):
         square, product, rest = away.square().sum(-1), (away * loc).sum(-1), loc.square().sum(-1)
         latent, shape = self.event_shape[0], square.shape
         codes = (NUMBERS_AT_ONCE if square.is_cuda else NUMBERS_IN_CACHE) // NODES
-        parts = zip(*(values.expand(shape).flatten().split(codes) for values in (square, product, rest)), strict=True)
-        log_q = torch.cat([_log_integral(*part, latent) for part in parts]).view(shape)
+        split = (values.expand(shape).flatten().split(codes) for values in (square, product, rest))
+        log_q = torch.cat([_log_integral(a, b, c, latent) for a, b, c in zip(*split, strict=True)]).view(shape)
         log_q = log_q - latent * (gamma.log() + math.log(2 * math.pi) / 2)
         return log_q.to(torch.promote_types(value.dtype, self.location.dtype))
 
