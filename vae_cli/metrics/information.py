@@ -220,8 +220,9 @@ class MutualInformation(Metric):
         for x, _ in subject.batches("train"):
             posterior = subject.model.encode(x)
             z = posterior.rsample(torch.Size((turns,)))
-            rate = unbiased_divergence(posterior, prior, z)
-            drawn.append((z, posterior.log_prob(z), rate.expand(turns, -1)))
+            # An estimated rate is that of the draw itself, as the information is: their errors cancel.
+            rate = torch.stack([unbiased_divergence(posterior, prior, draw) for draw in z])
+            drawn.append((z, posterior.log_prob(z), rate))
         z, own, rate = (torch.cat(part, 1).flatten(0, 1)[:draws] for part in zip(*drawn, strict=True))
         image = torch.arange(draws, device=z.device) % count
         others = torch.full((draws,), -torch.inf, device=z.device)

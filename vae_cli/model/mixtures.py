@@ -20,7 +20,7 @@ MEAN_LOG = -(np.euler_gamma + math.log(2)) / 2  # E ln |e| for e ~ N(0, 1)
 NODES = 32  # of a quadrature
 NATS = 20.0  # by which the integrand has fallen at the ends of a quadrature: e^-20 = 2e-9
 NUMBERS_IN_CACHE = 1 << 17  # of a CPU
-LEAST = 1e-12  # of a distance from loc, relative to the noise
+LEAST = 1e-7  # of a distance from loc, relative to the noise: float32 does not resolve smaller ones
 
 
 class NoiseMixture(Distribution):
@@ -152,6 +152,7 @@ class InterpolatedNormal(NoiseMixture):
         gamma, loc = in_double(self.gamma), in_double(self.location) / in_double(self.gamma)
         away = in_double(value) / gamma - loc
         square, product, rest = away.square().sum(-1), (away * loc).sum(-1), loc.square().sum(-1)
+        square = square.clamp_min(LEAST**2)
         latent, shape = self.event_shape[0], square.shape
         codes = (NUMBERS_AT_ONCE if square.is_cuda else NUMBERS_IN_CACHE) // NODES
         split = (values.expand(shape).flatten().split(codes) for values in (square, product, rest))
@@ -193,11 +194,11 @@ def _nodes(square: Tensor, product: Tensor, latent: int) -> tuple[Tensor, Tensor
     its maximum over v >= A in which it falls by NATS. In one dimension, n = -1, f is nearly 1 / v between A and 1, so
     that range gets as many nodes of its own, evenly spaced in ln v.
     """
-    size = square.sqrt().clamp_min(LEAST)
+    size = square.sqrt()
     b, n = product / size, latent - 2
     low = size if n >= 0 else size.clamp_min(1.0)
     root = (b.square() + 4 * n).clamp_min(0).sqrt()
-    top = torch.where(b > 0, 2 * n / (b + root).clamp_min(LEAST), (root - b) / 2)
+    top = torch.where(b > 0, 2 * n / (b + root).clamp_min(1e-12), (root - b) / 2)
     mode = torch.maximum(top, low)
     # From the maximum on, ln f falls by at least `falls` l + l^2 / 2 + n (y - ln(1 + y)) at v = mode + l, y = l / mode.
     falls = (mode + b - max(n, 0) / mode).clamp_min(0)  # 0 unless the maximum is at v = A
