@@ -151,7 +151,8 @@ def test_the_loss_of_every_sigma_and_likelihood_is_finite_on_extreme_images(
     tried = 0
     for sigma in catalog.groups()["sigma"].choices:
         for likelihood in catalog.groups()["likelihood"].choices:
-            config = compose(f"sigma={sigma}", f"likelihood={likelihood}", "network.hidden=[8]", "latent=2")
+            words = [f"sigma={sigma}", f"likelihood={likelihood}", "network.hidden=[8]", "latent=2"]
+            config = compose(*words, *(["prior=sphere"] if sigma == "power_spherical" else []))
             model, parts = build_model(config, (1, 8, 8)), build_parts(config)
             assert offers(parts["sigma"], "noise") == (sigma != "deterministic")
             for x in batches:

@@ -18,6 +18,11 @@ MODES = list(catalog.groups()["sigma"].choices)
 TRAINED = (*TERMS, *PARTS, *MEASURED, *POSTERIOR, "learning_rate")
 
 
+def chosen(sigma: str) -> list[str]:
+    """Return the overrides for a choice of sigma; codes on a sphere need a prior of their own."""
+    return [f"sigma={sigma}", *(["prior=sphere"] if sigma == "power_spherical" else [])]
+
+
 @pytest.fixture(scope="module")
 def evaluations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The evaluation of a short run of each sigma mode."""
@@ -28,7 +33,7 @@ def evaluations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for sigma in MODES:
             for words in (
-                ["train", f"sigma={sigma}", "epochs=2", "network.hidden=[8]", "latent=3", f"run_name={sigma}"],
+                ["train", *chosen(sigma), "epochs=2", "network.hidden=[8]", "latent=3", f"run_name={sigma}"],
                 ["evaluate", sigma, "--quick"],
             ):
                 patch.setattr(sys, "argv", ["vae", *words])

@@ -65,7 +65,7 @@ def complete(shell: str, typed: list[str], folder: Path) -> list[str]:
     ("typed", "expected"),
     [
         (["sigma", "=", "fi"], ["fixed"]),
-        (["sigma", "="], ["deterministic", "fixed", "learned", "shared"]),
+        (["sigma", "="], sorted(catalog.groups()["sigma"].choices)),
         (["sigma", "=", "fixed", "sigma.v"], ["sigma.value=", "sigma.value=1.0"]),
         (["-m", "sigma", "=", "learned,fi"], ["learned,fixed"]),
         (["+schedule", "@", "regularizer.beta", "=", "li"], ["linear"]),

@@ -534,6 +534,7 @@ def test_posterior_of_another_family() -> None:
 
 # --- All of them, of runs ---
 
+ON_SPHERE = "power_spherical"
 UNDEFINED_FOR_A_POINT_MASS = {
     *("class_change_by_noise", "class_change_from_label", "collapsed_share"),
     *("elbo_train", "elbo_test", "elbo_gap", "linear_probe_z", "nearest_neighbour_z"),
@@ -555,7 +556,8 @@ def trained(folder: Path, overrides: Sequence[str], monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("overrides", "undefined"),
     [
-        *((f"sigma={s}", set()) for s in catalog.groups()["sigma"].choices if s != "deterministic"),
+        *((f"sigma={s}", set()) for s in catalog.groups()["sigma"].choices if s not in ("deterministic", ON_SPHERE)),
+        (f"sigma={ON_SPHERE} prior=sphere", set()),
         ("sigma=deterministic", UNDEFINED_FOR_A_POINT_MASS),
         ("sigma=fixed prior=scaled_normal latent=1 likelihood=bernoulli likelihood.binarize=dynamic", set()),
         ("network=conv network.width=4 likelihood=continuous_bernoulli precision=bfloat16", set()),

@@ -803,7 +803,7 @@ def test_the_same_sweep_again_trains_the_missing_runs(here: Path, capsys: pytest
         (["sigma=fixed", "sigma.value=1e30"], "and 1e"),
         (["sigma._target_=os.system"], "VAE_TRUST"),
         (["sigma._target_=vae_cli.core.files.Path"], "VAE_TRUST"),
-        (["sigma._target_=vae_cli.axes.sigma.Delta"], "not a|VAE_TRUST"),
+        (["sigma._target_=vae_cli.axes.sigma.other.Delta"], "not a|VAE_TRUST"),
         (["sigma._target_=vae_cli.axes.sigma.Lerned"], "Learned"),
         (["+optimizer.momentm=1"], r"optimizer\.momentm"),
         (["+schedule@optimizer.lr=linear"], r"optimizer\.lr\.start=1e-3"),

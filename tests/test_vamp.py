@@ -21,7 +21,8 @@ from vae_cli.metrics.information import MutualInformation
 from vae_cli.model.vae import VAE
 
 Compose = Callable[..., dict[str, Any]]
-NOISY = [sigma for sigma in catalog.groups()["sigma"].choices if sigma != "deterministic"]
+REFUSED = {"deterministic", "uniform", "preserving", "power_spherical"}  # see test_sigma.py
+NOISY = [sigma for sigma in catalog.groups()["sigma"].choices if sigma not in REFUSED]
 
 
 def pseudo_inputs(model: VAE) -> torch.Tensor:

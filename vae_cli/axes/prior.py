@@ -15,6 +15,7 @@ from vae_cli.core.values import Count, Interval
 from vae_cli.model.distributions import MixtureDistribution
 from vae_cli.model.flow import Coupling, FlowDistribution
 from vae_cli.model.scales import LearnedScale, Standard, diagonal_normal
+from vae_cli.model.sphere import UniformOnSphere
 
 NOISE = Need(
     "sigma",
@@ -35,7 +36,8 @@ class Prior(nn.Module):
     decoded (see Inference.kl).
 
     provides  "dimensions" if p(z) is a diagonal normal, so that Inference.rate_per_dimension is defined;
-              "given" if the prior has no learned parameters
+              "given" if the prior has no learned parameters;
+              "sphere" if it is a distribution on the sphere |z| = 1
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -68,6 +70,33 @@ class StandardNormal(Prior):
         if self._made is None or self._made[0] is not self.loc:  # which is replaced on another device
             self._made = self.loc, diagonal_normal(self.loc, self.scale, Standard)
         return self._made[1]
+
+
+class Sphere(Prior):
+    """The uniform distribution on the sphere |z| = 1. Nothing is learned.
+
+    It is the prior of sigma=power_spherical, the only choice whose codes lie on this sphere. Davidson et al.,
+    Hyperspherical Variational Auto-Encoders, UAI 2018.
+    """
+
+    provides = frozenset({"given", "sphere"})
+    needs = (
+        Need(
+            "sigma",
+            "sphere",
+            "codes do not lie on the sphere with this sigma, so the rate is infinite; type sigma=power_spherical "
+            "prior=sphere",
+        ),
+    )
+
+    zero: Tensor
+
+    def __init__(self, latent: Count) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(latent), persistent=False)
+
+    def forward(self) -> Distribution:
+        return UniformOnSphere(self.zero)
 
 
 class ScaledNormal(Prior):
@@ -132,6 +161,18 @@ class Vamp(Prior):
             "sigma",
             "noise",
             "a mixture of point masses has no density, so the rate is infinite; type prior=standard_normal",
+        ),
+        Need(
+            "sigma",
+            "smooth",
+            "a mixture of these posteriors has a density of 0 between them, so the rate is infinite; type "
+            "prior=standard_normal",
+        ),
+        Need(
+            "sigma",
+            "separate",
+            "this sigma standardizes codes over the images, and pseudo-inputs are not images; type "
+            "prior=standard_normal",
         ),
     )
 

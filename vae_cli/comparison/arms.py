@@ -91,7 +91,12 @@ class Arm:
 
     @property
     def has_constant_scale(self) -> bool:
-        """Whether sigma is the same for all images and dimensions; it is then treated as hard-coded."""
+        """Whether sigma is the same for all images and dimensions; it is then treated as hard-coded.
+
+        Noise that is not normal differs from learned noise in more than its scale.
+        """
+        if self.members[0].settings.get("sigma") in ("random", "uniform"):
+            return False
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 

@@ -19,6 +19,7 @@ from vae_cli.config.settings import code_size
 from vae_cli.core.errors import UserError
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
+from vae_cli.model.distributions import location
 from vae_cli.runs.codes import MIXTURE_COMPONENTS, between, decode, draw_codes
 from vae_cli.runs.run import Run
 
@@ -84,7 +85,7 @@ class Gallery:
         rows = {}
         for label, run in self.runs.items():
             with evaluating(run.model, self.seed, run.device):
-                loc = run.encode(ends).mean
+                loc = location(run.encode(ends))
                 path = decode(run, between(loc[0], loc[1], COLUMNS - 2, "linear"))
             rows[label] = torch.cat([ends[:1].cpu(), path, ends[1:].cpu()])
         return self._rows(rows)
@@ -127,7 +128,7 @@ class Gallery:
         with evaluating(run.model, self.seed, run.device):
             reconstructed = decode(run, run.encode(x).rsample())
             drawn = decode(run, run.encode(one.expand(4, -1, -1, -1)).rsample())
-            loc = run.encode(ends).mean
+            loc = location(run.encode(ends))
             path = decode(run, between(loc[0], loc[1], 6, "linear"))
             made = decode(run, draw_codes(run, "prior", 4, 1.0, MIXTURE_COMPONENTS, self.seed))
         return [part.cpu() for part in (reconstructed, drawn, path, made)]

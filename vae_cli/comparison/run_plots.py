@@ -16,6 +16,7 @@ from vae_cli.config.claims import entry
 from vae_cli.config.settings import code_size
 from vae_cli.core.images import grid
 from vae_cli.core.rng import evaluating
+from vae_cli.model.distributions import location
 from vae_cli.runs.codes import decode
 from vae_cli.runs.folder import RunDir
 from vae_cli.runs.run import Run
@@ -72,7 +73,7 @@ def code_map(run: Run) -> Figure | None:
         return None
     positions = torch.arange(min(SHOWN, len(run.splits.test)))
     with evaluating(run.model, 0, run.device):
-        loc = torch.cat([run.encode(run.splits.test.batch(part)).mean.cpu() for part in positions.split(500)])
+        loc = torch.cat([location(run.encode(run.splits.test.batch(part))).cpu() for part in positions.split(500)])
         prior = run.model.prior()
         center, spread = prior.mean.cpu(), prior.stddev.cpu()
         line = torch.linspace(-REACH, REACH, SIDE)

@@ -5,6 +5,7 @@ __all__ = [
     "classifiers",
     "derivatives",
     "disentanglement",
+    "dither",
     "evaluate",
     "evaluate_codes",
     "factors",

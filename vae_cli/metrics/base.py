@@ -16,6 +16,7 @@ from vae_cli.config.claims import GroupName
 from vae_cli.core.compatibility import offers
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.metrics.record import RESAMPLINGS
+from vae_cli.model.distributions import location
 from vae_cli.model.inference import Inference
 from vae_cli.runs.codes import FITTED
 from vae_cli.runs.mixture import Mixture, fit_mixture
@@ -124,13 +125,23 @@ BUDGETS = {
 
 
 class Codes(NamedTuple):
-    """The codes of a split: posterior loc (N, D), posterior scale (N, D) or None for a point mass, one draw z (N, D),
-    and labels (N,) or None. Codes are float32; all tensors are on the run's device."""
+    """The codes of a split: float32, on the run's device.
+
+    loc     the codes without noise (N, D)
+    scale   the posteriors' standard deviations (N, D); None for point masses
+    z       one draw of each posterior (N, D)
+    labels  (N,), or None
+    mean    the posteriors' means (N, D): loc, unless noise moves the mean (see `location`)
+    noise   the mean over images of the posteriors' covariance (D, D); None if their dimensions are uncorrelated, so
+            that `scale` determines it
+    """
 
     loc: Tensor
     scale: Tensor | None
     z: Tensor
     labels: Tensor | None
+    mean: Tensor
+    noise: Tensor | None
 
 
 class MeasuredRun:
@@ -190,19 +201,25 @@ class MeasuredRun:
     def codes(self, split: SplitName = "test") -> Codes:
         """Return the codes of a split, in the order of its batches. They are cached, since they need little memory."""
         if split not in self._codes:
-            loc, scale, z = [], [], []
+            loc, scale, z, mean, noise = [], [], [], [], []
             for x, rows in self.batches(split):
                 with evaluating(self.model, self.stream("code", split, rows.start), self.device):
                     posterior = self.model.encode(x)
                     z.append(posterior.rsample())
-                loc.append(posterior.mean)
+                    if (covariance := getattr(posterior, "covariance_matrix", None)) is not None:
+                        noise.append(covariance.double().sum(0))
+                loc.append(location(posterior))
+                mean.append(posterior.mean)
                 if self.has_noise:
                     scale.append(posterior.stddev.expand_as(posterior.mean))
             images = getattr(self.splits, split)
             labels = None
             if images.labels is not None:
                 labels = images.batch_labels(self.positions(split)).to(self.device)
-            self._codes[split] = Codes(torch.cat(loc), torch.cat(scale) if scale else None, torch.cat(z), labels)
+            whole = torch.stack(noise).sum(0) / sum(map(len, loc)) if noise else None
+            self._codes[split] = Codes(
+                torch.cat(loc), torch.cat(scale) if scale else None, torch.cat(z), labels, torch.cat(mean), whole
+            )
         return self._codes[split]
 
     def factors(self, split: SplitName = "test") -> Tensor | None:
@@ -261,10 +278,10 @@ class MeasuredRun:
 
     @cached_property
     def spread(self) -> Tensor:
-        """Standard deviation a (D,) of the aggregate posterior of the test images: a_j^2 = Var_x(loc_j) +
+        """Standard deviation a (D,) of the aggregate posterior of the test images: a_j^2 = Var_x(mean_j) +
         E_x(scale_j^2)."""
         codes = self.codes("test")
-        variance = codes.loc.cpu().double().var(0, correction=0)
+        variance = codes.mean.cpu().double().var(0, correction=0)
         if codes.scale is not None:
             variance = variance + codes.scale.cpu().double().square().mean(0)
         return variance.sqrt().float().to(self.device)

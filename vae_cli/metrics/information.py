@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
-from vae_cli.model.inference import Inference, divergence
+from vae_cli.model.inference import Inference, divergence, unbiased_divergence
+from vae_cli.model.mixtures import NoiseMixture
 from vae_cli.model.scales import diagonal_normal
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 
@@ -20,6 +22,8 @@ NO_RATE = "the KL divergence of a point mass from the prior is infinite"
 NO_PARTS = "the posterior or the prior is not normal with independent dimensions"
 NO_NOISE = "a point mass has no noise to compare the signal with"
 NO_BOUND = "without noise, the information in a code is unbounded"
+BOUND = "the mean over noise levels, an upper bound on the rate"
+NOT_NORMAL = "the noise is not normal with independent dimensions, so this capacity is no bound on I(x; z)"
 
 
 class Rate(Metric):
@@ -32,9 +36,9 @@ class Rate(Metric):
     active_units        number of dimensions in which Var_x(loc_j) > 0.01 E_x(scale_j^2)
 
     Means over images are unbiased, and each has a standard error, std / sqrt(N). None of these figures is defined for a
-    point mass; the parts also need a posterior and a prior that are normal with independent dimensions. The rate is an
-    upper bound on I(x; z): Alemi et al., Fixing a Broken ELBO, ICML 2018. Active units: Burda et al.,
-    Importance Weighted Autoencoders, ICLR 2016.
+    point mass. The parts also need a posterior and a prior that are normal with independent dimensions, and
+    rate_per_dimension needs independent dimensions. The rate is an upper bound on I(x; z): Alemi et al., Fixing a
+    Broken ELBO, ICML 2018. Active units: Burda et al., Importance Weighted Autoencoders, ICLR 2016.
     """
 
     claim = "bits"
@@ -43,12 +47,15 @@ class Rate(Metric):
         super().__init__(subject)
         self.rates: list[Tensor] = []
         self.parts: list[tuple[Tensor, Tensor]] = []
+        self.per_dimension: list[Tensor] = []
 
     def update(self, inference: Inference) -> None:
         if inference.rate is not None:
             self.rates.append(inference.rate.cpu())
             if inference.normal_kl_parts is not None:
                 self.parts.append((inference.normal_kl_parts[0].cpu(), inference.normal_kl_parts[1].cpu()))
+            if inference.rate_per_dimension is not None:
+                self.per_dimension.append(inference.rate_per_dimension.cpu())
 
     def compute(self) -> dict[str, Figure]:
         subject = self.subject
@@ -58,14 +65,15 @@ class Rate(Metric):
             ("rate_loc", "rate_scale", "rate_per_dimension"), undefined(NO_PARTS if self.rates else NO_RATE)
         )
         if self.rates:
-            rate = torch.cat(self.rates)
-            figures["rate"] = mean_figure(rate, "nats")
-            figures["rate_bits"] = mean_figure(rate.double() / math.log(2), "bits")
+            rate, note = torch.cat(self.rates), BOUND if rate_is_bound(subject) else ""
+            figures["rate"] = mean_figure(rate, "nats", note)
+            figures["rate_bits"] = mean_figure(rate.double() / math.log(2), "bits", note)
         if self.parts:
             loc, scale = (torch.cat(part).double() for part in zip(*self.parts, strict=True))
             figures["rate_loc"] = mean_figure(loc.sum(1), "nats")
             figures["rate_scale"] = mean_figure(scale.sum(1), "nats")
-            figures["rate_per_dimension"] = curve_figure(loc + scale, "nats")
+        if self.per_dimension:
+            figures["rate_per_dimension"] = curve_figure(torch.cat(self.per_dimension).double(), "nats")
         figures["active_units"] = undefined(NO_NOISE)
         if codes.scale is not None:
             figures["active_units"] = Figure(float(subject.active.sum()), count=len(codes.loc))
@@ -75,7 +83,7 @@ class Rate(Metric):
 class SignalToNoise(Metric):
     """The signal-to-noise ratio of each latent dimension, and the capacity of Gaussian channels with these ratios.
 
-    snr_per_dimension   SNR_j = Var_x(loc_j) / E_x(scale_j^2), over the test images
+    snr_per_dimension   SNR_j = Var_x(loc_j) / E_x(scale_j^2), over the test images, with loc = E(z|x)
     channel_bound_bits  sum_j 1/2 log2(1 + SNR_j)
 
     Why the capacity is a bound on I(x; z): z_j has variance Var(loc_j) + E(scale_j^2), and of all distributions with
@@ -87,8 +95,9 @@ class SignalToNoise(Metric):
     a bound on I(x; z); the note of the figure gives the term.
 
     Plug-in estimates from N images: SNR has a relative bias of -1/N, and standard errors come from each image's
-    influence on the ratio. Neither figure is defined for a point mass, which has no noise. Cover and Thomas, Elements
-    of Information Theory, chapter 9.
+    influence on the ratio. Neither figure is defined for a point mass, which has no noise, and the capacity only for
+    normal noise with independent dimensions: other noise with the same variance lets more information through. Cover
+    and Thomas, Elements of Information Theory, chapter 9.
     """
 
     claim = "bits"
@@ -97,7 +106,7 @@ class SignalToNoise(Metric):
         codes = self.subject.codes("test")
         if codes.scale is None:
             return dict.fromkeys(("snr_per_dimension", "channel_bound_bits"), undefined(NO_NOISE))
-        loc, square = codes.loc.cpu().double(), codes.scale.cpu().double().square()
+        loc, square = codes.mean.cpu().double(), codes.scale.cpu().double().square()
         signal, noise = loc.var(0, correction=0), square.mean(0)
         snr = signal / noise
         # The delta method: the derivative of the ratio times each image's deviation from the two means.
@@ -111,9 +120,11 @@ class SignalToNoise(Metric):
             if gap > 1e-3
             else ""
         )
+        found = Figure(bound, "bits", len(loc), bound_error[0] if bound_error else None, note)
+        x, _ = next(self.subject.batches("test", most=1))
         return {
             "snr_per_dimension": Figure(snr.tolist(), count=len(loc), error=error),
-            "channel_bound_bits": Figure(bound, "bits", len(loc), bound_error[0] if bound_error else None, note),
+            "channel_bound_bits": found if is_normal(self.subject.model.encode(x)) else undefined(NOT_NORMAL),
         }
 
 
@@ -209,8 +220,9 @@ class MutualInformation(Metric):
         for x, _ in subject.batches("train"):
             posterior = subject.model.encode(x)
             z = posterior.rsample(torch.Size((turns,)))
-            rate = divergence(posterior, prior, z)
-            drawn.append((z, posterior.log_prob(z), rate.expand(turns, -1)))
+            # An estimated rate is that of the draw itself, as the information is: their errors cancel.
+            rate = torch.stack([unbiased_divergence(posterior, prior, draw) for draw in z])
+            drawn.append((z, posterior.log_prob(z), rate))
         z, own, rate = (torch.cat(part, 1).flatten(0, 1)[:draws] for part in zip(*drawn, strict=True))
         image = torch.arange(draws, device=z.device) % count
         others = torch.full((draws,), -torch.inf, device=z.device)
@@ -235,8 +247,8 @@ class AggregateDensity(Metric):
     For every density r that does not depend on the test images, E_q ln q >= E_q ln r, so the figure is a lower bound in
     expectation, with a standard error over images. r is the mean of two densities, and thus at most ln 2 nats below the
     better one: the aggregate posterior of the training images, and a mixture of 10 Gaussians fitted to their codes (if
-    there are too few codes, the former alone). marginal_kl is the upper end: with few images it is about rate - ln N,
-    whatever the true value. Not defined for a point mass.
+    there are too few codes, or if they lie on a sphere, the former alone). marginal_kl is the upper end: with few
+    images it is about rate - ln N, whatever the true value. Not defined for a point mass.
     """
 
     claim = "bits"
@@ -247,7 +259,8 @@ class AggregateDensity(Metric):
             return {"marginal_kl_lower": undefined(NO_RATE)}
         z = subject.codes("test").z[: subject.budget.draws]
         density = log_aggregate(subject, z)
-        if not subject.too_few_for(MIXTURE_COMPONENTS):
+        is_on_sphere = offers(subject.model.prior, "sphere")  # where a Gaussian in all dimensions has no density
+        if not subject.too_few_for(MIXTURE_COMPONENTS) and not is_on_sphere:
             mixture = subject.mixture(MIXTURE_COMPONENTS).log_prob(z.cpu().double())
             density = torch.logaddexp(density, mixture) - math.log(2)
         return {"marginal_kl_lower": mean_figure(density - subject.model.prior().log_prob(z).cpu().double(), "nats")}
@@ -308,3 +321,15 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
 def is_normal(posterior: Distribution) -> bool:
     """Return whether a posterior is normal with independent dimensions."""
     return isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
+
+
+def rate_is_bound(subject: MeasuredRun) -> bool:
+    """Return whether the rate of a run is an upper bound: the noise level is random, and the prior normal."""
+    x, _ = next(subject.batches("test", most=1))
+    return is_noise_mixture(subject.model.encode(x)) and is_normal(subject.model.prior())
+
+
+def is_noise_mixture(posterior: Distribution) -> bool:
+    """Return whether the noise level of a posterior is random, so that its rate under a normal prior is only a bound
+    (see NoiseMixture)."""
+    return isinstance(posterior, NoiseMixture)

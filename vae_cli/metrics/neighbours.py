@@ -18,6 +18,7 @@ from vae_cli.metrics.derivatives import (
     largest_singular_value,
     variance_after_linear_maps,
 )
+from vae_cli.model.distributions import location
 from vae_cli.runs.codes import between
 
 PATH_STEPS = 16
@@ -267,7 +268,7 @@ class ClassChange(Metric):
         found: dict[str, list[Tensor]] = {name: [] for name in (*names, "floor")}
         for x, rows in subject.batches("test", max(1, subject.budget.pictures // CODE_DRAWS)):
             posterior, own = subject.model.encode(x), labels[rows]
-            loc = posterior.mean
+            loc = location(posterior)
             reconstructed = net.classes(subject.decode(loc).clamp(0, 1))
             steps = [loc + CODE_STEP * subject.spread * torch.randn_like(loc) for _ in range(CODE_DRAWS)]
             stepped = torch.stack([net.classes(subject.decode(z).clamp(0, 1)) for z in steps])

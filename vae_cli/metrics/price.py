@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
+from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import CODES_PER_IMAGE, Codes, Figure, Metric, mean_figure, undefined
-from vae_cli.metrics.information import is_normal
+from vae_cli.metrics.information import is_noise_mixture, is_normal, rate_is_bound
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 from vae_cli.runs.mixture import Mixture
 
@@ -18,7 +19,11 @@ FEW_DRAWS = 64  # draws with which the importance-weighted bound is compared, to
 DECODED_PIXELS = 1 << 21  # in one batch of decoded images
 HELD_WEIGHTS = 1 << 22  # importance weights in memory at a time
 
+Density = Callable[[Tensor], Tensor]  # maps codes (N, D) to their log densities (N,)
+
+BOUND = "with a bound on the rate (see vae explain rate); with the rate itself, it is higher"
 POINT_MASS = "the KL divergence of a point mass from the prior is infinite"
+ON_SPHERE = "the codes lie on a sphere, where a Gaussian in all dimensions has no density"
 
 
 class Bound(Metric):
@@ -62,7 +67,7 @@ class Bound(Metric):
         if count > FEW_DRAWS:
             growth = mean_figure(curve[:, -1] - curve[:, ladder.index(FEW_DRAWS)], "nats")
         return figures | {
-            "elbo": mean_figure(-(distortion + rate), "nats"),
+            "elbo": mean_figure(-(distortion + rate), "nats", BOUND if rate_is_bound(self.subject) else ""),
             f"iw_bound_k{count}": means[-1],
             "iw_gap": mean_figure(curve[:, -1] - curve[:, 0], "nats"),
             "iw_growth": growth,
@@ -130,7 +135,7 @@ def group_bound(log_weight: Tensor, k: int) -> Tensor:
 class AggregateFit(Metric):
     """The first two moments of the test images' aggregate posterior q(z) = E_x q(z|x), compared with the prior.
 
-    With m the mean of loc and C = Cov(loc) + diag(E scale^2), where a point mass has scale 0:
+    With m the mean of E(z|x) and C = Cov(E(z|x)) + E Cov(z|x), where a point mass has Cov(z|x) = 0:
 
     aggregate_mean_norm     |m|
     aggregate_variance      the diagonal of C, one value per dimension
@@ -183,11 +188,12 @@ class RefittedPrior(Metric):
 
     Each ELBO is the run's own (see Bound) plus the gain, E_q log p_refitted(z) + entropy of q + rate. The first term is
     exact for the Gaussian if q is normal with independent dimensions; otherwise it is averaged over 8 draws of z. So is
-    the entropy of a distribution for which torch has no closed form. The error of a gain
-    is the standard error over images of the paired difference. If the refitted prior equals the aggregate posterior,
-    the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, so its gain on the test images is small
-    or even negative. Not defined for a point mass. Ghosh et al., From Variational to Deterministic Autoencoders, ICLR
-    2020, fit the same two priors.
+    the entropy of a distribution for which torch has no closed form. The error of a gain is the standard error over
+    images of the paired difference. If the refitted prior equals the aggregate posterior, the gain is KL(q(z) || p(z)).
+    With few training codes the mixture overfits, so its gain on the test images is small or even negative. If the run's
+    rate is only a bound (see NoiseMixture), the gain is relative to the ELBO with the rate itself. Not defined for a
+    point mass, nor for codes on a sphere. Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020, fit
+    the same two priors.
     """
 
     claim = "price"
@@ -198,13 +204,20 @@ class RefittedPrior(Metric):
         names = ("elbo_gaussian_prior", "elbo_gaussian_prior_gain", "elbo_mixture_prior", "elbo_mixture_prior_gain")
         if rate is None:
             return dict.fromkeys(names, undefined(POINT_MASS))
+        if offers(subject.model.prior, "sphere"):
+            return dict.fromkeys(names, undefined(ON_SPHERE))
         mean, covariance = moments(subject.codes("train"))
-        priors = {"elbo_gaussian_prior": gaussian(mean, covariance)}
+        own = subject.model.prior()
+        priors: dict[str, Density] = {"elbo_gaussian_prior": gaussian(mean, covariance).log_prob}
         too_few = subject.too_few_for(MIXTURE_COMPONENTS)
         if not too_few:
-            priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS)
+            priors["elbo_mixture_prior"] = subject.mixture(MIXTURE_COMPONENTS).log_prob
+        if self._has(is_noise_mixture):  # the rate may be a bound: the gain compares the same draws under both priors
+            priors["own"] = lambda z: own.log_prob(z.to(subject.device).float()).cpu().double()
         expected, entropy = self._expected(priors)
-        if self._is_normal():
+        if "own" in expected:
+            rate = -entropy - expected.pop("own")
+        if self._has(is_normal):
             expected["elbo_gaussian_prior"] = expected_log_density(mean, covariance, subject.codes("test"))
         figures = dict.fromkeys(names, undefined(too_few))
         for name, log_density in expected.items():
@@ -213,9 +226,9 @@ class RefittedPrior(Metric):
             figures[f"{name}_gain"] = mean_figure(log_density + entropy + rate, "nats")
         return figures
 
-    def _expected(self, priors: Mapping[str, Mixture]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return E_q log p(z) of each test image for each refitted prior p, estimated from draws, and the entropy of q,
-        float64 (N,) each."""
+    def _expected(self, priors: Mapping[str, Density]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return E_q log p(z) of each test image for the log density of each prior p, estimated from draws, and the
+        entropy of q, float64 (N,) each."""
         found: dict[str, list[Tensor]] = {name: [] for name in priors}
         entropies = []
         for x, _ in self.subject.batches("test"):
@@ -227,12 +240,12 @@ class RefittedPrior(Metric):
                 entropy = -posterior.log_prob(z).mean(0)
             entropies.append(entropy.cpu().double())
             for name, prior in priors.items():
-                found[name].append(torch.stack([prior.log_prob(draw) for draw in z.cpu().double()]).mean(0))
+                found[name].append(torch.stack([prior(draw) for draw in z.cpu().double()]).mean(0))
         return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(entropies)
 
-    def _is_normal(self) -> bool:
+    def _has(self, is_kind: Callable[[Distribution], bool]) -> bool:
         x, _ = next(self.subject.batches("test", most=1))
-        return is_normal(self.subject.model.encode(x))
+        return is_kind(self.subject.model.encode(x))
 
 
 def expected_log_density(mean: Tensor, covariance: Tensor, codes: Codes) -> Tensor:
@@ -246,10 +259,12 @@ def expected_log_density(mean: Tensor, covariance: Tensor, codes: Codes) -> Tens
 
 
 def moments(codes: Codes) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and covariance Cov(loc) + diag(E scale^2) (D, D) of the aggregate posterior, float64."""
-    loc = codes.loc.cpu().double()
+    """Return mean (D,) and covariance Cov(E(z|x)) + E Cov(z|x) (D, D) of the aggregate posterior, float64."""
+    loc = codes.mean.cpu().double()
     covariance = loc.T.cov(correction=0).reshape(loc.shape[1], loc.shape[1])
-    if codes.scale is not None:
+    if codes.noise is not None:
+        covariance = covariance + codes.noise.cpu()
+    elif codes.scale is not None:
         covariance = covariance + codes.scale.cpu().double().square().mean(0).diag()
     return loc.mean(0), covariance
 

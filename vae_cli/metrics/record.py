@@ -23,6 +23,7 @@ PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each is more tho
 MODULES = {
     "information": ("Rate", "SignalToNoise", "MutualInformation", "AggregateDensity"),
     "tolerance": ("NoiseProbe", "Quantization"),
+    "dither": ("Dither",),
     "neighbours": ("Jacobian", "Interpolation", "ClassChange", "NeighbourLabels"),
     "shortcuts": ("Collapse", "Reidentification", "Generalization", "Probes"),
     "scales": ("ScaleDistribution", "PullOverTraining"),

@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.metrics.features import FeatureNet, feature_net
+from vae_cli.metrics.price import ON_SPHERE
 from vae_cli.metrics.quality import DENSITY_NEIGHBORS, KINDS, Balls, compared, decoded_features, real_features
 from vae_cli.runs.second_stage import second_stage
 
@@ -90,22 +92,27 @@ def _names(stage: str) -> list[str]:
 
 
 class HeldOut(NamedTuple):
-    """Codes of test images, one each, and ln q(z|x): z (N, D) and log_posterior (N,), or None for a point mass."""
+    """Codes of test images, one each, and ln q(z|x): z (N, D) and log_posterior (N,), or None for a point mass. On a
+    sphere, ln q(z|x) is a density per area, and a model of all dimensions has none."""
 
     z: Tensor
     log_posterior: Tensor | None
+    is_on_sphere: bool
 
     @classmethod
     def of(cls, subject: MeasuredRun) -> HeldOut:
         """Return the codes of the first DENSITIES test images."""
         drawn, log_posterior = subject.codes("test").z[:DENSITIES], []
+        is_on_sphere = offers(subject.model.prior, "sphere")
         for x, rows in subject.batches("test", DENSITIES):
             log_posterior.append(subject.model.encode(x).log_prob(drawn[rows]).cpu().double())
-        return cls(drawn, torch.cat(log_posterior) if subject.has_noise else None)
+        return cls(drawn, torch.cat(log_posterior) if subject.has_noise else None, is_on_sphere)
 
     def figures(self, name: str, stage: Drawn) -> dict[str, Figure]:
         """Return nll and rate under a second stage."""
         is_mixture = name in STAGES  # which computes in float64, on the CPU
+        if self.is_on_sphere:
+            return {f"{kind}_{name}": undefined(ON_SPHERE) for kind in ("nll", "rate")}
         codes = self.z.cpu().double() if is_mixture else self.z
         log_prob = torch.cat([stage.log_prob(some) for some in codes.split(BATCH)]).cpu().double()
         note = "an upper bound, from the importance-weighted bound with 100 draws" if name == "vae" else ""

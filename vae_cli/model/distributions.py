@@ -1,12 +1,13 @@
 """Distributions that torch lacks, or computes slowly or inaccurately.
 
-For codes: Delta, the point mass, and MixtureDistribution. For pixels: FastBernoulli, ContinuousBernoulliDistribution
-and DiscretizedLogisticDistribution; `over_pixels` combines the pixels of an image into one event. Log-probabilities are
-in nats.
+For codes: Delta, the point mass, UniformFactors and MixtureDistribution; `location` is the code without noise. For
+pixels: FastBernoulli, ContinuousBernoulliDistribution and DiscretizedLogisticDistribution; `over_pixels` combines the
+pixels of an image into one event. Log-probabilities are in nats.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +19,13 @@ from torch.distributions import (
     Distribution,
     Independent,
     MixtureSameFamily,
+    Normal,
     constraints,
     register_kl,
 )
 
 from vae_cli.model.kernels import is_inside_torch_func
+from vae_cli.model.scales import LOG_ROOT_2_PI, log_scale_of
 
 NUMBERS_AT_ONCE = 1 << 24  # in a tensor
 FEW_PIXELS = 1 << 14  # with fewer, torch's own cross-entropy is faster: its calls cost less, and are most of the time
@@ -79,6 +82,68 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
     N(0, I), the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
     """
     return -prior.log_prob(point.loc)
+
+
+def location(posterior: Distribution) -> Tensor:
+    """Return the code without noise, (*batch, D): the posterior's `location` if it has one, otherwise its mean."""
+    found: Tensor | None = getattr(posterior, "location", None)
+    return posterior.mean if found is None else found
+
+
+class UniformFactors(Distribution):
+    """Independent uniform distributions with mean loc and standard deviation `scale`, which broadcasts to loc.
+
+    The width is w = scale sqrt(12). A value that rounding has moved out of the support by a few units in its last place
+    has the density 1 / w, too, so that every draw has a density.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"loc": constraints.real}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> UniformFactors:
+        return UniformFactors(self.loc.expand(batch_shape), self.scale)
+
+    @property
+    def width(self) -> Tensor:
+        """The width of the support."""
+        return math.sqrt(12) * self.scale
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def stddev(self) -> Tensor:
+        return self.scale.expand_as(self.loc)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.stddev.square()
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = (*sample_shape, *self.loc.shape)
+        uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.width * (uniform - 0.5)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        away = value - self.loc
+        rounding = 4 * torch.finfo(self.loc.dtype).eps * torch.maximum(value.abs(), self.loc.abs())
+        return (-self.width.log()).expand_as(away).masked_fill(away.abs() > self.width / 2 + rounding, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        return self.width.log().expand_as(self.loc)
+
+
+@register_kl(UniformFactors, Normal)
+def uniform_from_normal(posterior: UniformFactors, prior: Normal) -> Tensor:
+    """Return the KL divergence of a uniform from a normal distribution in each dimension, in nats."""
+    square = ((posterior.loc - prior.loc) / prior.scale).square() + (posterior.scale / prior.scale).square()
+    return square / 2 + LOG_ROOT_2_PI + log_scale_of(prior) - posterior.width.log()
 
 
 class MixtureDistribution(MixtureSameFamily):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from vae_cli.model.distributions import Delta
+from vae_cli.model.distributions import Delta, location
+from vae_cli.model.mixtures import NoiseMixture
 from vae_cli.model.scales import Standard, log_scale_of
 
 
@@ -104,13 +105,24 @@ class Inference:
 
     @property
     def rate(self) -> Tensor | None:
-        """The KL term KL(q(z|x) || p(z)); None for a point mass, for which it is infinite."""
+        """The KL term KL(q(z|x) || p(z)); None for a point mass, for which it is infinite.
+
+        If the noise level is random and the prior normal, it is an upper bound (see NoiseMixture).
+        """
         return None if isinstance(self.posterior, Delta) else self.kl
 
     @computed_once
     def rate_per_dimension(self) -> Tensor | None:
-        """The rate of each latent dimension, (B, D); None unless posterior and prior are both diagonal normals."""
-        return None if self.normal_kl_parts is None else self.normal_kl_parts[0] + self.normal_kl_parts[1]
+        """The rate of each latent dimension, (B, D); None unless posterior and prior are both products over dimensions,
+        with a KL divergence that has a closed form."""
+        if self.normal_kl_parts is not None:
+            return self.normal_kl_parts[0] + self.normal_kl_parts[1]
+        if not isinstance(self.posterior, Independent) or not isinstance(self.prior, Independent):
+            return None
+        try:
+            return kl_divergence(self.posterior.base_dist, self.prior.base_dist)
+        except NotImplementedError:
+            return None
 
     @property
     def elbo(self) -> Tensor | None:
@@ -122,8 +134,8 @@ class Inference:
 
     @property
     def loc(self) -> Tensor:
-        """The posterior's mean, (B, D)."""
-        return self.posterior.mean
+        """The code without noise, (B, D): the posterior's mean, unless it has another `location`."""
+        return location(self.posterior)
 
     @property
     def scale(self) -> Tensor | None:
@@ -162,12 +174,24 @@ def with_derived(terms: Mapping[str, float]) -> dict[str, float]:
 def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
     """Return KL(q(z|x) || p(z)), in nats (B,), or the energy of a point mass.
 
-    Where no closed form is known, it is the mean of log q(z|x) - log p(z) over the draws z (*S, B, D) of the posterior.
+    Where no closed form is known, it is estimated from the draws z (*S, B, D) of the posterior. If the noise level is
+    random and the prior normal, it is an upper bound (see NoiseMixture).
     """
     try:
         return kl_divergence(posterior, prior)
     except NotImplementedError:
-        return over_samples(posterior.log_prob(z) - prior.log_prob(z))
+        return sampled_divergence(posterior, prior, z)
+
+
+def sampled_divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+    """Return the mean of log q(z|x) - log p(z) over draws z (*S, B, D) of the posterior, in nats (B,): an unbiased
+    estimate of the KL divergence."""
+    return over_samples(posterior.log_prob(z) - prior.log_prob(z))
+
+
+def unbiased_divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:
+    """Return KL(q(z|x) || p(z)) like `divergence`, but estimated from the draws z where that is only a bound."""
+    return (sampled_divergence if isinstance(posterior, NoiseMixture) else divergence)(posterior, prior, z)
 
 
 def over_samples(values: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ def bounded(log_scale: Tensor) -> Tensor:
     return log_scale.clamp(-LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
 
+def in_double(values: Tensor) -> Tensor:
+    """Return values in double precision, for differences of large numbers. Apple's GPUs have none."""
+    return values if values.device.type == "mps" else values.double()
+
+
 class LearnedScale(nn.Module):
     """Learnable scales exp(PACE * raw) of a given shape, initially 1; forward() returns them.
 

@@ -23,8 +23,10 @@ from torch.nn.utils import parametrize
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.rng import derive_seed
 from vae_cli.core.wording import listed
-from vae_cli.model.distributions import Delta
+from vae_cli.model.distributions import Delta, UniformFactors, location
+from vae_cli.model.mixtures import NoiseMixture
 from vae_cli.model.scales import Standard
+from vae_cli.model.sphere import PowerSphericalDistribution, UniformOnSphere
 from vae_cli.runs.run import Run
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.vae.likelihood.observe(images) if self.observes else images  # type: ignore[operator]
         posterior = self.vae.encode(x)
-        return (posterior.mean, posterior.stddev) if self.has_scale else posterior.mean
+        loc = location(posterior)
+        return (loc, posterior.stddev) if self.has_scale else loc
 
 
 class Decoder(nn.Module):
@@ -283,6 +286,10 @@ def describe_posterior(posterior: Distribution) -> str:
         return "a point mass at loc"
     if _normal(posterior) is not None:
         return "N(loc, diag(scale^2))"
+    if isinstance(posterior, NoiseMixture | PowerSphericalDistribution):
+        return posterior.formula
+    if isinstance(posterior, Independent) and isinstance(posterior.base_dist, UniformFactors):
+        return "uniform with mean loc and standard deviation scale in each dimension"
     moments = "mean loc and marginal standard deviations scale" if has_scale(posterior) else "mean loc"
     return f"{_name(posterior)} with {moments}"
 
@@ -301,8 +308,11 @@ def describe_likelihood(likelihood: Distribution) -> dict[str, Any]:
 def describe_prior(prior: Distribution) -> dict[str, Any]:
     """Return the distribution of codes and its parameters: loc and scale (D,), or weights (K,), loc and scale (K, D).
 
-    N(0, I) has no parameters. Others are left out if they are not simple, or more than MOST_NUMBERS numbers.
+    N(0, I) and the sphere have no parameters. Others are left out if they are not simple, or more than MOST_NUMBERS
+    numbers.
     """
+    if isinstance(prior, UniformOnSphere):
+        return {"distribution": "uniform on the sphere |z| = 1", "parameters": {}}
     mixture = prior if isinstance(prior, MixtureSameFamily) else None
     normal = _normal(prior if mixture is None else mixture.component_distribution)
     if normal is None:

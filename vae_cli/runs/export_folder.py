@@ -205,7 +205,7 @@ def _description(run: Run, weights: str, digest: str, parts: tuple[Part, Part]) 
     layout = "" if shape is None else f"; in order of channel, row and column of the shape {list(shape)}"
     meaning = {
         "images": {"shape": ["B", *channels], "meaning": f"images: {_range_of(run)}"},
-        "loc": {"shape": ["B", latent], "meaning": f"the mean of q(z|x): the code of an image{layout}"},
+        "loc": {"shape": ["B", latent], "meaning": f"the code of an image, without noise{layout}"},
         "scale": {"shape": ["B", latent], "meaning": f"the standard deviation of q(z|x){layout}"},
         "z": {"shape": ["B", latent], "meaning": f"codes{layout}"},
         "mean": {"shape": ["B", *channels], "meaning": "the mean of p(x|z): the decoded images"},

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vae_cli.core.compatibility import offers
 from vae_cli.core.errors import UserError, nearest
 from vae_cli.core.images import Heading, grid, load_image
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.device import computing_in
 from vae_cli.machine.memory import refuse_oversize
+from vae_cli.model.distributions import location
 from vae_cli.model.geodesics import Geodesics, geodesics
 from vae_cli.runs.codes import Path as PathKind
 from vae_cli.runs.codes import between, decode, draw_codes, inferences
@@ -90,7 +92,7 @@ def posterior_samples(
     picture = grid(rows.flatten(0, 1), draws + 2, row_labels=[f"test {index}" for index in indices], headings=headings)
     arrays = {"index": chosen, "inputs": x, "loc": loc, "mean": mean, "z": z, "images": images}
     drawn = f"{draws} decoded draws" if draws > 1 else "one decoded draw"
-    captions = [f"Each row: a test image, its reconstruction from the mean code, and {drawn} from its posterior."]
+    captions = [f"Each row: a test image, its reconstruction from the code without noise, {drawn} from its posterior."]
     if inference.scale is None:
         captions.append("All draws from a posterior are equal because it is a point mass.")
     else:
@@ -154,15 +156,20 @@ def _of_class(run: Run, name: str, generator: torch.Generator) -> Tensor:
 def strips(run: Run, ends: Ends, path: PathKind, steps: int, seed: int, gif: bool) -> Rendered:
     """Interpolate between the mean codes of each pair of images and decode the path, one row per pair."""
     with evaluating(run.model, seed, run.device):
-        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        loc = location(run.encode(ends.images.flatten(0, 1))).unflatten(0, (-1, 2))
         z = between(loc[:, 0], loc[:, 1], steps, path).transpose(0, 1)  # (P, steps, D)
         images = decode(run, z.flatten(0, 1)).unflatten(0, z.shape[:2])
     rows = torch.cat([ends.images[:, :1], images, ends.images[:, 1:]], 1)
     headings = [Heading("image"), Heading("decoded", steps), Heading("image")]
     picture = grid(rows.flatten(0, 1), steps + 2, row_labels=ends.names, headings=headings)
-    caption = f"Each row: an image, {steps} decoded codes on the {path} path between the mean codes, the other image."
+    captions = [
+        f"Each row: an image, {steps} decoded codes on the {path} path between both codes, without noise, the other "
+        "image."
+    ]
+    if path == "linear" and offers(run.model.prior, "sphere"):
+        captions.append("The path leaves the sphere, on which all codes lie; type --path slerp to stay on it.")
     frames = _animate([grid(images[:, step], min(8, len(images))) for step in range(steps)]) if gif else None
-    return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, [caption], frames)
+    return Rendered(picture, {"ends": ends.images, "z": z, "images": images}, captions, frames)
 
 
 def geodesic_strips(run: Run, ends: Ends, steps: int, seed: int, gif: bool) -> Rendered:
@@ -175,7 +182,7 @@ def geodesic_strips(run: Run, ends: Ends, steps: int, seed: int, gif: bool) -> R
     pairs = len(ends.names)
     refuse_oversize(24 * pairs * steps * math.prod(run.shape), f"Decoding {2 * pairs * steps} images", "ask for fewer")
     with evaluating(run.model, seed, run.device):
-        loc = run.encode(ends.images.flatten(0, 1)).mean.unflatten(0, (-1, 2))
+        loc = location(run.encode(ends.images.flatten(0, 1))).unflatten(0, (-1, 2))
         found = _find_geodesics(run, loc[:, 0], loc[:, 1], steps)
         z = torch.stack([found.shortest.z, found.straight.z], 1)  # (P, 2, steps, D)
         images = decode(run, z.flatten(0, 2)).unflatten(0, z.shape[:3])
@@ -217,8 +224,8 @@ def _geodesic_captions(found: Geodesics, names: Sequence[str], steps: int) -> li
         geodesic, straight, distance = (f"{length:.3f}" for length in lengths)
         lines.append(f"{name:<{width}}  {geodesic:>8}  {straight:>13}  {distance:>5}")
     captions = [
-        f"Each pair of rows: {steps} decoded codes on the geodesic between the mean codes, and on the straight line, "
-        "evenly spaced by length.",
+        f"Each pair of rows: {steps} decoded codes on the geodesic between the codes without noise, and on the "
+        "straight line, evenly spaced by length.",
         "Lengths in image space, and the distance between the decoded ends (Euclidean, over all pixels):",
         *lines,
     ]
@@ -238,7 +245,7 @@ def square(run: Run, indices: Sequence[int], path: PathKind, steps: int, seed: i
     """
     ends = run.splits.test.batch(torch.tensor(indices))
     with evaluating(run.model, seed, run.device):
-        a, b, c, d = run.encode(ends).mean
+        a, b, c, d = location(run.encode(ends))
         left, right = between(a, c, steps, path), between(b, d, steps, path)
         z = between(left, right, steps, path).transpose(0, 1)  # (rows, columns, D)
         images = decode(run, z.flatten(0, 1))
@@ -267,7 +274,7 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
     """
     with evaluating(run.model, seed, run.device):
         seen = inferences(run, run.splits.test, MEASURED)
-        loc = torch.cat([inference.loc for inference in seen])
+        loc = torch.cat([inference.posterior.mean for inference in seen])
         # The variance of the aggregate posterior is the variance of the means plus the mean variance of the noise.
         variances = [inference.scale.square() for inference in seen if inference.scale is not None]
         noise = torch.cat(variances).mean(0) if variances else torch.zeros_like(loc[0])
@@ -276,7 +283,7 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
         costs = torch.cat([r for r in rates if r is not None]).mean(0) if rates and rates[0] is not None else None
         order = (deviation if costs is None else costs).argsort(descending=True)[:TRAVERSED]
         base = int(torch.randint(len(run.splits.test), (), generator=torch.Generator().manual_seed(seed)))
-        code = run.encode(run.splits.test.batch(torch.tensor([base]))).mean[0]
+        code = location(run.encode(run.splits.test.batch(torch.tensor([base]))))[0]
         z = code.repeat(len(order), steps, 1)
         for row, dimension in enumerate(order.tolist()):
             offsets = torch.linspace(-span, span, steps, device=z.device)
@@ -286,8 +293,8 @@ def traversals(run: Run, span: float, steps: int, seed: int, gif: bool) -> Rende
     sizes = (deviation if costs is None else costs)[order].tolist()
     labels = [f"z{d}  {size:.2f} {unit}" for d, size in zip(order.tolist(), sizes, strict=True)]
     captions = [
-        f"The mean code of test image {base}. Each row varies one dimension from -{span:g} to +{span:g} standard "
-        "deviations around the mean of all codes.",
+        f"The code of test image {base}, without noise. Each row varies one dimension from -{span:g} to +{span:g} "
+        "standard deviations around the mean of all codes.",
         f"Rows are ordered by {what}, highest first"
         + (f"; the first {TRAVERSED} of {loc.shape[1]} dimensions are shown." if loc.shape[1] > TRAVERSED else "."),
     ]

@@ -182,9 +182,9 @@ class Run:
     def encode(self, x: Tensor) -> Distribution:
         """Return the posterior q(z|x) of each image in x (B, C, H, W), uint8 or floats in [0, 1].
 
-        The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is the
-        location, `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D). If latent is a shape
-        [C, h, w], then D = C h w, and `.mean.unflatten(-1, run.config["latent"])` is the location as (B, C, h, w).
+        The result is a torch Distribution with batch shape (B,) and event shape (D,), where D = latent: `.mean` is its
+        mean, usually loc(x), `.stddev` is sigma (0 for sigma=deterministic), `.sample()` draws codes (B, D). If latent
+        is a shape [C, h, w], then D = C h w, and `.mean.unflatten(-1, run.config["latent"])` has shape (B, C, h, w).
 
         Raises UserError for images of a different shape.
 

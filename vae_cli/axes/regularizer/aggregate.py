@@ -104,6 +104,17 @@ class TotalCorrelation(Regularizer):
     needs: tuple[Need, ...] = (
         Need("sigma", "noise", "the mutual information of a point mass is infinite; type regularizer=kl"),
         Need(
+            "sigma",
+            "dimensions",
+            "the estimate needs a posterior that is a product over dimensions; type sigma=learned, or regularizer=kl",
+        ),
+        Need(
+            "sigma",
+            "smooth",
+            "the density of the codes has no gradient where it is constant, so its estimate trains nothing; type "
+            "sigma=fixed, or regularizer=kl",
+        ),
+        Need(
             "prior",
             "dimensions",
             "a dimension-wise KL needs a prior that is a product over dimensions; type prior=standard_normal",
@@ -135,8 +146,8 @@ class TotalCorrelation(Regularizer):
 class DIP(Regularizer):
     """beta * KL + lambda_od * sum_{i != j} Cov_ij^2 + lambda_d * sum_i (Cov_ii - 1)^2: pulls codes to covariance I.
 
-    version=I    Cov = Cov_x(loc(x)), of the mean codes
-    version=II   Cov = Cov_x(loc(x)) + E_x(Cov(z|x)), of the codes z ~ q(z)
+    version=I    Cov = Cov_x(E(z|x)), of the mean codes
+    version=II   Cov = Cov_x(E(z|x)) + E_x(Cov(z|x)), of the codes z ~ q(z)
 
     Cov_x is the covariance over the images of the batch, with B - 1 in the denominator. Both sums are the same for
     every image of a batch, and 0 if it has one image; the curves `dip_off_diagonal` and `dip_diagonal` show them
@@ -147,6 +158,7 @@ class DIP(Regularizer):
     Inference of Disentangled Latent Concepts from Unlabeled Observations, ICLR 2018.
     """
 
+    provides = frozenset()
     parts = ("dip_off_diagonal", "dip_diagonal")
     least_images = 2
 
@@ -165,7 +177,7 @@ class DIP(Regularizer):
         self.needs = () if has_weight(self.beta) else (GIVEN,)
 
     def forward(self, inference: Inference) -> Tensor:
-        cov = covariance(inference.loc)
+        cov = covariance(inference.posterior.mean)
         if self.version == "II":
             cov = cov + mean_noise(inference.posterior)
         diagonal = cov.diagonal()
@@ -193,6 +205,7 @@ class Factor(Regularizer):
     FactorVAE of Kim and Mnih, Disentangling by Factorising, ICML 2018.
     """
 
+    provides = frozenset()
     parts = ("critic_loss", "critic_total_correlation")
     needs = (
         Need(

@@ -18,6 +18,7 @@ class Energy(Regularizer):
     spectral normalization of the decoder.
     """
 
+    provides = frozenset()
     needs = (GIVEN,)
 
     def __init__(self, beta: Weight = 1.0) -> None:

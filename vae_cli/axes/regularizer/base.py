@@ -25,6 +25,7 @@ class Regularizer(nn.Module):
     parts           names of the terms that forward adds to Inference.parts; they become curves
     draws           the number of draws of z for each image, in training and validation
     least_images    the smallest batch size that the penalty is meant for
+    provides        "sphere" if the penalty suits codes on the sphere |z| = 1
     needs           may depend on the settings: an instance can replace it
     optimizer       the optimizer's arguments for the regularizer's own parameters, if they differ from the model's
     differentiates  whether forward differentiates the decoder, so that the loss needs second derivatives
@@ -33,6 +34,7 @@ class Regularizer(nn.Module):
     parts: ClassVar[tuple[str, ...]] = ()
     differentiates: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
+    provides: ClassVar[frozenset[str]] = frozenset({"sphere"})
     needs: tuple[Need, ...] = ()
     draws: int = 1
     optimizer: Mapping[str, Any] = MappingProxyType({})

@@ -15,6 +15,13 @@ from vae_cli.core.values import Count
 from vae_cli.machine import distributed
 from vae_cli.model.inference import Inference
 
+SMOOTH = Need(
+    "sigma",
+    "smooth",
+    "the doubly reparameterized gradient needs a density that is positive everywhere; type "
+    "regularizer.gradient=reparameterized",
+)
+
 
 class KL(Regularizer):
     """beta * KL(q(z|x) || p(z)); for a point mass, beta * energy, with energy = -log p(loc).
@@ -49,7 +56,9 @@ class ImportanceWeighted(Regularizer):
     grows. Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, ICLR 2019.
     """
 
-    needs = (Need("sigma", "noise", "a point mass has no density to weight its draws with; type regularizer=kl"),)
+    needs: tuple[Need, ...] = (
+        Need("sigma", "noise", "a point mass has no density to weight its draws with; type regularizer=kl"),
+    )
 
     def __init__(
         self,
@@ -61,6 +70,8 @@ class ImportanceWeighted(Regularizer):
         self.draws = draws
         self.beta = as_schedule(beta)
         self.gradient = gradient
+        if gradient == "doubly_reparameterized":
+            self.needs = (*self.needs, SMOOTH)
 
     def forward(self, inference: Inference) -> Tensor:
         z = inference.z
@@ -87,6 +98,7 @@ class FreeBits(Regularizer):
 
     needs = (
         Need("sigma", "noise", "the rate of a point mass is infinite, so a floor has no effect; type regularizer=kl"),
+        Need("sigma", "dimensions", "with this sigma the rate is not a sum over dimensions; type regularizer=kl"),
         Need("prior", "dimensions", "with this prior the rate is not a sum over dimensions; type regularizer=kl"),
     )
 
