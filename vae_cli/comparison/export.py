@@ -6,12 +6,15 @@ from typing import Any
 
 from vae_cli.comparison.answers import answers
 from vae_cli.comparison.arms import Arm, Comparison
+from vae_cli.comparison.second_stage import second_stages
+from vae_cli.comparison.second_stage_text import as_plain as plain_second_stages
 from vae_cli.comparison.statistics import LEVEL, statistic
 from vae_cli.comparison.verdicts import Verdict, verdicts
 
 
 def as_plain(comparison: Comparison) -> dict[str, Any]:
-    """Return the content of `compare.json`: the arms, their differences from the reference, and the answers."""
+    """Return the content of `compare.json`: the arms, their differences from the reference, the answers, and,
+    if there are any, the second stages."""
     found = verdicts(comparison)
     return {
         "format": 1,
@@ -52,6 +55,7 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
             }
             for claim, a in answers(comparison, found).items()
         },
+        "second_stage": plain_second_stages(second_stages(comparison)),
     }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,11 +39,31 @@ def rank(profile: str) -> int:
     return PROFILES.index(profile) if profile in PROFILES else -1
 
 
-def missing(found: Mapping[str, Any]) -> list[str]:
-    """Return the names of the metrics that an evaluation does not contain."""
+def word_for(name: str) -> str:
+    """Return the command-line name of a metric.
+
+    >>> word_for("NoiseProbe")
+    'noise_probe'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def metric_words() -> dict[str, str]:
+    """Return the class name of every metric, by its command-line name."""
+    return {word_for(name): name for names in MODULES.values() for name in names}
+
+
+def present(found: Mapping[str, Any]) -> set[str]:
+    """Return the names of the metrics that an evaluation contains."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
-    present = {entry.get("metric") for entry in entries} if found.get("format") == FORMAT else set()
-    return [name for names in MODULES.values() for name in names if name not in present]
+    return {str(entry.get("metric")) for entry in entries} if found.get("format") == FORMAT else set()
+
+
+def missing(found: Mapping[str, Any], wanted: Collection[str] | None = None) -> list[str]:
+    """Return the names of the metrics that an evaluation does not contain, of all or of the wanted ones."""
+    inside = present(found)
+    names = [name for names in MODULES.values() for name in names if wanted is None or name in wanted]
+    return [name for name in names if name not in inside]
 
 
 def metrics_file(folder: RunDir) -> Path:
