@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vae_cli.comparison.arms import Arm, Comparison
+from vae_cli.comparison.arms import Comparison
 from vae_cli.comparison.noise_families import LEVELS, RECONSTRUCTION, STAGES, NoiseFamily, generation
 from vae_cli.comparison.plot_layout import axis_label, log_ticks
 from vae_cli.comparison.plot_style import HUES, INK, LINES, MARKERS, WIDTH, Look, drawing
@@ -26,9 +26,10 @@ FamilyLooks = Mapping[str, Look]
 
 def family_looks(families: Sequence[NoiseFamily]) -> FamilyLooks:
     """Return the look of each family, by label: in these plots, a color stands for a family instead of an arm."""
+    hues = [hue for hue in HUES if len(set(to_rgb(hue))) > 1]  # gray is for the arm without noise
     return {
         family.label: Look(
-            to_rgb(HUES[place % len(HUES)]), LINES[place // len(HUES) % len(LINES)], MARKERS[place % len(MARKERS)]
+            to_rgb(hues[place % len(hues)]), LINES[place // len(hues) % len(LINES)], MARKERS[place % len(MARKERS)]
         )
         for place, family in enumerate(families)
     }
@@ -52,9 +53,9 @@ def noise_level(comparison: Comparison) -> Figure | None:
                 _draw_column(axes, found, families, name, known)
                 axes.set_xlabel(LEVELS[key])
             _place_levels(row[0], [family.level(arm) for family in families for arm in family.arms])
-        _share_heights(found, grid, names)
-        for axes, name in zip(grid[0], names, strict=True):
-            axes.set_title(_title(name))
+        for column, name in zip(grid.T, names, strict=True):
+            _place_heights(found, column, name)
+            column[0].set_title(_title(name))
         for row in grid:
             row[0].set_ylabel("Fréchet distance")
         _legend(figure, grid)
@@ -114,36 +115,34 @@ def _place_levels(axes: Any, levels: Sequence[float]) -> None:
     log_ticks(axes.xaxis, (1,) if high >= 30 * low else (1, 3) if high >= 8 * low else (1, 2, 5))
 
 
-def _share_heights(found: SecondStages, grid: Any, names: Sequence[str]) -> None:
-    """Give the columns of generation the same vertical axis, so that second stages can be compared; reconstruction has
-    its own."""
-    groups = [[name for name in names if name == RECONSTRUCTION], [name for name in names if name != RECONSTRUCTION]]
-    for group in groups:
-        stats = [stat for arm in _arms(found) for name in group if (stat := arm.stat(name)) is not None]
-        panels = [axes for row in grid for axes, name in zip(row, names, strict=True) if name in group]
-        if not stats:
-            continue
-        low, high = min(stat.mean for stat in stats), max(stat.mean for stat in stats)
-        is_log = high > FAR * low > 0
-        for axes in panels:
-            if is_log:
-                axes.set_yscale("log")
-                axes.set_ylim(low / 1.4, high * 1.4)
-                log_ticks(axes.yaxis, (1, 2, 5) if high < 50 * low else (1,))
-            else:
-                ends = [end for stat in stats for end in stat.interval or (stat.mean,)]
-                reach = 0.6 * (high - low) or 0.1 * abs(high) or 1.0  # a wide interval must not flatten the curves
-                axes.set_ylim(max(min(ends), low - reach) - 0.05 * reach, min(max(ends), high + reach) + 0.05 * reach)
-                axes.yaxis.set_major_locator(MaxNLocator(5))
-    first = names[0] == RECONSTRUCTION
-    for row in grid:
-        for axes in row[1 + first :]:
-            axes.tick_params(labelleft=False)
-
-
-def _arms(found: SecondStages) -> list[Arm]:
-    arms = [arm for family in found.families for arm in family.arms]
-    return [*arms, found.silent] if found.silent is not None else arms
+def _place_heights(found: SecondStages, column: Sequence[Any], name: str) -> None:
+    """Give the panels of a column the same vertical axis, which fits the means of the families: a wide interval, or an
+    arm without noise that is far from them, must not flatten the curves."""
+    means = [stat.mean for family in found.families for arm in family.arms if (stat := arm.stat(name)) is not None]
+    if not means:
+        return
+    low, high = min(means), max(means)
+    silent = found.silent.stat(name) if found.silent is not None else None
+    is_log = high > FAR * low > 0
+    near = (low / 2, high * 2) if low > 0 else (2 * low - high, 2 * high - low)
+    if silent is not None and near[0] <= silent.mean <= near[1]:
+        low, high = min(low, silent.mean), max(high, silent.mean)
+    margin = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+    for axes in column:
+        if is_log:
+            axes.set_yscale("log")
+            axes.set_ylim(low / 1.25, high * 1.25)
+            log_ticks(axes.yaxis, (1, 2, 5) if high < 30 * low else (1,))
+        else:
+            axes.set_ylim(low - margin, high + margin)
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        if silent is not None and found.silent is not None and not low <= silent.mean <= high:
+            arrow = "\N{UPWARDS ARROW}" if silent.mean > high else "\N{DOWNWARDS ARROW}"
+            axes.annotate(
+                f"{arrow} {found.silent.label} {silent.mean:.3g}", (0.98, 0.98 if silent.mean > high else 0.02),
+                xycoords="axes fraction", ha="right", va="top" if silent.mean > high else "bottom", fontsize=7.5,
+                color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=6,
+            )  # fmt: skip
 
 
 def _legend(figure: Figure, grid: Any) -> None:
@@ -154,7 +153,8 @@ def _legend(figure: Figure, grid: Any) -> None:
         for axes in row
         for handle, word in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=min(6, len(words)))
+    rows = -(-len(words) // 7)
+    figure.legend(words.values(), words.keys(), loc="outside lower center", ncols=-(-len(words) // rows))
 
 
 def predictor(comparison: Comparison) -> Figure | None:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vae_cli.comparison.findings import amount, gap
-from vae_cli.comparison.noise_families import LEVELS, RECONSTRUCTION, STAGES, NoiseFamily, generation
+from vae_cli.comparison.labels import BETA
+from vae_cli.comparison.noise_families import RECONSTRUCTION, STAGES, VALUE, NoiseFamily, generation
 from vae_cli.comparison.second_stage import RATE, AtEqual, BestLevel, Rank, SecondStages
-from vae_cli.comparison.statistics import difference, statistic
+from vae_cli.comparison.statistics import Difference, difference, statistic
 from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table
 from vae_cli.comparison.verdicts import FEW_SEEDS
 from vae_cli.config.claims import entry
-from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted, signed
+from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted
 
+PLURALS = {VALUE: "noise levels", BETA: "values of beta"}
 BESIDE = ("rate", "novelty_{stage}")  # figures of the table of best levels, in addition to those that it is about
 NOT_REACHED = "no number: in some seed, one of the two families does not reach it, or reaches it at several levels"
 
@@ -75,13 +77,12 @@ def verdict_in_short(found: SecondStages) -> str:
     if len(ranks) < 2:
         return "Not judged"
     could = [rank.label for rank in ranks if rank.could_be_best]
-    if len(could) == 1:
-        text = f"{quoted(could)}, with {STAGES[stage]} as the second stage"
-    elif len(could) == len(ranks):
-        text = "Undecided: no noise can be ruled out"
-    else:
-        text = f"Undecided between {quoted(could)}"
-    return f"Tentatively: {text[:1].lower()}{text[1:]}" if _seeds(ranks) < FEW_SEEDS else text
+    if len(could) == len(ranks):
+        return "Undecided: no noise can be ruled out"
+    if len(could) > 1:
+        return f"Undecided between {quoted(could)}"
+    word = "Tentatively: " if _seeds(ranks) < FEW_SEEDS else ""
+    return f"{word}{quoted(could)}, with {STAGES[stage]} as the second stage"
 
 
 def in_plain_english(found: SecondStages) -> list[str]:
@@ -112,9 +113,7 @@ def _which(found: SecondStages, stage: str, ranks: Sequence[Rank]) -> str:
     others = [rank for rank in ranks[1:] if rank.could_be_best]
     own = f"{quoted([first.label])} ({amount(first.stat)}"
     own += ", at a level chosen on the other seeds)" if first.family and len(first.family.arms) > 1 else ")"
-    text = (
-        f"With {STAGES[stage]} as the second stage, the Fréchet distance of images is lowest for codes of {own}"
-    )
+    text = f"With {STAGES[stage]} as the second stage, the Fréchet distance of images is lowest for codes of {own}"
     if others and len(others) == len(ranks) - 1:
         text += ", but these runs can rule out no other noise"
     elif others:
@@ -127,8 +126,16 @@ def _which(found: SecondStages, stage: str, ranks: Sequence[Rank]) -> str:
     if gain is None:
         return text
     if gain.is_real is False:
-        return f"{text} Against codes without noise, no difference was found: theirs differs by {gap(gain)}."
-    return f"{text} Without noise, the distance differs by {gap(gain)}."
+        return f"{text} From codes without noise, no difference was found ({gap(gain)})."
+    return f"{text} Without noise, the distance {_differs(gain)}."
+
+
+def _differs(found: Difference) -> str:
+    """Return the words for a difference: 'is 3.20 [2.90, 3.50] higher'."""
+    ends = sorted(abs(end) for end in found.interval or ())
+    digits = digits_for([found.value, *ends])
+    interval = f"[{number(ends[0], digits)}, {number(ends[1], digits)}]" if ends else f"({found.why_unknown})"
+    return f"is {number(abs(found.value), digits)} {interval} {'higher' if found.value > 0 else 'lower'}"
 
 
 def _level(best: BestLevel) -> str:
@@ -137,20 +144,19 @@ def _level(best: BestLevel) -> str:
     arms = family.at(generation(best.stage))
     if len(arms) == 1:
         return ""
-    word = LEVELS[family.key]
-    own = f"{family.level(best.arm):g}"
-    levels = [f"{family.level(arm):g}" for arm in best.candidates]
+    words, own = PLURALS[family.key], f"{family.level(best.arm):g}"
     if not best.is_judged:
-        text = f"Of {name}, the lowest mean is at {word} {own}, which one seed cannot confirm"
+        text = f"Of the {words} of {name}, {own} has the lowest mean, which one seed cannot confirm"
     elif best.is_decided:
-        text = f"The best {word} of {name} is {own}, among {listed([f'{family.level(arm):g}' for arm in arms])}"
+        tried = listed([f"{family.level(arm):g}" for arm in arms])
+        text = f"Of the {words} of {name}, which are {tried}, {own} is the best"
     elif best.is_flat:
         text = (
-            f"Which {word} of {name} is the best is undecided: the lowest mean is at {own}, but any from {levels[0]} "
-            f"to {levels[-1]} could be the best"
+            f"Which of the {words} of {name} is the best is undecided: {own} has the lowest mean, but all could be it"
         )
     else:
-        text = f"The best {word} of {name} is {' or '.join(levels)}, with the lowest mean at {own}"
+        *most, last = [f"{family.level(arm):g}" for arm in best.candidates]
+        text = f"Of the {words} of {name}, {', '.join(most)} or {last} is the best; {own} has the lowest mean"
     if best.edge:
         beyond = "lower" if best.edge == "lowest" else "higher"
         text += f". This is the {best.edge} that was tried, so a {beyond} one may be better"
@@ -162,21 +168,25 @@ def _cost(found: SecondStages, best: BestLevel) -> str:
     cost = found.cost(best.arm)
     if cost is None:
         return ""
-    where = f"In {quoted([best.arm.label])}, the Fréchet distance of reconstructions"
+    where = f"with {quoted([best.arm.label])}, the Fréchet distance of reconstructions"
     if cost.is_real is False:
-        return f"{where} shows no difference from that without noise ({gap(cost)})."
-    return f"{where} differs from that without noise by {gap(cost)}."
+        return f"No cost in reconstruction was found: {where} differs from that without noise by {gap(cost)}."
+    word = "This costs reconstruction" if cost.value > 0 else "Reconstructions gain, too"
+    return f"{word}: {where} {_differs(cost)} than without noise."
 
 
 def _others(found: SecondStages) -> str:
     """Return a sentence on the noise that comes first with each of the other second stages; empty without any."""
-    parts = []
+    first: dict[str, list[str]] = {}
     for stage in found.stages[1:]:
         ranks = found.ranking(stage)
         if len(ranks) > 1:
-            word = "" if sum(rank.could_be_best for rank in ranks) == 1 else " (undecided)"
-            parts.append(f"{quoted([ranks[0].label])}{word} with {STAGES[stage]}")
-    return f"Of the other second stages, the lowest distance is that of {listed(parts)}." if parts else ""
+            is_decided = sum(rank.could_be_best for rank in ranks) == 1
+            first.setdefault(ranks[0].label, []).append(STAGES[stage] + (" (decided)" if is_decided else ""))
+    parts = [f"{quoted([label])} comes first with {listed(stages)}" for label, stages in first.items()]
+    if not parts:
+        return ""
+    return f"With the other second stages, which are undecided unless stated: {'; '.join(parts)}."
 
 
 def _prediction(found: SecondStages) -> str:
@@ -188,7 +198,7 @@ def _prediction(found: SecondStages) -> str:
     text += f"distance with flow matching is {number(one.value, 2)}"
     if one.interval is None:
         return f"{text}; there are too few arms for an interval."
-    low, high = (signed(end, 2) for end in one.interval)
+    low, high = (number(end, 2) for end in one.interval)
     text += f" [{low}, {high}]"
     if one.interval[0] > 0:
         return f"{text}: arms with a lower variance tend to be learned better."
@@ -210,8 +220,9 @@ def _levels(found: SecondStages, stage: str, colors: dict[str, str]) -> Table:
     digits = digits_for([stat.mean for arm in arms if (stat := arm.stat(name)) is not None])
     for family, one in best:
         kept = [f"{family.level(arm):g}" for arm in one.candidates]
+        word = "beta " if family.key == BETA else ""
         cells = [
-            Cell(f"{family.level(one.arm):g}"),
+            Cell(f"{word}{family.level(one.arm):g}"),
             Cell(", ".join(kept) if one.is_judged else MISSING),
             Cell(amount(statistic(list(one.arm.by_seed(name).values())), "", digits)),
             *_ranked(ranks.get(family.label), digits),
@@ -228,7 +239,7 @@ def _levels(found: SecondStages, stage: str, colors: dict[str, str]) -> Table:
         Column("level with the lowest mean"),
         Column("levels that could be the best"),
         Column("Fréchet distance", better="lower"),
-        Column("the same, level chosen on other seeds", better="lower"),
+        Column("the same, with the level chosen on other seeds", better="lower"),
         Column("could be the best noise"),
         *(Column(one.title, one.unit, one.definition, one.better) for one in map(entry, (RECONSTRUCTION, *beside))),
     ]
