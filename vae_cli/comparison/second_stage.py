@@ -139,14 +139,15 @@ class SecondStages:
         return BestLevel(family, stage, best, candidates, is_judged)
 
     def ranking(self, stage: str) -> list[Rank]:
-        """Return the families and the arm without noise in ascending order of their mean figure. A family without two
-        seeds that all of its levels share is left out."""
+        """Return the families and the arm without noise in ascending order of their mean figure. Those without two
+        seeds (of a family: two that all of its levels share) are left out."""
         name = generation(stage)
-        found = [(family.label, family, tuned(family, name)) for family in self.families if family.at(name)]
-        rows = [(label, family, values) for label, family, values in found if values]
-        kept: list[tuple[str, NoiseFamily | None, Mapping[int, float]]] = [*rows]
-        if self.silent is not None and self.silent.stat(name):
-            kept.append((self.silent.label, None, self.silent.by_seed(name)))
+        rows: list[tuple[str, NoiseFamily | None, Mapping[int, float]]] = [
+            (family.label, family, tuned(family, name)) for family in self.families if family.at(name)
+        ]
+        if self.silent is not None:
+            rows.append((self.silent.label, None, self.silent.by_seed(name)))
+        kept = [row for row in rows if len(row[2]) > 1]
         could = could_be_lowest([values for *_, values in kept])
         ranks = [Rank(*row, could_be_best=best) for row, best in zip(kept, could, strict=True)]
         return sorted(ranks, key=lambda rank: rank.stat.mean)
