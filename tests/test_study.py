@@ -72,6 +72,22 @@ def test_the_quick_study_is_part_of_the_study_and_tests_every_claim() -> None:
     assert quick["defaults"] == whole["defaults"]
 
 
+def test_the_tokenizer_study_has_levels_seeds_and_the_metrics_that_its_report_needs() -> None:
+    preset = yaml.safe_load((configs_dir() / "experiment" / "tokenizer_study.yaml").read_text())
+    jobs = [dict(word.split("=") for word in job) for job in jobs_of_study([], preset["arms"])]
+    levels: dict[str, set[str]] = {}
+    for job in jobs:
+        levels.setdefault(job["sigma"], set()).add(job.get("sigma.value", job.get("regularizer.beta", "")))
+    assert len(levels["fixed"]) >= 3
+    assert levels["fixed"] == levels["preserving"] == levels["uniform"]
+    assert len(levels["learned"]) >= 3
+    assert levels["deterministic"] == levels["random"] == levels["interpolated"] == {""}
+    assert all(float(level) < 1 for level in levels["preserving"])
+    assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 5
+    assert {"rate", "quality"} <= set(preset["metrics"])
+    assert preset["runs_dir"] != "runs"  # its report would contain the runs of others
+
+
 def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: Any, tmp_path: Path) -> None:
     words = ["experiment=sigma_study", "epochs=1", "sigma=fixed", "sigma.value=0.5", "seed=0", "network.hidden=[8]"]
     done = commands.run("train", *words, cwd=tmp_path)

@@ -134,7 +134,6 @@ def render(
     report = Report(comparison, folder)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
     leads, second_stage = report.leads(), report.second_stage()
-    differences = comparison.comparisons + (second_stage.comparisons if second_stage else 0)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -152,8 +151,8 @@ def render(
         has_single_seeds=any(len(arm.members) == 1 for arm in comparison.arms),
         reference=comparison.reference.label,
         level=f"{100 * LEVEL:.0f}",
-        differences=differences,
-        by_chance=round(differences * (1 - LEVEL)),
+        differences=comparison.comparisons,
+        chance=1 - LEVEL,
         settings=report.settings(),
         equal_settings=report.equal_settings(),
         facts=report.facts(),
