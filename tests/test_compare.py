@@ -171,6 +171,9 @@ def test_only_the_metrics_that_the_runs_or_the_user_name_are_measured(
     class Slow:
         pass
 
+    class Other:
+        pass
+
     def evaluate_run(
         folder: RunDir, profile: str = "quick", *, kinds: Any, before: Any = None, **_: Any
     ) -> dict[str, Any]:
@@ -184,8 +187,8 @@ def test_only_the_metrics_that_the_runs_or_the_user_name_are_measured(
         return found
 
     stand_in(monkeypatch, evaluate_run)
-    monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Fast, Slow))
-    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Fast", "Slow")})
+    monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Fast, Slow, Other))
+    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Fast", "Slow", "Other")})
     for run in (trained / "runs/digits").glob("*latent*"):
         shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("evaluation"))
         config = tmp_path / run.name / "config.yaml"
@@ -194,13 +197,15 @@ def test_only_the_metrics_that_the_runs_or_the_user_name_are_measured(
     assert vae(*compare) == 0
     assert measured == [{"Fast"}] * 6
     assert "Measured: only fast. To measure the other metrics, too, add --metrics all." in capsys.readouterr().out
-    assert vae(*compare, "--metrics", "all") == 0
-    assert measured[6:] == [{"Slow"}] * 6  # the others were measured already
-    assert vae(*compare, "--profile", "full") == 0
+    assert vae(*compare, "--metrics", "slow") == 0
+    assert measured[6:] == [{"Slow"}] * 6
+    assert vae(*compare, "--profile", "default") == 0
     assert measured[12:] == [{"Fast", "Slow"}] * 6  # a more thorough evaluation loses no figures
+    assert vae(*compare, "--metrics", "all") == 0
+    assert measured[18:] == [{"Other"}] * 6  # the others were measured already
     assert vae(*compare, "--metrics", "fst") == 2
     assert "there is no metric with this name. Did you mean 'fast'?" in capsys.readouterr().err
-    assert len(measured) == 18
+    assert len(measured) == 24
 
 
 @pytest.mark.parametrize("out", ["notes.txt", "notes.txt/below"])

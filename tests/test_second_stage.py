@@ -224,7 +224,7 @@ def test_a_best_level_at_the_end_of_those_tried_is_said_to_be_there() -> None:
     best = found.best(named(found, "fixed"), "flow")
     assert best is not None
     assert best.edge == "highest"
-    assert "the highest that was tried, so a higher one may be better" in " ".join(in_plain_english(found))
+    assert "0.8 is the highest that was tried, so a higher one may be better" in " ".join(in_plain_english(found))
 
 
 def test_a_flat_family_is_undecided() -> None:
@@ -268,6 +268,40 @@ def test_the_better_noise_is_found_and_the_gain_over_no_noise() -> None:
     )
     assert "Without noise, the distance is 20." in text
     assert text.endswith("higher.")
+
+
+def test_a_difference_that_has_no_interval_is_not_called_one() -> None:
+    """All seeds have the same figures, so nothing is known about others."""
+    members = family(
+        "fixed", lambda level, seed: {"frechet_flow": 1 + level, "frechet_reconstructions": 2.0, "rate": level}
+    )
+    for seed in range(5):
+        members.append(member(seed, {"sigma": "deterministic"}, {"frechet_flow": 9.0, "frechet_reconstructions": 1.0}))
+    text = " ".join(in_plain_english(analyzed(members)))
+    assert "the difference is not judged" in text
+    assert "The cost is not judged" in text
+    assert "these runs can rule out no other noise" in text
+    assert "higher." not in text
+
+
+def test_images_that_resemble_training_images_are_reported() -> None:
+    for novelty, is_said in ((0.2, True), (0.9, False)):
+        at = figures(0.2)
+        members = family("fixed", lambda level, seed, at=at, n=novelty: {**at(level, seed), "novelty_flow": n})
+        text = " ".join(in_plain_english(analyzed(members)))
+        assert ("their novelty is 0.200" in text) == is_said
+
+
+def test_the_answer_counts_differences_at_equal_rate() -> None:
+    members = [*family("learned", log_linear(5.0, 20.0), BETAS), *family("fixed", log_linear(5.0, 10.0), BETAS)]
+    for number, one in enumerate(members):
+        one.figures["frechet_flow"]["value"] += 0.01 * math.sin(number)
+    text = " ".join(in_plain_english(analyzed(members)))
+    for word in ("rate", "reconstruction"):
+        assert (
+            f"At equal {word}, the distance of 'fixed' is lower than that of 'learned' at 4 of 4 {word}s, higher at 0, "
+            "and undecided at 0." in text
+        )
 
 
 def test_codes_without_noise_can_be_the_best() -> None:

@@ -134,7 +134,7 @@ class SecondStages:
             return None
         kept = could_be_lowest([arm.by_seed(name) for arm in arms])
         best = min(arms, key=lambda arm: statistic(list(arm.by_seed(name).values())).mean)
-        candidates = [arm for arm, could in zip(arms, kept, strict=True) if could]
+        candidates = [arm for arm, could in zip(arms, kept, strict=True) if could or arm is best]
         is_judged = len(arms) > 1 and all(len(arm.by_seed(name)) > 1 for arm in arms)
         return BestLevel(family, stage, best, candidates, is_judged)
 

@@ -17,6 +17,7 @@ from vae_cli.core.wording import capitalized, digits_for, listed, number, quoted
 
 PLURALS = {VALUE: "noise levels", BETA: "values of beta"}
 BESIDE = ("rate", "novelty_{stage}")  # figures of the table of best levels, in addition to those that it is about
+HALF_NEW = 0.5  # novelty below which the answer warns: closer to copies than to held-out images
 NOT_REACHED = "no number: in some seed, one of the two families does not reach it, or reaches it at several levels"
 
 
@@ -99,7 +100,11 @@ def in_plain_english(found: SecondStages) -> list[str]:
     if (best := found.best(noise.family, stage)) is not None:
         if noise is not ranks[0]:
             sentences.append(f"Of the noises, {_named(noise)} comes first.")
-        sentences += [_level(best), _cost(found, best)]
+        sentences += [_level(best), _cost(found, best), _copies(best)]
+        sentences += [
+            _at_equal(found.at_equal_rate, best, "rate"),
+            _at_equal(found.at_equal_reconstruction, best, "reconstruction"),
+        ]
     sentences.append(_others(found))
     if _seeds(ranks) < FEW_SEEDS:
         sentences.append(f"All of this is tentative: there are only {_seeds(ranks)} seeds.")
@@ -137,17 +142,19 @@ def _which(stage: str, ranks: Sequence[Rank]) -> str:
     gain = difference(generation(stage), silent.label, silent.values, first.label, first.values)
     if gain is None:
         return text
-    if gain.is_real is False:
-        return f"{text} From codes without noise, no difference was found ({gap(gain)})."
-    return f"{text} Without noise, the distance {_differs(gain)}."
+    if gain.is_real:
+        return f"{text} Without noise, the distance {_differs(gain)}."
+    found = "no difference was found" if gain.is_real is False else "the difference is not judged"
+    return f"{text} From codes without noise, {found}: {gap(gain)}."
 
 
 def _differs(found: Difference) -> str:
-    """Return the words for a difference: 'is 3.20 [2.90, 3.50] higher'."""
-    ends = sorted(abs(end) for end in found.interval or ())
-    digits = digits_for([found.value, *ends])
-    interval = f"[{number(ends[0], digits)}, {number(ends[1], digits)}]" if ends else f"({found.why_unknown})"
-    return f"is {number(abs(found.value), digits)} {interval} {'higher' if found.value > 0 else 'lower'}"
+    """Return the words for a difference whose interval excludes 0: 'is 3.20 [2.90, 3.50] higher'."""
+    assert found.interval is not None
+    low, high = sorted(abs(end) for end in found.interval)
+    digits = digits_for([found.value, low, high])
+    size = f"{number(abs(found.value), digits)} [{number(low, digits)}, {number(high, digits)}]"
+    return f"is {size} {'higher' if found.value > 0 else 'lower'}"
 
 
 def _level(best: BestLevel) -> str:
@@ -171,7 +178,7 @@ def _level(best: BestLevel) -> str:
         text = f"Of the {words} of {name}, {', '.join(most)} or {last} is the best; {own} has the lowest mean"
     if best.edge:
         beyond = "lower" if best.edge == "lowest" else "higher"
-        text += f". This is the {best.edge} that was tried, so a {beyond} one may be better"
+        text += f". {own} is the {best.edge} that was tried, so a {beyond} one may be better"
     return f"{text}."
 
 
@@ -181,10 +188,41 @@ def _cost(found: SecondStages, best: BestLevel) -> str:
     if cost is None:
         return ""
     where = f"with {quoted([best.arm.label])}, the Fréchet distance of reconstructions"
-    if cost.is_real is False:
-        return f"No cost in reconstruction was found: {where} differs from that without noise by {gap(cost)}."
+    if not cost.is_real:
+        found_none = "No cost in reconstruction was found" if cost.is_real is False else "The cost is not judged"
+        return f"{found_none}: {where} differs from that without noise by {gap(cost)}."
     word = "This costs reconstruction" if cost.value > 0 else "Reconstructions gain, too"
     return f"{word}: {where} {_differs(cost)} than without noise."
+
+
+def _copies(best: BestLevel) -> str:
+    """Return a warning if the images of the best arm are closer to copies of training images than to new ones."""
+    novelty = best.arm.stat(f"novelty_{best.stage}")
+    if novelty is None or novelty.mean >= HALF_NEW:
+        return ""
+    return (
+        f"These images resemble training images: their novelty is {amount(novelty)}, where held-out images have 1 and "
+        "copies 0. A low Fréchet distance of copies says little about the second stage."
+    )
+
+
+def _at_equal(rows: Sequence[AtEqual], best: BestLevel, word: str) -> str:
+    """Return a sentence that counts at which common rates (or reconstructions) the noise differs from the reference
+    family; empty if they were not compared."""
+    gaps = [row.difference for row in rows if (row.stage, row.family) == (best.stage, best.family.label)]
+    found = [one for one in gaps if one is not None]
+    if not found:
+        return ""
+    name, reference = quoted([best.family.label]), quoted([found[0].reference])
+    lower = sum(bool(one.is_real) and one.value < 0 for one in found)
+    higher = sum(bool(one.is_real) and one.value > 0 for one in found)
+    if len(found) == 1:
+        says = (
+            "lower than that of" if lower else "higher than that of" if higher else "not found to differ from that of"
+        )
+        return f"At equal {word}, the distance of {name} is {says} {reference}: {gap(found[0])}."
+    counts = f"at {lower} of {len(found)} {word}s, higher at {higher}, and undecided at {len(found) - lower - higher}"
+    return f"At equal {word}, the distance of {name} is lower than that of {reference} {counts}."
 
 
 def _others(found: SecondStages) -> str:
@@ -307,65 +345,3 @@ def _equal_cell(row: AtEqual | None, is_reference: bool, footnotes: Footnotes) -
         return Cell(MISSING, [footnotes.mark(NOT_REACHED)])
     where = "" if row.own is None else f" at {number(row.own)}"
     return Cell(gap(row.difference) + where, differs=bool(row.difference.is_real))
-
-
-def as_plain(found: SecondStages | None) -> dict[str, object] | None:
-    """Return the section for scripts: the content of `second_stage` in compare.json; None without second stages."""
-    if found is None:
-        return None
-    return {
-        "verdict": verdict_in_short(found),
-        "sentences": in_plain_english(found),
-        "reference": found.reference.label if found.reference else None,
-        "families": [
-            {"family": family.label, "level": family.key, "arms": {arm.label: family.level(arm) for arm in family.arms}}
-            for family in found.families
-        ],
-        "best_levels": [
-            {
-                "stage": stage,
-                "family": family.label,
-                "level": family.level(best.arm),
-                "could_be_best": [family.level(arm) for arm in best.candidates],
-                "is_judged": best.is_judged,
-            }
-            for stage in found.stages
-            for family in found.families
-            if (best := found.best(family, stage)) is not None
-        ],
-        "ranking": [
-            {
-                "stage": stage,
-                "family": rank.label,
-                "mean": rank.stat.mean,
-                "sd": rank.stat.sd,
-                "n": rank.stat.n,
-                "could_be_best": rank.could_be_best,
-            }
-            for stage in found.stages
-            for rank in found.ranking(stage)
-        ],
-        "at_equal_rate": [_plain_equal(one) for one in found.at_equal_rate],
-        "at_equal_reconstruction": [_plain_equal(one) for one in found.at_equal_reconstruction],
-        "prediction": None
-        if found.prediction is None
-        else {
-            "rank_correlation": found.prediction.value,
-            "interval": found.prediction.interval,
-            "arms": found.prediction.n,
-        },
-    }
-
-
-def _plain_equal(one: AtEqual) -> dict[str, object]:
-    gap = one.difference
-    return {
-        "stage": one.stage,
-        "family": one.family,
-        "at": one.at,
-        "own": one.own,
-        "mean": None if one.stat is None else one.stat.mean,
-        "difference": None if gap is None else gap.value,
-        "interval": None if gap is None else gap.interval,
-        "is_difference": None if gap is None else gap.is_real,
-    }
