@@ -29,7 +29,7 @@ from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import distributions, kernels
 from vae_cli.model.distributions import BernoulliLogProb, Delta, FastBernoulli
-from vae_cli.model.inference import Inference
+from vae_cli.model.inference import Inference, with_derived
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard, diagonal_normal
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -171,6 +171,12 @@ def test_kl_equals_monte_carlo(compose: Compose, sigma: str, prior: str) -> None
     if parts is not None:
         torch.testing.assert_close(inference.rate, kl_divergence(posterior, law()))
         torch.testing.assert_close((parts[0] + parts[1]).sum(-1), inference.rate)
+    means = with_derived({name: float(term.mean()) for name, term in inference.terms(inference.kl).items()})
+    assert means["elbo"] == pytest.approx(float(inference.elbo.mean()))
+    assert ("rate_scale" in means) == (parts is not None)
+    if parts is not None:
+        assert means["rate_loc"] == pytest.approx(float(parts[0].sum(-1).mean()))
+        assert means["rate_scale"] == pytest.approx(float(parts[1].sum(-1).mean()), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("prior", GROUPS["prior"].choices)

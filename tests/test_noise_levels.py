@@ -24,7 +24,7 @@ from vae_cli.comparison.second_stage_plots import noise_level, predictor
 from vae_cli.comparison.second_stage_text import in_plain_english, verdict_in_short
 from vae_cli.comparison.statistics import along, correlation, could_be_lowest
 from vae_cli.core.errors import UserError
-from vae_cli.metrics.record import FORMAT, metric_words
+from vae_cli.metrics.record import FORMAT, metric_words, usual_metrics
 from vae_cli.runs.folder import RunDir
 
 LEVELS = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -482,7 +482,7 @@ def test_only_the_metrics_that_the_runs_name_are_measured() -> None:
 
 def test_metrics_are_named_as_on_the_command_line() -> None:
     assert metrics_named(["noise_probe", "rate"]) == {"NoiseProbe", "Rate"}
-    assert metrics_named(["all"]) is None
+    assert metrics_named(["all"]) == set(metric_words().values())
     with pytest.raises(UserError, match=r"--metrics rat: there is no metric .* Did you mean 'rate'\?"):
         metrics_named(["rat"])
 
@@ -490,4 +490,4 @@ def test_metrics_are_named_as_on_the_command_line() -> None:
 def test_a_note_names_the_metrics_that_were_measured() -> None:
     note = not_measured([studied(None, "Rate"), studied(None, "Rate", "Quality")])
     assert note == "Measured: only rate, quality. To measure the other metrics, too, add --metrics all."
-    assert not_measured([studied(None, *metric_words().values())]) is None
+    assert not_measured([studied(None, *usual_metrics())]) is None

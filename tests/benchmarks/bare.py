@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -68,6 +69,19 @@ def conv(outputs: int) -> tuple[nn.Module, nn.Module]:
 
 def train(images: Tensor, network: str, sigma: str, epochs: int) -> list[float]:
     """Train on images (N, 1, 28, 28), uint8, and return the seconds of each epoch."""
+    count = -(-len(images) // (SMALL["batch"] if network == "small" else BATCH))
+    steps = train_steps(images, network, sigma)
+    seconds = []
+    for _ in range(epochs):
+        begin = time.perf_counter()
+        for _ in range(count):
+            next(steps)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def train_steps(images: Tensor, network: str, sigma: str) -> Iterator[int]:
+    """Train on images (N, 1, 28, 28), uint8, without end; yield the number of images of each step."""
     torch.manual_seed(0)
     is_small = network == "small"
     latent, batch = (SMALL["latent"], SMALL["batch"]) if is_small else (LATENT, BATCH)
@@ -75,9 +89,7 @@ def train(images: Tensor, network: str, sigma: str, epochs: int) -> list[float]:
     shared = nn.Parameter(torch.zeros(latent))
     parameters = [*encoder.parameters(), *decoder.parameters(), *([shared] if sigma == "shared" else [])]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-    seconds = []
-    for _ in range(epochs):
-        begin = time.perf_counter()
+    while True:
         for rows in torch.randperm(len(images)).split(batch):
             x = images[rows].float().div_(255)
             if is_small:
@@ -101,9 +113,8 @@ def train(images: Tensor, network: str, sigma: str, epochs: int) -> list[float]:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            yield len(x)
         assert torch.isfinite(loss)
-        seconds.append(time.perf_counter() - begin)
-    return seconds
 
 
 def floor(network: str, steps: int) -> float:

@@ -161,6 +161,21 @@ def training(bench: Bench) -> None:
             row.theirs.append(bench.speed_of_bare(network, sigma))
 
 
+def steps(bench: Bench) -> None:
+    """Compare the images per second of our steps and of those of the bare loop, in turns of 100 steps in one process.
+
+    The speed of a shared machine changes from second to second. Two turns that follow each other see about the same
+    machine, so their ratio varies less than that of two commands. Only what happens once per epoch is left out.
+    """
+    for network in bench.images:
+        for sigma in SIGMAS:
+            row = bench.add(Row("steps", f"{network}, sigma={sigma}", "images/s"))
+            words = [*MNIST, *NETWORKS[network], f"sigma={sigma}", f"data_dir={bench.data[network]}"]
+            given = [str(bench.images[network]), network, sigma, str(bench.threads), str(30 * bench.rounds), *words]
+            said = json.loads(run([sys.executable, str(HERE / "steps.py"), *given], bench.folder).said.splitlines()[-1])
+            row.ours, row.theirs = said["ours"], said["theirs"]
+
+
 def peers(bench: Bench) -> None:
     """Compare the images per second of `vae train`, pythae and Lightning on the same network."""
     rows = {peer: bench.add(Row("peers", f"mlp, against {peer}", "images/s")) for peer in ("pythae", "lightning")}
@@ -381,6 +396,7 @@ def beyond(bench: Bench) -> None:
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "training": training,
+    "steps": steps,
     "peers": peers,
     "floor": floor,
     "whole": whole,
@@ -502,13 +518,19 @@ def save(bench: Bench, size: str) -> None:
 
 
 def markdown() -> str:
-    """Return the newest saved results for each set of instructions (AVX2, AVX512 ...) and each GPU as a table."""
-    newest = dict[str, dict[str, Any]]()
-    for file in sorted(RESULTS.glob("*.json")):
+    """Return the newest saved results of each section for each set of instructions (AVX2, AVX512 ...), and those for
+    each GPU, as tables."""
+    newest, seen = list[dict[str, Any]](), set[tuple[str, str]]()
+    for file in sorted(RESULTS.glob("*.json"), reverse=True):
         saved = json.loads(file.read_text())
-        newest[saved["about"].get("gpu") or saved["about"]["instructions"]] = saved
+        kind = saved["about"].get("gpu") or saved["about"]["instructions"]
+        sections = {(kind, row["section"]) for row in saved.get("rows", [{"section": ""}])}
+        saved["rows"] = [row for row in saved.get("rows", []) if (kind, row["section"]) not in seen]
+        if sections - seen:
+            newest.insert(0, saved)
+        seen |= sections
     parts = []
-    for saved in newest.values():
+    for saved in newest:
         about = saved["about"]
         if "gpu" in about:  # written by tests/gpu
             parts += [f"{about['date']}, {about['gpu']}, torch {about['torch']}, batches of 128:", ""]

@@ -37,7 +37,7 @@ Metrics = Annotated[
     typer.Option(
         metavar="A,B",
         help="Metrics to measure if they are missing, such as rate,quality, or all.",
-        show_default="those that the setting metrics of the runs names; all if it names none",
+        show_default="those that the setting metrics of the runs names; without any, all except second_stage",
     ),
 ]
 Jobs = Annotated[

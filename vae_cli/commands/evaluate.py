@@ -21,6 +21,7 @@ vae evaluate latest --quick  use fewer images and draws: takes seconds
 vae evaluate latest --full  use all test images, and 5000 draws for the importance-weighted bound
 vae evaluate latest --metrics noise_probe,jacobian  compute only these metrics
 vae evaluate latest --metrics bound --samples 1000  compute iw_bound_k1000
+vae evaluate latest --metrics second_stage  train models of the codes, and measure the images that they generate
 vae evaluate /shared/runs/a --quick --out a  evaluate a run in a folder that you cannot write to
 """
 
@@ -31,7 +32,7 @@ Metrics = Annotated[
     typer.Option(
         metavar="A,B",
         help="Metrics to compute, such as noise_probe, or a class of your own (with --trust), such as mine.Loudness.",
-        show_default="all that are defined for the run",
+        show_default="all that are defined for the run, except second_stage, which takes minutes",
     ),
 ]
 Samples = Annotated[
@@ -82,7 +83,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from vae_cli.metrics.evaluate import METRICS, evaluate_run, find_metrics
+    from vae_cli.metrics.evaluate import USUAL, evaluate_run, find_metrics
     from vae_cli.metrics.record import metrics_file
     from vae_cli.runs.find import find_run
     from vae_cli.runs.folder import RunDir
@@ -90,7 +91,7 @@ def evaluate(
     if quick and full:
         raise UserError("--quick and --full cannot be combined; use only one of them.")
     profile: Profile = "quick" if quick else "full" if full else "default"
-    kinds = METRICS if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
+    kinds = USUAL if metrics is None else find_metrics([name.strip() for name in metrics.split(",")])
     folder = RunDir(find_run(run, runs_dir))
     written = metrics_file(folder) if out is None else out / metrics_file(folder).name
     stored = None if overwrite else _stored_evaluation(folder, written, out is not None)

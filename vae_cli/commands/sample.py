@@ -17,18 +17,21 @@ vae sample latest  draw images from the prior
 vae sample latest --count 16 --temperature 0.7  draw 16, closer to the mean of the prior
 vae sample runs/digits/default --from posterior --images 0,5,9 --draws 4  draw from the posteriors of test images
 vae sample latest --from mixture --components 20  draw from a mixture fitted to the training codes
+vae sample latest --from flow  train a flow matching model of the training codes, keep it, and draw from it
 """
 
 COUNT, IMAGES, DRAWS = 64, "0-7", 8
 COMPONENTS = 10  # equals runs.codes.MIXTURE_COMPONENTS, whose module imports torch
+STEPS = 50  # equals model.flow_matching.STEPS, whose module imports torch
 
 Count = Annotated[int | None, typer.Option(metavar="N", help="Number of images.", min=1, show_default=str(COUNT))]
 Source = Annotated[
-    Literal["prior", "posterior", "aggregate", "mixture"] | None,
+    Literal["prior", "posterior", "aggregate", "mixture", "flow", "vae"] | None,
     typer.Option(
         "--from",
         help="Distribution of the codes: the prior, the posteriors of test images, one Gaussian fitted to the training "
-        "codes (aggregate), or a mixture of Gaussians fitted to them.",
+        "codes (aggregate), a mixture of Gaussians fitted to them, or a second stage trained on them: flow matching "
+        "(flow) or a second VAE (vae).",
         show_default="prior; mixture if the encoder adds no noise",
     ),
 ]
@@ -38,11 +41,29 @@ Components = Annotated[
         metavar="N", help="With --from mixture: number of Gaussians to fit.", min=1, show_default=str(COMPONENTS)
     ),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="With --from flow: number of steps from noise to code.",
+        min=1,
+        max=10_000,
+        show_default=str(STEPS),
+    ),
+]
+Solver = Annotated[
+    Literal["heun", "euler"] | None,
+    typer.Option(
+        help="With --from flow: the method of the steps. Heun's evaluates the network twice per step.",
+        show_default="heun",
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option(
         metavar="T",
-        help="Multiplies the standard deviation of every Gaussian that codes are drawn from.",
+        help="Multiplies the standard deviation of every Gaussian that codes are drawn from. With --from flow: of the "
+        "noise that it starts from.",
         min=0.0,
         max=1000.0,
     ),
@@ -65,6 +86,8 @@ def sample(
     count: Count = None,
     source: Source = None,
     components: Components = None,
+    steps: Steps = None,
+    solver: Solver = None,
     temperature: Temperature = 1.0,
     seed: Seed = 0,
     draw: Draw = False,
@@ -89,10 +112,12 @@ def sample(
         refuse_unused("with --from posterior", count=count, components=components)
     else:
         refuse_unused(f"with --from {source}", images=images, draws=draws)
-    if source in ("prior", "aggregate"):
+    if source != "mixture":
         refuse_unused(f"with --from {source}", components=components)
+    if source != "flow":
+        refuse_unused(f"with --from {source}", steps=steps, solver=solver)
     name = named(
-        source, count=count, components=components, images=images, draws=draws,
+        source, count=count, components=components, steps=steps, solver=solver, images=images, draws=draws,
         temperature=temperature if temperature != 1 else None, draw=draw, seed=seed or None,
         weights=weights if weights != "best" else None,
     )  # fmt: skip
@@ -102,7 +127,8 @@ def sample(
         rendered = pictures.posterior_samples(trained, chosen, draws or DRAWS, temperature, seed, draw)
     else:
         count, components = count or COUNT, components or COMPONENTS
-        rendered = pictures.samples(trained, source, count, components, temperature, seed, draw)
+        settings = {"steps": steps or STEPS, "solver": solver or "heun"} if source == "flow" else {}
+        rendered = pictures.samples(trained, source, count, components, temperature, seed, draw, settings)
     write(stem, rendered)
 
 

@@ -20,20 +20,30 @@ from vae_cli.core.errors import Failure, UserError, first_line, nearest
 from vae_cli.core.garbage import reading_many
 from vae_cli.machine.cores import cores
 from vae_cli.machine.signals import end_with_parent
-from vae_cli.metrics.record import FORMAT, PROFILES, Profile, metric_words, missing, present, rank, stored_evaluation
+from vae_cli.metrics.record import (
+    FORMAT,
+    PROFILES,
+    Profile,
+    metric_words,
+    missing,
+    present,
+    rank,
+    stored_evaluation,
+    usual_metrics,
+)
 from vae_cli.runs.folder import RunDir
 
 JOBS = 8  # at most this many processes by default: each needs about a gigabyte of memory
 
 
-Names = frozenset[str] | None  # class names of metrics; None: all
+Names = frozenset[str] | None  # class names of metrics; None: those that belong to every evaluation
 
 
 def metrics_named(words: Sequence[str]) -> Names:
-    """Return the class names of metrics from their command-line names; None for `all`. Raises UserError."""
-    if list(words) == ["all"]:
-        return None
+    """Return the class names of metrics from their command-line names, or of `all`. Raises UserError."""
     known = metric_words()
+    if list(words) == ["all"]:
+        return frozenset(known.values())
     for word in words:
         if word not in known:
             raise UserError(
@@ -46,8 +56,8 @@ def metrics_named(words: Sequence[str]) -> Names:
 def metrics_of_study(members: Sequence[Member]) -> tuple[Names, list[str]]:
     """Return the class names of the metrics that the setting `metrics` of the runs names, and notes on unknown names.
 
-    None, for all metrics, unless the setting names some metrics in every run. A name may be unknown because the runs
-    were trained by another version, so it is skipped.
+    None, for the usual metrics, unless the setting names some metrics in every run. A name that is unknown, for example
+    because the runs were trained by another version, is skipped.
     """
     if not members or any(member.metrics is None for member in members):
         return None, []
@@ -62,10 +72,9 @@ def metrics_of_study(members: Sequence[Member]) -> tuple[Names, list[str]]:
 
 
 def not_measured(members: Sequence[Member]) -> str | None:
-    """Return a note on the metrics that were measured in no run; None if every metric was measured in some run."""
+    """Return a note on which metrics were measured; None if each of the usual ones was measured in some run."""
     inside = set().union(*(present(member.evaluation) for member in members))
-    absent = [word for word, name in metric_words().items() if name not in inside]
-    if not inside or not absent:
+    if not inside or usual_metrics() <= inside:
         return None
     measured = [word for word, name in metric_words().items() if name in inside]
     return f"Measured: only {', '.join(measured)}. To measure the other metrics, too, add --metrics all."
@@ -83,7 +92,7 @@ def complete_evaluations(
     """Return the members with their evaluations, and whether any run had to be evaluated.
 
     A run is evaluated unless it has an evaluation of its current weights that is at least as thorough as `profile` and
-    contains all metrics, or those in `wanted`. If `profile` is None, the profile with which more than half of the runs
+    contains the metrics in `wanted`. If `profile` is None, the profile with which more than half of the runs
     were evaluated is used or, without such a majority, quick.
     Raises UserError or Failure, naming the runs that cannot be evaluated or were evaluated differently.
     """
@@ -218,8 +227,8 @@ def _evaluate_one(work: Work) -> dict[str, Any] | str:
             kinds = [kind for kind in METRICS if kind.__name__ in missing(found, wanted)]
             return evaluate_run(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
         # A more thorough evaluation replaces the stored one, so it also measures what that one contains.
-        whole = None if wanted is None else wanted | present(found or {})
-        kinds = [kind for kind in METRICS if whole is None or kind.__name__ in whole]
+        whole = (usual_metrics() if wanted is None else wanted) | present(found or {})
+        kinds = [kind for kind in METRICS if kind.__name__ in whole]
         return evaluate_run(folder, profile=cast("Profile", profile), kinds=kinds, device=device, data_dir=data_dir)
     except UserError as error:
         return str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -160,6 +161,12 @@ def refuse_unwritable(folder: Path, advice: str) -> None:
         raise UserError(f"{folder} cannot be written to: {there} is a file. {advice}")
     if not os.access(there, os.W_OK):
         raise Failure(f"{folder} cannot be written to: {there} is read-only. {advice}")
+
+
+def digest(path: Path) -> str:
+    """Return a hash of a file's contents, 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 @contextmanager

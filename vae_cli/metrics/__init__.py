@@ -14,6 +14,7 @@ __all__ = [
     "quality",
     "record",
     "scales",
+    "second_stage",
     "shortcuts",
     "table",
     "tolerance",

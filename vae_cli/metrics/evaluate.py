@@ -16,7 +16,7 @@ from vae_cli.config.claims import is_primary
 from vae_cli.config.instantiate import find_class
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, UserError, nearest
-from vae_cli.core.files import refuse_unwritable, write_json
+from vae_cli.core.files import digest, refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
 from vae_cli.metrics.base import (
     BUDGETS,
@@ -28,7 +28,7 @@ from vae_cli.metrics.base import (
     resample,
     undefined,
 )
-from vae_cli.metrics.record import FORMAT, MODULES, Profile, digest, metrics_file, stamp, word_for
+from vae_cli.metrics.record import FORMAT, MODULES, ON_REQUEST, Profile, metrics_file, stamp, word_for
 from vae_cli.metrics.table import as_page, shown_first
 from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
@@ -40,6 +40,7 @@ REUSED_IF_EQUAL = ("format", "profile", "seed", "weights", "weights_digest", "im
 METRICS: tuple[type[Metric], ...] = tuple(
     getattr(import_module(f"vae_cli.metrics.{module}"), name) for module, names in MODULES.items() for name in names
 )
+USUAL = tuple(kind for kind in METRICS if kind.__name__ not in ON_REQUEST)
 
 
 def word(kind: type[Metric]) -> str:
@@ -71,7 +72,7 @@ def evaluate_run(
     folder: RunDir,
     profile: Profile = "default",
     *,
-    kinds: Sequence[type[Metric]] = METRICS,
+    kinds: Sequence[type[Metric]] = USUAL,
     before: Mapping[str, Any] | None = None,
     samples: int | None = None,
     seed: int = 0,

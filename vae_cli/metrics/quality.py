@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vae_cli.metrics.base import BATCH, Figure, Metric, SplitName, mean_figure, parts_of_mean, undefined
+from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, SplitName, mean_figure, parts_of_mean, undefined
 from vae_cli.metrics.classifiers import ROWS, distances, nearest
 from vae_cli.metrics.features import FeatureNet, feature_net
 from vae_cli.runs.codes import MIXTURE_COMPONENTS, prior_codes
@@ -67,18 +66,14 @@ class Quality(Metric):
             reason = f"{count} test images are too few for {DENSITY_NEIGHBORS} neighbors each"
         if net is None or reason:
             return dict.fromkeys([*names, "feature_accuracy"], undefined(reason))
-        real = self._real(net, "test", count)
+        real = real_features(self.subject, net, "test", count)
         balls = Balls(real)
-        figures = {}
+        figures: dict[str, Figure] = {}
         for source in SOURCES:
-            codes = self._codes(source, count)
-            made = self._features(net, (self.subject.model.decode(z).mean for z in codes.split(BATCH)))
-            figures[f"frechet_{source}"] = Figure(frechet(made, real), "", count)
-            figures[f"kid_{source}"] = kid(made, real)
-            values = neighborhoods(made, real, balls)
-            figures |= {f"{kind}_{source}": mean_figure(value) for kind, value in values.items()}
+            made = decoded_features(self.subject, net, self._codes(source, count))
+            figures |= compared(source, made, real, balls)
         split: SplitName = "validation" if len(self.subject.splits.validation) > 1 else "train"
-        others, note = self._real(net, split, count), "" if split == "validation" else SEEN
+        others, note = real_features(self.subject, net, split, count), "" if split == "validation" else SEEN
         figures["frechet_floor"] = Figure(frechet(others, real), "", len(others), note=note)
         figures["kid_floor"] = replace(kid(others, real), note=note)
         share, tested = net.accuracy, len(self.subject.splits.test)
@@ -100,12 +95,25 @@ class Quality(Metric):
         components = 1 if source == "aggregate" else min(MIXTURE_COMPONENTS, most)
         return self.subject.mixture(components).draw(count).to(device)
 
-    def _real(self, net: FeatureNet, split: SplitName, count: int) -> Tensor:
-        images = getattr(self.subject.splits, split)
-        return self._features(net, (images.batch(rows) for rows in self.subject.positions(split, count).split(BATCH)))
 
-    def _features(self, net: FeatureNet, batches: Iterable[Tensor]) -> Tensor:
-        return torch.cat([net.features(x).cpu().double() for x in batches])
+def real_features(subject: MeasuredRun, net: FeatureNet, split: SplitName, most: int | None = None) -> Tensor:
+    """Return the features of the images of a split, or of `most` of them, float64 (N, F), on the CPU."""
+    images = getattr(subject.splits, split)
+    batches = (images.batch(rows) for rows in subject.positions(split, most).split(BATCH))
+    return torch.cat([net.features(x).cpu().double() for x in batches])
+
+
+def decoded_features(subject: MeasuredRun, net: FeatureNet, codes: Tensor) -> Tensor:
+    """Return the features of the mean images of codes (N, D), float64 (N, F), on the CPU."""
+    return torch.cat([net.features(subject.model.decode(z).mean).cpu().double() for z in codes.split(BATCH)])
+
+
+def compared(source: str, made: Tensor, real: Tensor, balls: Balls) -> dict[str, Figure]:
+    """Return the figures of KINDS for images from one source: their features made (M, F), those of real images (N, F),
+    and the balls around the latter."""
+    figures = {f"frechet_{source}": Figure(frechet(made, real), "", len(made)), f"kid_{source}": kid(made, real)}
+    values = neighborhoods(made, real, balls)
+    return figures | {f"{kind}_{source}": mean_figure(value) for kind, value in values.items()}
 
 
 def frechet(a: Tensor, b: Tensor) -> float:

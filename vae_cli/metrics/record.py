@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from vae_cli.config.trust import in_shell
 from vae_cli.core.errors import Failure, first_line
-from vae_cli.core.files import is_printable, read_text
+from vae_cli.core.files import digest, is_printable, read_text
 from vae_cli.core.values import is_finite
 from vae_cli.runs.folder import RunDir
 
@@ -30,8 +29,10 @@ MODULES = {
     "scales": ("ScaleDistribution", "PullOverTraining"),
     "price": ("Bound", "AggregateFit", "RefittedPrior"),
     "quality": ("Quality",),
+    "second_stage": ("VelocityVariance", "SecondStage"),
     "factors": ("Mig", "Dci", "Sap", "FactorVaeScore"),
 }
+ON_REQUEST = frozenset({"SecondStage"})  # metrics that train models, and are computed only if they are asked for
 
 
 def rank(profile: str) -> int:
@@ -53,17 +54,22 @@ def metric_words() -> dict[str, str]:
     return {word_for(name): name for names in MODULES.values() for name in names}
 
 
+def usual_metrics() -> frozenset[str]:
+    """Return the class names of the metrics that belong to every evaluation."""
+    return frozenset(metric_words().values()) - ON_REQUEST
+
+
 def present(found: Mapping[str, Any]) -> set[str]:
-    """Return the names of the metrics that an evaluation contains."""
+    """Return the class names of the metrics that an evaluation contains."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
     return {str(entry.get("metric")) for entry in entries} if found.get("format") == FORMAT else set()
 
 
 def missing(found: Mapping[str, Any], wanted: Collection[str] | None = None) -> list[str]:
-    """Return the names of the metrics that an evaluation does not contain, of all or of the wanted ones."""
-    inside = present(found)
-    names = [name for names in MODULES.values() for name in names if wanted is None or name in wanted]
-    return [name for name in names if name not in inside]
+    """Return the class names of the metrics that an evaluation does not contain, of the wanted ones; without any, of
+    those that belong to every evaluation."""
+    inside, chosen = present(found), usual_metrics() if wanted is None else wanted
+    return [name for names in MODULES.values() for name in names if name in chosen and name not in inside]
 
 
 def metrics_file(folder: RunDir) -> Path:
@@ -139,9 +145,3 @@ def stamp(file: Path) -> list[int]:
     """
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def digest(file: Path) -> str:
-    """Return a hash of a file's contents."""
-    with file.open("rb") as weights:
-        return hashlib.file_digest(weights, "blake2b").hexdigest()[:32]

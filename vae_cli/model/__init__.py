@@ -1,6 +1,6 @@
 """The VAE, its forward pass and loss, distributions, scales, fast layers, and what regularizers and paths need."""
 
 __all__ = [
-    *("aggregate", "critic", "distributions", "flow", "geodesics", "inference", "kernels", "loss", "scales"),
-    *("spectral", "vae"),
+    *("aggregate", "code_vae", "critic", "distributions", "flow", "flow_matching", "geodesics", "inference"),
+    *("kernels", "loss", "scales", "spectral", "vae"),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,24 +133,30 @@ class Inference:
     def terms(self, penalty: Tensor) -> dict[str, Tensor]:
         """Return the loss and its terms, each (B,), keyed by their names in curves and reports.
 
-        loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out. The
-        regularizer's `parts`, the parts of the rate and the ELBO have no gradient, since no loss consists of them.
+        loss = distortion + penalty; the penalty (B,) comes from the regularizer. Undefined terms are left out, and so
+        are those that `with_derived` computes from the means of the others. The regularizer's `parts` and the part of
+        the rate have no gradient, since no loss consists of them.
         """
         terms = {"loss": self.distortion + penalty, "distortion": self.distortion, "penalty": penalty}
         terms |= {name: part.detach().expand_as(penalty) for name, part in self.parts.items()}
-        rate = self.rate
-        if rate is None:
-            return terms
-        terms["rate"] = rate
-        with torch.no_grad():
-            if self._twice_kl_parts is not None:
-                loc, scale = self._twice_kl_parts
-                terms["rate_loc"] = loc.sum(-1) / 2
-                terms["rate_scale"] = scale.expand_as(loc).sum(-1) / 2
-            elbo = self.elbo
-            assert elbo is not None  # since the rate is defined
-            terms["elbo"] = elbo
+        if self.rate is not None:
+            terms["rate"] = self.rate
+        if self._twice_kl_parts is not None:
+            terms["rate_loc"] = self._twice_kl_parts[0].detach().sum(-1) / 2
         return terms
+
+
+def with_derived(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return mean terms of the loss, with those that follow from them: rate_scale = rate - rate_loc, and elbo.
+
+    A training step does not compute the derived terms, because their means are all that is needed.
+    """
+    derived = dict(terms)
+    if "rate_loc" in terms:
+        derived["rate_scale"] = terms["rate"] - terms["rate_loc"]
+    if "rate" in terms:
+        derived["elbo"] = -(terms["distortion"] + terms["rate"])
+    return derived
 
 
 def divergence(posterior: Distribution, prior: Distribution, z: Tensor) -> Tensor:

@@ -43,10 +43,14 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Distribution:
         """Return q(z|x), batch (B,) and event (D,), for images (B, C, H, W) returned by `likelihood.observe`."""
-        with computing_in(self.precision, x.device.type):
-            raw = self.encoder(x)
-        posterior: Distribution = self.sigma(raw.float())
+        posterior: Distribution = self.sigma(self.features(x))
         return posterior
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the encoder's output (B, raw_size * D), for images (B, C, H, W) returned by `likelihood.observe`."""
+        with computing_in(self.precision, x.device.type):
+            raw: Tensor = self.encoder(x).float()
+        return raw
 
     def decode(self, z: Tensor) -> Distribution:
         """Return p(x|z), batch (*S, B) and event (C, H, W), for codes z (*S, B, D)."""

@@ -11,5 +11,6 @@ __all__ = [
     "pictures",
     "plan",
     "run",
+    "second_stage",
     "table",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,14 +56,30 @@ def decode(run: Run, z: Tensor, draw: bool = False) -> Tensor:
     return torch.cat(images)
 
 
-def draw_codes(run: Run, source: str, count: int, temperature: float, components: int, seed: int) -> Tensor:
+def draw_codes(
+    run: Run,
+    source: str,
+    count: int,
+    temperature: float,
+    components: int,
+    seed: int,
+    solver: Mapping[str, Any] = MappingProxyType({}),
+) -> Tensor:
     """Draw codes (count, D) from the distribution that `source` names.
 
-    source  `prior`, `aggregate` (one Gaussian fitted to training codes) or `mixture` (`components` Gaussians fitted to
-            training codes)
+    source  `prior`, `aggregate` (one Gaussian fitted to training codes), `mixture` (`components` Gaussians fitted to
+            training codes), or `flow` or `vae` (a second stage, which is trained on first use)
+    solver  with `flow`, the settings `steps` and `solver` of FlowMatching.draw
     """
     if source == "prior":
         return prior_codes(run, count, temperature).cpu()
+    if source in ("flow", "vae"):
+        from vae_cli.runs.second_stage import second_stage
+
+        stage = second_stage(run, "flow" if source == "flow" else "vae", print)
+        return torch.cat(
+            [stage.draw(len(some), temperature, **solver) for some in torch.arange(count).split(BATCH)]
+        ).cpu()
     fitted = fit_mixture(training_codes(run), 1 if source == "aggregate" else components, seed)
     return fitted.draw(count, temperature)
 

@@ -166,8 +166,8 @@ class RunDir:
 
         The configuration comes last: without it, the others would not be recognized as a run.
         """
-        names = "samples interpolations evaluation export projector .best.next .restart.pt checkpoint.pt best.pt"
-        names += " metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
+        names = "samples interpolations evaluation export second_stage projector .best.next .restart.pt checkpoint.pt"
+        names += " best.pt metrics.jsonl summary.json train.log projector_config.pbtxt config.yaml"
         files = [*self.path.glob("events.*"), *(self.path / name for name in names.split())]
         return [file for file in files if file.is_symlink() or file.exists()]
 

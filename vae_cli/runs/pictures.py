@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,14 +46,23 @@ class Ends(NamedTuple):
     names: list[str]
 
 
-def samples(run: Run, source: str, count: int, components: int, temperature: float, seed: int, draw: bool) -> Rendered:
-    """Decode codes drawn from the `prior`, the `aggregate` posterior or a `mixture` (see draw_codes).
+def samples(
+    run: Run,
+    source: str,
+    count: int,
+    components: int,
+    temperature: float,
+    seed: int,
+    draw: bool,
+    solver: Mapping[str, Any] = MappingProxyType({}),
+) -> Rendered:
+    """Decode codes drawn from the `prior`, a `mixture`, a `flow` or another source (see draw_codes).
 
     Raises UserError if the images do not fit into memory.
     """
     refuse_oversize(12 * count * math.prod(run.shape), f"--count {count}", "use a smaller number")
     with evaluating(run.model, seed, run.device):  # codes and pixels are drawn from the same random stream
-        z = draw_codes(run, source, count, temperature, components, seed)
+        z = draw_codes(run, source, count, temperature, components, seed, solver)
         images = decode(run, z, draw)
     picture = grid(images[:SHOWN], math.ceil(math.sqrt(min(count, SHOWN))))
     captions = [f"The picture shows {SHOWN} of {count} images; the arrays contain all."] if count > SHOWN else []

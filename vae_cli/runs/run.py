@@ -120,6 +120,16 @@ class Run:
             return f"<{type(self).__name__}>"
 
     @property
+    def latent(self) -> int:
+        """The number of latent dimensions D.
+
+        >>> load_run("sigma-fixed").latent
+        16
+        """
+        latent: int = self.config["latent"]
+        return latent
+
+    @property
     def path(self) -> Path:
         """The folder of the run.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.machine import distributed
+from vae_cli.model.inference import with_derived
 
 Sums = dict[str, float]
 
@@ -91,4 +92,4 @@ class Meter:
 
 
 def _means(sums: Sums) -> dict[str, float]:
-    return {name: value / sums["images"] for name, value in sums.items() if name != "images"}
+    return with_derived({name: value / sums["images"] for name, value in sums.items() if name != "images"})

@@ -14,7 +14,7 @@ from vae_cli.axes.dataset import Split
 from vae_cli.axes.regularizer import Regularizer
 from vae_cli.config.build import Experiment
 from vae_cli.core.rng import evaluating
-from vae_cli.model.inference import Inference
+from vae_cli.model.inference import Inference, with_derived
 from vae_cli.model.vae import VAE
 
 
@@ -77,7 +77,7 @@ class Terms:
     def compute(self) -> dict[str, float]:
         if self.sums is None:
             return {}
-        values = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        values = with_derived(dict(zip(self.names, (self.sums / self.count).tolist(), strict=True)))
         if "rate" in values:
             values["rate_bits"] = values["rate"] / math.log(2)
         return values
