@@ -76,6 +76,7 @@ train compile=maybe | compile=maybe is not allowed: it must be true or false
 train log_every=0 | log_every=0 is not allowed
 train checkpoint_minutes=0 | checkpoint_minutes=0 is not allowed
 train checkpoint_minutes=inf | checkpoint_minutes=inf is not allowed
+train metrics=rate | metrics=rate is not allowed: it must be a list, each item a word or null
 train objective=validation/elbow | Did you mean 'validation/elbo'\?
 train overwrite=1 | overwrite=1 is not allowed: it must be true or false
 train data_dir=3 | data_dir=3 is not allowed
@@ -352,6 +353,7 @@ compare a | Only .*a can be compared here, and a comparison needs at least two r
 compare a a | Only .*a can be compared here
 compare file.txt a | There is no run 'file.txt'
 compare --profile fast | not one of 'quick'
+compare --metrics rat | --metrics rat: there is no metric with this name\. Did you mean 'rate'\?
 compare --jobs 0 | --jobs 0
 compare --jobs 1 --reference nowhere | nowhere
 compare --jobs 1 --out file.txt | is a file\. Choose a different folder

@@ -159,6 +159,55 @@ def test_compare(vae: Vae, trained: Path, evaluated: list[Path], capsys: pytest.
     assert json.loads((folder / "compare.json").read_text())["reference"] == "fixed 1.0"
 
 
+def test_only_the_metrics_that_the_runs_or_the_user_name_are_measured(
+    vae: Vae, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each metric, which the stand-in measures as a figure of its name, is measured once."""
+    measured: list[set[str]] = []
+
+    class Fast:
+        pass
+
+    class Slow:
+        pass
+
+    class Other:
+        pass
+
+    def evaluate_run(
+        folder: RunDir, profile: str = "quick", *, kinds: Any, before: Any = None, **_: Any
+    ) -> dict[str, Any]:
+        names = {kind.__name__ for kind in kinds}
+        measured.append(names)
+        figures = {name.lower(): {"value": 1.0, "metric": name, "claim": "bits"} for name in sorted(names)}
+        about = {"format": FORMAT, "weights": "best", "seed": 0, "profile": profile, "budget": {"samples": 1}}
+        found = {**about, "images": "abc", "left_out": {}, "figures": (before or {}).get("figures", {}) | figures}
+        (folder.path / "evaluation").mkdir(exist_ok=True)
+        (folder.path / "evaluation/metrics.json").write_text(json.dumps(found))
+        return found
+
+    stand_in(monkeypatch, evaluate_run)
+    monkeypatch.setattr("vae_cli.metrics.evaluate.METRICS", (Fast, Slow, Other))
+    monkeypatch.setattr("vae_cli.metrics.record.MODULES", {"terms": ("Fast", "Slow", "Other")})
+    for run in (trained / "runs/digits").glob("*latent*"):
+        shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("evaluation"))
+        config = tmp_path / run.name / "config.yaml"
+        config.write_text(re.sub(r"^metrics: .*$", "metrics: [fast]", config.read_text(), flags=re.MULTILINE))
+    compare = ("compare", str(tmp_path), "--jobs", "1")
+    assert vae(*compare) == 0
+    assert measured == [{"Fast"}] * 6
+    assert "Measured: only fast. To measure the other metrics, too, add --metrics all." in capsys.readouterr().out
+    assert vae(*compare, "--metrics", "slow") == 0
+    assert measured[6:] == [{"Slow"}] * 6
+    assert vae(*compare, "--profile", "default") == 0
+    assert measured[12:] == [{"Fast", "Slow"}] * 6  # a more thorough evaluation loses no figures
+    assert vae(*compare, "--metrics", "all") == 0
+    assert measured[18:] == [{"Other"}] * 6  # the others were measured already
+    assert vae(*compare, "--metrics", "fst") == 2
+    assert "there is no metric with this name. Did you mean 'fast'?" in capsys.readouterr().err
+    assert len(measured) == 24
+
+
 @pytest.mark.parametrize("out", ["notes.txt", "notes.txt/below"])
 def test_an_unwritable_folder_is_refused_before_anything_is_evaluated(
     vae: Vae, trained: Path, evaluated: list[Path], out: str, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ import yaml
 
 from vae_cli.config.catalog import configs_dir
 from vae_cli.core.errors import UserError
+from vae_cli.metrics.record import metric_words
 from vae_cli.sweeps.study import jobs_of_study
 
 ARMS = ["sigma=learned,shared prior=a,b", "sigma=fixed sigma.value=1.0,0.5", "sigma=learned regularizer.beta=0"]
@@ -70,6 +71,22 @@ def test_the_quick_study_is_part_of_the_study_and_tests_every_claim() -> None:
     assert all(any(set(job.split()) <= one for one in known) for job in jobs)
     assert len(quick["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 5
     assert quick["defaults"] == whole["defaults"]
+
+
+def test_the_tokenizer_study_has_levels_seeds_and_the_metrics_that_its_report_needs() -> None:
+    preset = yaml.safe_load((configs_dir() / "experiment" / "tokenizer_study.yaml").read_text())
+    jobs = [dict(word.split("=") for word in job) for job in jobs_of_study([], preset["arms"])]
+    levels: dict[str, set[str]] = {}
+    for job in jobs:
+        levels.setdefault(job["sigma"], set()).add(job.get("sigma.value", job.get("regularizer.beta", "")))
+    assert len(levels["fixed"]) >= 3
+    assert levels["fixed"] == levels["preserving"] > levels["uniform"]  # the same level, for a paired comparison
+    assert all(float(level) < 1 for level in levels["preserving"])
+    assert len(levels["learned"]) >= 3
+    assert levels["deterministic"] == levels["random"] == levels["interpolated"] == {""}
+    assert len(preset["hydra"]["sweeper"]["params"]["seed"].split(",")) >= 3
+    assert {"rate", "quality", "second_stage"} <= set(preset["metrics"]) <= metric_words().keys()
+    assert preset["runs_dir"] != "runs"  # its report would contain the runs of others
 
 
 def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: Any, tmp_path: Path) -> None:

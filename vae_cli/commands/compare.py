@@ -15,6 +15,7 @@ vae compare  compare all finished runs in runs/
 vae compare runs/digits  compare the runs on one dataset
 vae compare runs/digits/default runs/digits/sigma-fixed  compare two runs
 vae compare runs/digits --reference "fixed 1.0"  choose the reference arm
+vae compare runs/digits --metrics rate,quality  measure only these metrics if they are missing
 vae compare runs/digits --profile default --jobs 4  evaluate more thoroughly, four runs at a time
 """
 
@@ -29,6 +30,14 @@ Profile = Annotated[
     typer.Option(
         help="First evaluate the runs whose evaluation is missing or less thorough than this.",
         show_default="the most common profile among the runs' evaluations; quick if there are none",
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Metrics to measure if they are missing, such as rate,quality, or all.",
+        show_default="those that the setting metrics of the runs names; without any, all except second_stage",
     ),
 ]
 Jobs = Annotated[
@@ -60,6 +69,7 @@ OutFolder = Annotated[
 def compare(
     runs: Runs = None,
     profile: Profile = None,
+    metrics: Metrics = None,
     jobs: Jobs = None,
     reference: Reference = None,
     tensorboard: TensorBoard = False,
@@ -77,6 +87,7 @@ def compare(
     comparison.compare(
         runs or [],
         profile=profile,
+        metrics=None if metrics is None else [name.strip() for name in metrics.split(",")],
         jobs=jobs,
         reference=reference,
         tensorboard=tensorboard,

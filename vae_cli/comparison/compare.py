@@ -14,7 +14,7 @@ from vae_cli.comparison.arms import Comparison
 from vae_cli.comparison.cache import CachedReport
 from vae_cli.comparison.collect import collect, run_folders
 from vae_cli.comparison.members import Member, common_folder, refuse_incomparable
-from vae_cli.comparison.missing import complete_evaluations
+from vae_cli.comparison.missing import complete_evaluations, metrics_named, metrics_of_study, not_measured
 from vae_cli.comparison.table import print_table
 from vae_cli.core.errors import visible
 from vae_cli.core.files import refuse_unwritable
@@ -26,6 +26,7 @@ class Request:
     """The options that a report depends on; `are_named` is true if the user named every run, not just a folder."""
 
     profile: str | None
+    metrics: list[str] | None
     reference: str | None
     tensorboard: bool
     device: str
@@ -38,6 +39,7 @@ def compare(
     runs: list[str],
     *,
     profile: str | None,
+    metrics: list[str] | None,
     jobs: int | None,
     reference: str | None,
     tensorboard: bool,
@@ -55,9 +57,11 @@ def compare(
         find_device(device)  # a wrong device is reported once, before anything is evaluated
     if out is not None:
         refuse_unwritable(out, "Choose a different folder: --out FOLDER")
+    if metrics is not None:
+        metrics_named(metrics)  # an unknown metric is refused before anything is read
     paths = run_folders(runs, runs_dir)
     are_named = bool(runs) and all((Path(name) / "config.yaml").exists() for name in runs)
-    request = Request(profile, reference, tensorboard, device, data_dir, out, are_named)
+    request = Request(profile, metrics, reference, tensorboard, device, data_dir, out, are_named)
     stamped = cache.stamp(paths, asdict(request))  # before reading: a change while reading invalidates the cache
     report = cache.find(paths, stamped, out)
     if report is None:
@@ -82,16 +86,18 @@ def _make_report(
     refuse_incomparable(members)
     if request.reference is not None:
         Comparison(members, request.reference)  # an unknown arm is refused before anything is evaluated
-    how = (request.profile, jobs, request.device, request.data_dir, console)
+    wanted, unknown = metrics_of_study(members) if request.metrics is None else (metrics_named(request.metrics), [])
+    how = (wanted, request.profile, jobs, request.device, request.data_dir, console)
     members, has_new = complete_evaluations(members, *how)
     if has_new:  # read everything again, so that the stamp matches the files that were read
         stamped, found = cache.stamp(paths, asdict(request)), collect(paths, request.are_named)
         members, _ = complete_evaluations(found.members, *how)
         notes = found.notes
     refuse_incomparable(members)
-    if mixed := _mixed_profiles(members):
-        notes.append(mixed)
-        _say(console, mixed)
+    for said in (*unknown, _mixed_profiles(members), not_measured(members)):
+        if said is not None:
+            notes.append(said)
+            _say(console, said)
     comparison = Comparison(members, request.reference)
     folder = request.out or common_folder([member.folder.path for member in members]) / "compare"
     from vae_cli.comparison.summary import summary_table  # reads figures.toml, which a cached report does not need

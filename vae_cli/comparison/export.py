@@ -6,12 +6,15 @@ from typing import Any
 
 from vae_cli.comparison.answers import answers
 from vae_cli.comparison.arms import Arm, Comparison
+from vae_cli.comparison.second_stage import AtEqual, SecondStages, second_stages
+from vae_cli.comparison.second_stage_text import in_plain_english, verdict_in_short
 from vae_cli.comparison.statistics import LEVEL, statistic
 from vae_cli.comparison.verdicts import Verdict, verdicts
 
 
 def as_plain(comparison: Comparison) -> dict[str, Any]:
-    """Return the content of `compare.json`: the arms, their differences from the reference, and the answers."""
+    """Return the content of `compare.json`: the arms, their differences from the reference, the answers, and
+    the second stages if there are any."""
     found = verdicts(comparison)
     return {
         "format": 1,
@@ -52,6 +55,69 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
             }
             for claim, a in answers(comparison, found).items()
         },
+        "second_stage": _plain_stages(second_stages(comparison)),
+    }
+
+
+def _plain_stages(found: SecondStages | None) -> dict[str, Any] | None:
+    """Return the best levels, the ranking and the comparisons at equal rate and reconstruction; None without any."""
+    if found is None:
+        return None
+    return {
+        "verdict": verdict_in_short(found),
+        "sentences": in_plain_english(found),
+        "reference": found.reference.label if found.reference else None,
+        "families": [
+            {"family": family.label, "level": family.key, "arms": {arm.label: family.level(arm) for arm in family.arms}}
+            for family in found.families
+        ],
+        "best_levels": [
+            {
+                "stage": stage,
+                "family": family.label,
+                "level": family.level(best.arm),
+                "could_be_best": [family.level(arm) for arm in best.candidates],
+                "is_judged": best.is_judged,
+            }
+            for stage in found.stages
+            for family in found.families
+            if (best := found.best(family, stage)) is not None
+        ],
+        "ranking": [
+            {
+                "stage": stage,
+                "family": rank.label,
+                "mean": rank.stat.mean,
+                "sd": rank.stat.sd,
+                "n": rank.stat.n,
+                "could_be_best": rank.could_be_best,
+            }
+            for stage in found.stages
+            for rank in found.ranking(stage)
+        ],
+        "at_equal_rate": [_plain_equal(one) for one in found.at_equal_rate],
+        "at_equal_reconstruction": [_plain_equal(one) for one in found.at_equal_reconstruction],
+        "prediction": None
+        if found.prediction is None
+        else {
+            "rank_correlation": found.prediction.value,
+            "interval": found.prediction.interval,
+            "arms": found.prediction.n,
+        },
+    }
+
+
+def _plain_equal(one: AtEqual) -> dict[str, Any]:
+    gap = one.difference
+    return {
+        "stage": one.stage,
+        "family": one.family,
+        "at": one.at,
+        "own": one.own,
+        "mean": None if one.stat is None else one.stat.mean,
+        "difference": None if gap is None else gap.value,
+        "interval": None if gap is None else gap.interval,
+        "is_difference": None if gap is None else gap.is_real,
     }
 
 

@@ -29,6 +29,7 @@ class Member:
     seed: int
     summary: dict[str, Any]
     evaluation: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] | None = None  # names of the metrics that its study needs; None: all
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -55,7 +56,10 @@ def read_member(folder: RunDir, summary: dict[str, Any] | None = None) -> Member
     # Components that need the number of latent dimensions repeat it in their settings.
     repeated = [k for k, v in settings.items() if k.endswith(".latent") and v == settings.get("latent")]
     kept = {k: v for k, v in settings.items() if k not in NO_SETTING and k not in repeated and v is not None}
-    return Member(folder, kept, int(config.get("seed", 0)), folder.summary() if summary is None else summary)
+    named = config.get("metrics")
+    metrics = [str(name) for name in named] if isinstance(named, list) else None
+    summary = folder.summary() if summary is None else summary
+    return Member(folder, kept, int(config.get("seed", 0)), summary, metrics=metrics)
 
 
 def drop_twins(members: Sequence[Member]) -> tuple[list[Member], list[tuple[Member, Member]]]:

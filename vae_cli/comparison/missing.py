@@ -16,18 +16,73 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vae_cli.comparison.members import LISTED, Member
-from vae_cli.core.errors import Failure, UserError, first_line
+from vae_cli.core.errors import Failure, UserError, first_line, nearest
 from vae_cli.core.garbage import reading_many
 from vae_cli.machine.cores import cores
 from vae_cli.machine.signals import end_with_parent
-from vae_cli.metrics.record import FORMAT, PROFILES, Profile, missing, rank, stored_evaluation
+from vae_cli.metrics.record import (
+    FORMAT,
+    PROFILES,
+    Profile,
+    metric_words,
+    missing,
+    present,
+    rank,
+    stored_evaluation,
+    usual_metrics,
+)
 from vae_cli.runs.folder import RunDir
 
 JOBS = 8  # at most this many processes by default: each needs about a gigabyte of memory
 
 
+Names = frozenset[str] | None  # class names of metrics; None: those that belong to every evaluation
+
+
+def metrics_named(words: Sequence[str]) -> Names:
+    """Return the class names of metrics from their command-line names, or of `all`. Raises UserError."""
+    known = metric_words()
+    if list(words) == ["all"]:
+        return frozenset(known.values())
+    for word in words:
+        if word not in known:
+            raise UserError(
+                f"--metrics {word}: there is no metric with this name.{nearest(word, [*known, 'all'])} Metrics: all, "
+                f"or some of {', '.join(known)}."
+            )
+    return frozenset(known[word] for word in words)
+
+
+def metrics_of_study(members: Sequence[Member]) -> tuple[Names, list[str]]:
+    """Return the class names of the metrics that the setting `metrics` of the runs names, and notes on unknown names.
+
+    None, for the usual metrics, unless the setting names some metrics in every run. A name that is unknown, for example
+    because the runs were trained by another version, is skipped.
+    """
+    if not members or any(member.metrics is None for member in members):
+        return None, []
+    known = metric_words()
+    words = list(dict.fromkeys(word for member in members for word in member.metrics or []))
+    notes = [
+        f"Not measured: there is no metric {word}, which the setting metrics of the runs names.{nearest(word, known)}"
+        for word in words
+        if word not in known
+    ]
+    return frozenset(known[word] for word in words if word in known), notes
+
+
+def not_measured(members: Sequence[Member]) -> str | None:
+    """Return a note on which metrics were measured; None if each of the usual ones was measured in some run."""
+    inside = set().union(*(present(member.evaluation) for member in members))
+    if not inside or usual_metrics() <= inside:
+        return None
+    measured = [word for word, name in metric_words().items() if name in inside]
+    return f"Measured: only {', '.join(measured)}. To measure the other metrics, too, add --metrics all."
+
+
 def complete_evaluations(
     members: Sequence[Member],
+    wanted: Names,
     profile: str | None,
     jobs: int | None,
     device: str,
@@ -36,9 +91,9 @@ def complete_evaluations(
 ) -> tuple[list[Member], bool]:
     """Return the members with their evaluations, and whether any run had to be evaluated.
 
-    A run is evaluated unless it has a complete evaluation of its current weights that is at least as thorough as
-    `profile`. If `profile` is None, the profile with which more than half of the runs were evaluated is used or,
-    without such a majority, quick.
+    A run is evaluated unless it has an evaluation of its current weights that is at least as thorough as `profile` and
+    contains the metrics in `wanted`. If `profile` is None, the profile with which more than half of the runs
+    were evaluated is used or, without such a majority, quick.
     Raises UserError or Failure, naming the runs that cannot be evaluated or were evaluated differently.
     """
     with reading_many():
@@ -51,9 +106,9 @@ def complete_evaluations(
     todo = [
         member
         for member, found in zip(members, recorded, strict=True)
-        if rank(found.get("profile", "")) < rank(profile) or missing(found)
+        if rank(found.get("profile", "")) < rank(profile) or missing(found, wanted)
     ]
-    made = _evaluate(todo, profile, jobs, device, data_dir, console)
+    made = _evaluate(todo, wanted, profile, jobs, device, data_dir, console)
     evaluations = [made.get(member.folder.path, found) for member, found in zip(members, recorded, strict=True)]
     return [replace(member, evaluation=found) for member, found in zip(members, evaluations, strict=True)], bool(made)
 
@@ -76,6 +131,7 @@ def _refuse_mixed(members: Sequence[Member], recorded: Sequence[Mapping[str, Any
 
 def _evaluate(
     todo: Sequence[Member],
+    wanted: Names,
     profile: str,
     jobs: int | None,
     device: str,
@@ -86,7 +142,7 @@ def _evaluate(
         return {}
     paths = [member.folder.path for member in todo]
     jobs = min(len(paths), jobs or min(JOBS, cores()))
-    work = ((path, profile, device, data_dir) for path in paths)
+    work = ((path, wanted, profile, device, data_dir) for path in paths)
     made: dict[Path, dict[str, Any]] = {}
     failed: dict[Path, str] = {}
     bar = Progress(
@@ -113,7 +169,7 @@ def _evaluate(
     return made
 
 
-Work = tuple[Path, str, str, "str | Path | None"]
+Work = tuple[Path, Names, str, str, "str | Path | None"]
 Result = tuple[Path, "dict[str, Any] | str"]
 
 
@@ -160,7 +216,7 @@ def _evaluate_one(work: Work) -> dict[str, Any] | str:
     """Return the evaluation of a run, or the message of the UserError that prevented it."""
     from vae_cli.metrics.evaluate import METRICS, evaluate_run
 
-    path, profile, device, data_dir = work
+    path, wanted, profile, device, data_dir = work
     folder = RunDir(path)
     try:
         found = stored_evaluation(folder)
@@ -168,8 +224,11 @@ def _evaluate_one(work: Work) -> dict[str, Any] | str:
             about = {key: found[key] for key in ("profile", "weights", "seed")}
             if found["format"] == FORMAT:
                 about["samples"] = found["budget"]["samples"]
-            kinds = [kind for kind in METRICS if kind.__name__ in missing(found)]
+            kinds = [kind for kind in METRICS if kind.__name__ in missing(found, wanted)]
             return evaluate_run(folder, kinds=kinds, before=found, device=device, data_dir=data_dir, **about)
-        return evaluate_run(folder, profile=cast("Profile", profile), device=device, data_dir=data_dir)
+        # A more thorough evaluation replaces the stored one, so it also measures what that one contains.
+        whole = (usual_metrics() if wanted is None else wanted) | present(found or {})
+        kinds = [kind for kind in METRICS if kind.__name__ in whole]
+        return evaluate_run(folder, profile=cast("Profile", profile), kinds=kinds, device=device, data_dir=data_dir)
     except UserError as error:
         return str(error)

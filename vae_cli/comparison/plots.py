@@ -29,6 +29,7 @@ from vae_cli.comparison.plot_layout import (
     whole_ticks,
 )
 from vae_cli.comparison.plot_style import INK, WIDTH, Look, Looks, drawing, looks, save_png, text_color
+from vae_cli.comparison.second_stage_plots import noise_level, predictor
 from vae_cli.comparison.selection import SOURCES, source_title
 from vae_cli.comparison.statistics import Statistic
 from vae_cli.core.wording import capitalized
@@ -316,6 +317,8 @@ SAVED: Mapping[str, Callable[[Comparison], Figure | None]] = {
     "scales": sigma_histograms,
     "training": training,
     "iw_bound": importance_weighted_bound,
+    "noise_level": noise_level,
+    "predictor": predictor,
 }
 
 

@@ -24,9 +24,12 @@ from vae_cli.comparison.members import Member
 from vae_cli.comparison.plain import in_plain_english
 from vae_cli.comparison.plot_style import Looks, as_svg, hex_color, looks
 from vae_cli.comparison.plots import SAVED, precision_and_recall
+from vae_cli.comparison.second_stage import second_stages
+from vae_cli.comparison.second_stage_plots import family_looks
+from vae_cli.comparison.second_stage_text import StageSection, stage_section
 from vae_cli.comparison.selection import BESIDE_HEADLINES, OVER_WEIGHTS
 from vae_cli.comparison.statistics import LEVEL
-from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table, of_any_run
+from vae_cli.comparison.tables import MISSING, Cell, Column, Footnotes, Row, Table, deciding, of_any_run
 from vae_cli.comparison.verdicts import FEW_SEEDS, compared, verdicts
 from vae_cli.config.claims import CLAIMS, FIGURES, TITLES, Claim, ClaimName, Entry, GroupName, entry, headlines
 from vae_cli.config.naming import show
@@ -130,7 +133,7 @@ def render(
     to the runs are relative to `folder`, in which the report is stored."""
     report = Report(comparison, folder)
     drawn = {**figures, **{name: draw(comparison) for name, draw in ONLY_IN_REPORT.items()}}
-    leads = report.leads()
+    leads, second_stage = report.leads(), report.second_stage()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -149,7 +152,7 @@ def render(
         reference=comparison.reference.label,
         level=f"{100 * LEVEL:.0f}",
         differences=comparison.comparisons,
-        by_chance=round(comparison.comparisons * (1 - LEVEL)),
+        chance=1 - LEVEL,
         settings=report.settings(),
         equal_settings=report.equal_settings(),
         facts=report.facts(),
@@ -164,22 +167,10 @@ def render(
         weights=report.over_weights(),
         deciding=deciding(),
         plain=in_plain_english(comparison, report.verdicts),
+        second_stage=second_stage,
         glossary=report.glossary(),
         few_seeds=FEW_SEEDS,
     )
-
-
-def deciding() -> Table:
-    """Return, for each claim, the figure that decides about it, what the claim predicts, and the margin."""
-    rows = []
-    for claim in CLAIMS.values():
-        figure = entry(claim.primary)
-        share = f"{100 * claim.margin:g} % of the reference arm's value"
-        margin = share if claim.is_share else f"{claim.margin:g} {figure.unit}"
-        direction = "higher" if claim.sign > 0 else "lower"
-        cells = [Cell(figure.title.partition(", K")[0]), Cell(f"{direction} {claim.arms}"), Cell(margin.strip())]
-        rows.append(Row(f"{claim.number}. {claim.title}", cells))
-    return Table("claim", [Column(name) for name in ("figure that decides", "prediction", "margin")], rows)
 
 
 class Report:
@@ -268,6 +259,12 @@ class Report:
             [text for found in equal if (text := equal_rate(self.comparison, found)) not in said],
             self._table(names, self.comparison.shown) if names else None,
         )
+
+    def second_stage(self) -> StageSection | None:
+        """Return the section on second stages, which comes first if no claim was judged; None without such figures."""
+        found = second_stages(self.comparison)
+        colors = {label: hex_color(look) for label, look in family_looks(found.families if found else []).items()}
+        return stage_section(found, all(verdict.level == 0 for verdict in self.verdicts.values()), colors)
 
     def _deciding(self, claim: ClaimName) -> Table | None:
         """Return a table of the figure that decides and a few that describe, in the arms of all verdicts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 LEVEL = 0.95
 ROUNDING = 1e-6  # relative error of a figure that is computed in float32
+RESAMPLES = 2000  # bootstrap samples for the interval of a correlation
+FEWEST = 5  # points for the interval of a correlation: with fewer, most bootstrap samples repeat one or two of them
 
 
 class Statistic(NamedTuple):
@@ -226,3 +229,103 @@ def interpolate(points: Sequence[tuple[float, float]], at: float) -> float | Non
         if x0 <= at <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return None
+
+
+def along(points: Sequence[tuple[float, float]], at: float) -> float | None:
+    """Interpolate linearly along a path through the points (x, y), in their order, and return y where x = `at`.
+
+    None if the path does not reach x = `at`, or reaches it more than once with different y.
+
+    >>> along([(0.0, 1.0), (2.0, 5.0), (3.0, 5.0)], 1.0)
+    3.0
+    >>> along([(0.0, 1.0), (2.0, 5.0), (1.0, 6.0)], 1.5) is None
+    True
+    """
+    found = []
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if min(x0, x1) <= at <= max(x0, x1):
+            found += [y0, y1] if x1 == x0 else [y0 + (y1 - y0) * (at - x0) / (x1 - x0)]
+    if not found or not all(math.isclose(y, found[0], rel_tol=1e-9, abs_tol=1e-12) for y in found):
+        return None
+    return found[0]
+
+
+def could_be_lowest(arms: Sequence[Mapping[int, float]], alpha: float = 1 - LEVEL) -> list[bool]:
+    """Return, for each arm's values by seed, whether its true mean could be the lowest of all k arms.
+
+    With probability 1 - alpha or more, the arm whose true mean is the lowest is among those that could be: an arm is
+    ruled out only if, for some other arm, the hypothesis that its mean is not higher than the other's is rejected by a
+    one-sided t-test at level alpha / (k - 1). The tests are those of `difference`: paired if the arms have at least two
+    seeds in common, otherwise Welch's. Bonferroni's inequality over the k - 1 tests of the best arm gives the bound.
+    This is the set of Hsu, Simultaneous Confidence Intervals for all Distances from the "Best", Annals of Statistics
+    1981, without its assumption of equal variances. Comparing every arm only with the one that has the lowest observed
+    mean, at the usual level, would ignore that this one was chosen because it was observed to be low, and would rule
+    out the best arm too often.
+
+    An arm without values is never ruled out, and rules out none; nor does a difference without an interval.
+    """
+    share = alpha / max(1, len(arms) - 1)
+    return [not any(_is_higher(one, other, share) for other in arms if other is not one) for one in arms]
+
+
+def _is_higher(one: Mapping[int, float], other: Mapping[int, float], alpha: float) -> bool:
+    """Return whether a one-sided t-test at level alpha says that the mean of `one` is higher."""
+    found = difference("", "", one, "", other)
+    if found is None or found.interval is None or found.value <= 0:
+        return False
+    seeds = (found.interval[1] - found.interval[0]) / 2 / quantile(found.degrees)
+    rounding = ROUNDING * max(abs(statistic(list(values.values())).mean) for values in (one, other))
+    return tail(found.degrees, found.value / math.hypot(seeds, rounding)) / 2 <= alpha
+
+
+class Correlation(NamedTuple):
+    """Spearman's rank correlation of n points, with a 95 % interval; the interval is None if there are few points."""
+
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+def correlation(points: Sequence[tuple[float, float]], resamples: int = RESAMPLES) -> Correlation | None:
+    """Return Spearman's rank correlation of points (x, y), with a percentile bootstrap interval over the points.
+
+    Equal values have the mean of their ranks. The interval treats the points as independent draws from a population of
+    points. None if there are fewer than two points, or if all x or all y are equal.
+    """
+    value = _spearman(points)
+    if value is None:
+        return None
+    if len(points) < FEWEST:
+        return Correlation(value, None, len(points))
+    draw = random.Random(0)  # the same points always have the same interval
+    samples = (_spearman(draw.choices(points, k=len(points))) for _ in range(resamples))
+    found = sorted(sample for sample in samples if sample is not None)
+    cut = round((1 - LEVEL) / 2 * (len(found) - 1))
+    return Correlation(value, (found[cut], found[-1 - cut]), len(points))
+
+
+def _spearman(points: Sequence[tuple[float, float]]) -> float | None:
+    if len(points) < 2:
+        return None
+    x, y = (_ranks([point[axis] for point in points]) for axis in (0, 1))
+    middle = (len(points) - 1) / 2
+    spread = math.sqrt(math.fsum((a - middle) ** 2 for a in x) * math.fsum((b - middle) ** 2 for b in y))
+    if spread == 0:
+        return None
+    value = math.fsum((a - middle) * (b - middle) for a, b in zip(x, y, strict=True)) / spread
+    return max(-1.0, min(1.0, value))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Return the ranks of values, from 0; equal values have the mean of their ranks."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
+            end += 1
+        for place in order[start : end + 1]:
+            ranks[place] = (start + end) / 2
+        start = end + 1
+    return ranks

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vae_cli.config.claims import CLAIMS, entry
+
 MISSING = "\N{EN DASH}"  # a figure that an arm does not have, or a setting
 
 
@@ -66,6 +68,19 @@ class Footnotes:
         """Return the mark of a note, and add the note if it is new."""
         place = len(self.marks)
         return self.marks.setdefault(text, chr(97 + place % 26) * (1 + place // 26))
+
+
+def deciding() -> Table:
+    """Return, for each claim, the figure that decides about it, what the claim predicts, and the margin."""
+    rows = []
+    for claim in CLAIMS.values():
+        figure = entry(claim.primary)
+        share = f"{100 * claim.margin:g} % of the reference arm's value"
+        margin = share if claim.is_share else f"{claim.margin:g} {figure.unit}"
+        direction = "higher" if claim.sign > 0 else "lower"
+        cells = [Cell(figure.title.partition(", K")[0]), Cell(f"{direction} {claim.arms}"), Cell(margin.strip())]
+        rows.append(Row(f"{claim.number}. {claim.title}", cells))
+    return Table("claim", [Column(name) for name in ("figure that decides", "prediction", "margin")], rows)
 
 
 def of_any_run(note: str) -> str:

@@ -126,8 +126,8 @@ def _tested(comparison: Comparison, claim: ClaimName) -> Verdict:
     if contrast is None:
         labels = [one.label for one in (arm, reference) if one.stat(figure) is None]
         reasons = [one.reason(figure) for one in (arm, reference) if one.stat(figure) is None]
-        why = f": {reasons[0]}" if reasons[0] else ""
-        return Verdict("not tested", why=f"the figure that decides is not defined for {quoted(labels)}{why}")
+        text = f"is not defined for {quoted(labels)}: {reasons[0]}" if reasons[0] else "was not measured"
+        return Verdict("not tested", why=f"the figure that decides {text}")
     own = reference.stat(figure)
     assert own is not None
     margin = CLAIMS[claim].margin * (abs(own.mean) if CLAIMS[claim].is_share else 1)

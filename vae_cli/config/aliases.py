@@ -35,7 +35,8 @@ def current_target(target: str) -> str:
     return f"{MOVED.get(module, module)}.{name}" if module else target
 
 
-ADDED = {"patience": None}  # settings that the runs of earlier versions lack, with the value that they had
+# Settings that the runs of earlier versions lack, with the value that they had
+ADDED = {"patience": None, "metrics": None}
 _OPTIMIZERS = ("Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 # The same for the settings of a class
 ADDED_TO: dict[str, dict[str, Any]] = {

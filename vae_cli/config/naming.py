@@ -17,7 +17,7 @@ from vae_cli.core.files import expand_home
 NO_PART_OF_THE_NAME = frozenset(
     [
         *("epochs", "patience", "device", "threads", "data_dir", "runs_dir", "run_name", "overwrite", "log_every"),
-        *("checkpoint_minutes", "objective", "compile", "on_divergence", "restarts"),
+        *("checkpoint_minutes", "objective", "metrics", "compile", "on_divergence", "restarts"),
     ]
 )
 ORDER = [

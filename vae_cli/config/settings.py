@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "log_every": Count,
     "checkpoint_minutes": Positive,
     "objective": str,
+    "metrics": list[str] | None,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from vae_cli.metrics.base import (
     resample,
     undefined,
 )
-from vae_cli.metrics.record import FORMAT, MODULES, ON_REQUEST, Profile, metrics_file, stamp
+from vae_cli.metrics.record import FORMAT, MODULES, ON_REQUEST, Profile, metrics_file, stamp, word_for
 from vae_cli.metrics.table import as_page, shown_first
 from vae_cli.runs.folder import RunDir, refuse_link
 from vae_cli.runs.run import Run
@@ -46,7 +45,7 @@ USUAL = tuple(kind for kind in METRICS if kind.__name__ not in ON_REQUEST)
 
 def word(kind: type[Metric]) -> str:
     """Return the command-line name of a metric, such as noise_probe for NoiseProbe."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return word_for(kind.__name__)
 
 
 def find_metrics(words: Sequence[str]) -> list[type[Metric]]:

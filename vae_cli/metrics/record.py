@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -41,13 +42,36 @@ def rank(profile: str) -> int:
     return PROFILES.index(profile) if profile in PROFILES else -1
 
 
-def missing(found: Mapping[str, Any], requested: Collection[str] = ()) -> list[str]:
-    """Return the names of the metrics that an evaluation does not contain, of those that belong to every evaluation or
-    were requested."""
+def word_for(name: str) -> str:
+    """Return the command-line name of a metric.
+
+    >>> word_for("NoiseProbe")
+    'noise_probe'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def metric_words() -> dict[str, str]:
+    """Return the class name of every metric, by its command-line name."""
+    return {word_for(name): name for names in MODULES.values() for name in names}
+
+
+def usual_metrics() -> frozenset[str]:
+    """Return the class names of the metrics that belong to every evaluation."""
+    return frozenset(metric_words().values()) - ON_REQUEST
+
+
+def present(found: Mapping[str, Any]) -> set[str]:
+    """Return the class names of the metrics that an evaluation contains."""
     entries = [*found.get("figures", {}).values(), *found.get("left_out", {}).values()]
-    present = {entry.get("metric") for entry in entries} if found.get("format") == FORMAT else set()
-    wanted = [name for names in MODULES.values() for name in names if name in requested or name not in ON_REQUEST]
-    return [name for name in wanted if name not in present]
+    return {str(entry.get("metric")) for entry in entries} if found.get("format") == FORMAT else set()
+
+
+def missing(found: Mapping[str, Any], wanted: Collection[str] | None = None) -> list[str]:
+    """Return the class names of the metrics that an evaluation does not contain, of the wanted ones; without any, of
+    those that belong to every evaluation."""
+    inside, chosen = present(found), usual_metrics() if wanted is None else wanted
+    return [name for names in MODULES.values() for name in names if name in chosen and name not in inside]
 
 
 def metrics_file(folder: RunDir) -> Path:
