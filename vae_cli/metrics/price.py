@@ -186,8 +186,8 @@ class RefittedPrior(Metric):
     the entropy of a distribution for which torch has no closed form. The error of a gain
     is the standard error over images of the paired difference. If the refitted prior equals the aggregate posterior,
     the gain is KL(q(z) || p(z)). With few training codes the mixture overfits, so its gain on the test images is small
-    or even negative. Not defined for a point mass. Ghosh et al., From Variational to Deterministic Autoencoders, ICLR
-    2020, fit the same two priors.
+    or even negative; with fewer than 10 (D + 1) codes, it is not defined. Nothing is defined for a point mass. Ghosh et
+    al., From Variational to Deterministic Autoencoders, ICLR 2020, fit the same two priors.
     """
 
     claim = "price"
