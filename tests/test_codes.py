@@ -25,7 +25,7 @@ from vae_cli.commands.train import train
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, compute_metrics
 from vae_cli.metrics.evaluate import METRICS
-from vae_cli.metrics.information import AggregateDensity, MutualInformation, Rate, SignalToNoise
+from vae_cli.metrics.information import AggregateDensity, MutualInformation, Rate, SignalToNoise, log_aggregate
 from vae_cli.metrics.neighbours import Jacobian, NeighbourLabels
 from vae_cli.metrics.price import RefittedPrior
 from vae_cli.metrics.scale_factor import ScaleFactor, standardization
@@ -168,6 +168,19 @@ def test_the_information_of_disjoint_and_of_equal_codes(save: Callable[..., Path
     equal = {"loc": np.zeros((400, 4)), "scale": np.full((400, 4), 0.1)}
     found = figures(measured(save(**equal)), MutualInformation)
     assert number(found["mutual_information"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_mixture_of_too_few_codes_is_no_density(save: Callable[..., Path]) -> None:
+    loc = np.random.default_rng(0).normal(size=(250, 20))
+    subject = measured(save(loc=loc, scale=np.full(loc.shape, 0.5)))
+    reason = "a mixture of 10 Gaussians in 20 dimensions needs at least 210 training codes, and 175 are used"
+    assert figures(subject, RefittedPrior)["elbo_mixture_prior_gain"].reason == reason
+    lower = figures(subject, AggregateDensity)["marginal_kl_lower"]
+    z = subject.codes("test").z
+    density = log_aggregate(subject, z) - subject.model.prior().log_prob(z).double()
+    assert number(lower) == pytest.approx(float(density.mean()))
+    enough = measured(save(loc=np.tile(loc, (2, 1)), scale=np.full((500, 20), 0.5)))
+    assert figures(enough, RefittedPrior)["elbo_mixture_prior_gain"].value is not None
 
 
 # From a run to a file and back ----------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def _print_codes(file: Path, found: dict[str, Any], written: Path, prints_all: b
     from vae_cli.comparison.plots import draw_all, save_all
     from vae_cli.runs.folder import RunDir
 
-    # Plots call the only arm of a comparison by its sigma.
+    # Plots label the only arm of a comparison with its sigma.
     member = Member(RunDir(file.parent), {"sigma": file.name}, 0, {}, found)
     pictures = save_all(draw_all(Comparison([member])), written.parent)
     _print_figures(found, [written, *pictures], prints_all)

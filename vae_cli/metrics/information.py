@@ -247,8 +247,8 @@ class AggregateDensity(Metric):
     For every density r that does not depend on the test images, E_q ln q >= E_q ln r, so the figure is a lower bound in
     expectation, with a standard error over images. r is the mean of two densities, and thus at most ln 2 nats below the
     better one: the aggregate posterior of the training images, and a mixture of 10 Gaussians fitted to their codes (if
-    there are too few codes, or if they lie on a sphere, the former alone). marginal_kl is the upper end: with few
-    images it is about rate - ln N, whatever the true value. Not defined for a point mass.
+    there are fewer than 10 (D + 1) codes, or if they lie on a sphere, the former alone). marginal_kl is the upper end:
+    with few images it is about rate - ln N, whatever the true value. Not defined for a point mass.
     """
 
     claim = "bits"

@@ -190,10 +190,10 @@ class RefittedPrior(Metric):
     exact for the Gaussian if q is normal with independent dimensions; otherwise it is averaged over 8 draws of z. So is
     the entropy of a distribution for which torch has no closed form. The error of a gain is the standard error over
     images of the paired difference. If the refitted prior equals the aggregate posterior, the gain is KL(q(z) || p(z)).
-    With few training codes the mixture overfits, so its gain on the test images is small or even negative. If the run's
-    rate is only a bound (see NoiseMixture), the gain is relative to the ELBO with the rate itself. Not defined for a
-    point mass, nor for codes on a sphere. Ghosh et al., From Variational to Deterministic Autoencoders, ICLR 2020, fit
-    the same two priors.
+    With few training codes the mixture overfits, so its gain on the test images is small or even negative; with fewer
+    than 10 (D + 1) codes, it is not defined. If the run's rate is only a bound (see NoiseMixture), the gain is relative
+    to the ELBO with the rate itself. Nothing is defined for a point mass, or for codes on a sphere. Ghosh et al., From
+    Variational to Deterministic Autoencoders, ICLR 2020, fit the same two priors.
     """
 
     claim = "price"

@@ -52,7 +52,7 @@ class SecondStage(Metric):
     A mixture with many components memorizes: low distances and low novelty go together.
     """
 
-    claim = "price"
+    claim = "second_stage"
 
     def compute(self) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
@@ -173,7 +173,7 @@ class VelocityVariance(Metric):
     with the number of dimensions. It needs labels. arXiv 2606.03578, 2026.
     """
 
-    claim = "price"
+    claim = "second_stage"
 
     def compute(self) -> dict[str, Figure]:
         codes = self.subject.codes("train")
