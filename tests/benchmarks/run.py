@@ -557,8 +557,8 @@ def _instructions(about: dict[str, Any]) -> str:
 
 def _markdown_row(row: Row) -> str:
     ratios = row.ratios()
-    name = f"{row.name}, against the bare loop" if row.section == "training" else row.name
-    cells = [name, _median(row.ours, row.unit)]
+    against = {"training": ", against the bare loop", "steps": ", steps against those of the bare loop, in one process"}
+    cells = [row.name + against.get(row.section, ""), _median(row.ours, row.unit)]
     cells += [_median(row.theirs, row.unit) if row.theirs else ""]
     cells += [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"] if ratios else ["", ""]
     return f"| {' | '.join(cells)} |"
