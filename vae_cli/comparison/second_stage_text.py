@@ -331,7 +331,7 @@ def _equal(found: SecondStages, rows: Sequence[AtEqual], stage: str, equal: str,
             cells.append(_equal_cell(mine.get(None), is_reference, footnotes))
         table_rows.append(Row(label, cells, colors.get(label, ""), is_reference))
     word = "rate" if equal == RATE else "reconstruction"
-    columns = [Column(f"{word} {at:g}", unit) for at in places] + [Column(f"at its own {word}")] * has_own
+    columns = [Column(f"at {word} {at:g}", unit) for at in places] + [Column(f"at its own {word}")] * has_own
     return Table("noise", columns, table_rows, footnotes.marks)
 
 
