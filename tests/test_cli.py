@@ -381,10 +381,10 @@ WRONG: list[tuple[str, str]] = [
     ("beta=4", "Did you mean 'regularizer.beta'?"),
     (
         "sigma=fixd",
-        "'fixd' is not a choice of sigma. Did you mean 'fixed'? Choices: deterministic, fixed, learned, shared.",
+        "'fixd' is not a choice of sigma. Did you mean 'fixed'? Choices: bounded, deterministic, fixed,",
     ),
-    ("sigma=3", "'sigma=3': '3' is not a choice of sigma. Choices: deterministic,"),
-    ("sigma=null", "'sigma=null': leave sigma out, or choose one of: deterministic,"),
+    ("sigma=3", "'sigma=3': '3' is not a choice of sigma. Choices: bounded,"),
+    ("sigma=null", "'sigma=null': leave sigma out, or choose one of: bounded,"),
     ("sigma=???", "'sigma=???': no choice is given."),
     ("sigma=[fixed,learned]", "sigma accepts one choice. To run several, type -m sigma=fixed,learned."),
     ("experiment=beta_vae", "'beta_vae' is not a choice of experiment. Did you mean 'beta_vae_loss'?"),
@@ -392,7 +392,7 @@ WRONG: list[tuple[str, str]] = [
     ("sigma.vlue=2", "sigma=learned has no 'vlue'; it has no settings. Did you mean 'value'? sigma=fixed has that."),
     ("sigma=fixed sigma.vlue=2", "sigma=fixed has no 'vlue'; it has: value. Did you mean 'value'?"),
     ("regularizer.bta=1", "regularizer=kl has no 'bta'; it has: beta, draws. Did you mean 'beta'?"),
-    ("sigma.value=0.5", "sigma=learned has no 'value'; sigma=fixed has: type sigma=fixed sigma.value=0.5."),
+    ("sigma.value=0.5", "sigma=learned has no 'value'; sigma=fixed, sigma=interpolated, "),
     ("experiment=autoencoder regularizer.beta=2", "regularizer=none has no 'beta'; "),
     (
         "regularizer.beta.epochs=3",
@@ -618,7 +618,7 @@ def test_settings_of_a_swept_choice_reach_the_jobs_that_have_them(front: Any) ->
     assert [plain["likelihood"]["scale"] for plain in RAN] == [1.5, 1.5]
     front("+schedule@regularizer.beta=linear,cyclic", "regularizer.beta.epochs=7", multirun=True)
     assert [plain["regularizer"]["beta"]["epochs"] for plain in RAN[2:]] == [7, 7]
-    with pytest.raises(UserError, match="sigma=learned has no 'value'; sigma=fixed has"):
+    with pytest.raises(UserError, match="sigma=learned has no 'value'; sigma=fixed, "):
         front("sigma=learned,fixed", "sigma.value=2", multirun=True)
 
 

@@ -38,6 +38,8 @@ def test_the_usage_contains_the_settings_without_a_default() -> None:
     assert facts["usage"] == typed
     facts = dict(glossary.explain_word("dataset=image_folder")[0].facts)
     assert facts["usage"] == "vae train dataset=image_folder dataset.path=VALUE"
+    facts = dict(glossary.explain_word("sigma=power_spherical")[0].facts)
+    assert facts["usage"] == "vae train sigma=power_spherical prior=sphere"
 
 
 def test_every_word_that_is_offered_is_explained() -> None:

@@ -23,7 +23,7 @@ from vae_cli.config import catalog
 from vae_cli.config.build import build_model
 from vae_cli.core.errors import Failure
 from vae_cli.model import kernels
-from vae_cli.model.distributions import Delta
+from vae_cli.model.distributions import Delta, location
 from vae_cli.runs import export as module
 from vae_cli.runs import export_folder
 from vae_cli.runs.export import describe_prior, difference, export, missing_for_onnx, parts_of
@@ -89,7 +89,8 @@ def test_every_choice_is_exported_and_equals_the_model(compose: Compose, overrid
         x = torch.rand(count, *SHAPE)
         posterior = model.encode(x if is_random else model.likelihood.observe(x))
         z = 2 * torch.randn(count, 5)
-        expected = [posterior.mean] if isinstance(posterior, Delta) else [posterior.mean, posterior.stddev]
+        loc = location(posterior)
+        expected = [loc] if isinstance(posterior, Delta) else [loc, posterior.stddev]
         for found, value in zip(call(files[f"encoder.{kind}"], kind, x), expected, strict=True):
             assert found.shape == (count, 5)
             torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5)

@@ -29,7 +29,7 @@ reference to a missing value | train 'latent=???' | latent needs a value: type l
 reference to an unknown key | train 'latent=${{latnt}}' | 'latent=.*': the configuration has no 'latnt'\. Did you
 unknown resolver | train 'latent=${{foo:1}}' | 'latent=.*': Unsupported interpolation type foo\. References look like
 unknown key | train latnt=3 | There is no group or setting 'latnt'\. Did you mean 'latent'
-unknown key | train sigma.value=1 | sigma=learned has no 'value'; sigma=fixed has: type sigma=fixed sigma\.value=1\.
+unknown key | train sigma.value=1 | sigma=learned has no 'value'; sigma=fixed, .* have: type sigma=fixed sigma\.value=1
 unknown key | train hydra.job.chdr=true | Hydra's own configuration has no 'hydra\.job\.chdr'\. Did you mean 'chdir'
 unknown key | train regularizer.beta.epochs=3 | To make it a schedule, type \+schedule@regularizer\.beta=
 schedule in a wrong place | train +schedule@optimizer.betas=linear | optimizer\.betas is not a single number
@@ -38,10 +38,10 @@ resolver failed | train 'latent=${{latent}}' | 'latent=.*': Recursive interpolat
 anything else of OmegaConf's | train hydra.mode=FOO | 'hydra\.mode=FOO': Invalid value 'FOO', expected one of
 unreadable override | train latent==3 | has one '=' too many\. Did you mean 'latent=3'
 unknown --config-name | train --config-name foo | foo: foo\.yaml is neither among the bundled configurations nor in
-unknown choice | train sigma=fixd | 'fixd' is not a choice of sigma\. Did you mean 'fixed'\? Choices: deterministic,
+unknown choice | train sigma=fixd | 'fixd' is not a choice of sigma\. Did you mean 'fixed'\? Choices: bounded,
 plugin without its configuration | train hydra/sweeper=nevergrad | hydra/sweeper=nevergrad is not installed: type pip
 object that cannot be built | train -m latent=1,2 +hydra.launcher.x=1 | Error in call to target '{BASIC}\.BasicLauncher'
-choice that is not a word | train sigma=3 | 'sigma=3': '3' is not a choice of sigma\. Choices: deterministic,
+choice that is not a word | train sigma=3 | 'sigma=3': '3' is not a choice of sigma\. Choices: bounded,
 override that Hydra refused | train +latent=3 | 'latent' exists already, so it needs no \+\. Type latent=3
 override that Hydra refused | train sigma=fixed,shared | gives several values: type -m to sweep over them, or give one
 override that Hydra refused | train sigma@x=fixed | sigma has a fixed place, so it needs no @\. Type sigma=fixed\.

@@ -183,7 +183,9 @@ def _explain_choice(group: Group, choice: Choice) -> Meaning:
     place = f"+{group.name}@regularizer.beta={choice.name}" if group.name == "schedule" else typed
     prefix = "regularizer.beta" if group.name == "schedule" else group.name
     missing = [f" {_typed(_dotted(prefix, key), one)}" for key, one in choice.settings.items() if one.default == "???"]
-    facts = [*choice.facts.items(), ("usage", f"vae train {multirun}{place}{''.join(missing)}{own}")]
+    # A choice that works only with a choice on another axis says so in its description: "needs prior=sphere".
+    needed = [f" {word}" for word in re.findall(r"\bneeds (\w+=\w+)", choice.description)]
+    facts = [*choice.facts.items(), ("usage", f"vae train {multirun}{place}{''.join(needed + missing)}{own}")]
     return Meaning(typed, "choice", text, facts, tables)
 
 
