@@ -110,7 +110,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
                 if arm in (LEARNED, FIXED, FREE_PRIOR):
                     set_optimum(load_run(folder / "runs" / name, device="cpu"), arm, seed)
         found = collect(run_folders([], folder / "runs"), are_named=False).members
-        return complete_evaluations(found, "default", 1, "cpu", None, Console(quiet=True))[0]
+        return complete_evaluations(found, None, "default", 1, "cpu", None, Console(quiet=True))[0]
 
 
 def arm_of(comparison: Comparison, overrides: str) -> Arm:

@@ -192,6 +192,8 @@ def _inverse_root_of_metric(decode: Decode, nodes: Tensor) -> Tensor:
     identity = torch.eye(dimensions, dtype=torch.float64)
     if dimensions > METRIC_DIMENSIONS:
         return float((ends[1] - ends[0]).norm() / max(float(_lengths(decode, ends)[0]), 1e-12)) * identity
+    if torch.equal(ends[0], ends[1]):  # equal codes, so that the path is a point
+        return identity
     step = 1e-2 * float((ends[1] - ends[0]).norm()) / dimensions**0.5
     offsets = step * identity.to(nodes)
     metric = torch.zeros_like(identity)
