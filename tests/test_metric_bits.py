@@ -246,7 +246,8 @@ def test_information_of_a_channel_that_is_not_normal(compose: Compose) -> None:
     rate = figures(subject, Rate)
     assert rate["rate"].value is not None
     assert rate["rate_loc"].value is None
-    assert "is not normal with independent dimensions" in rate["rate_per_dimension"].reason
+    assert "is not normal with independent dimensions" in rate["rate_loc"].reason
+    assert rate["rate_per_dimension"].value == [pytest.approx(rate["rate"].value)]
     near(mutual["marginal_kl"], rate["rate"].value - true, 0.05)
 
 

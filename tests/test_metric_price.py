@@ -255,7 +255,7 @@ def test_the_expected_log_density_is_that_of_draws() -> None:
     torch.manual_seed(0)
     m, c, *_ = two_gaussians()
     loc, scale = torch.randn(6, len(m)), torch.rand(6, len(m)) + 0.1
-    found = expected_log_density(m, c, Codes(loc, scale, loc, None))
+    found = expected_log_density(m, c, Codes(loc, scale, loc, None, loc, None))
     draws = loc + scale * torch.randn(200_000, *loc.shape)
     values = MultivariateNormal(m, c).log_prob(draws.double())
     error = values.std(0) / math.sqrt(len(draws))

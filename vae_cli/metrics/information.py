@@ -20,6 +20,7 @@ TENSOR_NUMBERS = 1 << 22  # numbers in one intermediate tensor
 
 NO_RATE = "the KL divergence of a point mass from the prior is infinite"
 NO_PARTS = "the posterior or the prior is not normal with independent dimensions"
+NOT_A_SUM = "the rate has no closed form that is a sum over dimensions"
 NO_NOISE = "a point mass has no noise to compare the signal with"
 NO_BOUND = "without noise, the information in a code is unbounded"
 BOUND = "the mean over noise levels, an upper bound on the rate"
@@ -61,9 +62,8 @@ class Rate(Metric):
         subject = self.subject
         codes = subject.codes("test")
         figures = dict.fromkeys(("rate", "rate_bits"), undefined(NO_RATE))
-        figures |= dict.fromkeys(
-            ("rate_loc", "rate_scale", "rate_per_dimension"), undefined(NO_PARTS if self.rates else NO_RATE)
-        )
+        figures |= dict.fromkeys(("rate_loc", "rate_scale"), undefined(NO_PARTS if self.rates else NO_RATE))
+        figures["rate_per_dimension"] = undefined(NOT_A_SUM if self.rates else NO_RATE)
         if self.rates:
             rate, note = torch.cat(self.rates), BOUND if rate_is_bound(subject) else ""
             figures["rate"] = mean_figure(rate, "nats", note)
