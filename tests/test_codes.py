@@ -24,7 +24,7 @@ from vae_cli.cli import run as run_command
 from vae_cli.commands.train import train
 from vae_cli.core.errors import UserError
 from vae_cli.metrics.base import BUDGETS, Figure, MeasuredRun, Metric, compute_metrics
-from vae_cli.metrics.evaluate import METRICS
+from vae_cli.metrics.evaluate import USUAL
 from vae_cli.metrics.information import AggregateDensity, MutualInformation, Rate, SignalToNoise, log_aggregate
 from vae_cli.metrics.neighbours import Jacobian, NeighbourLabels
 from vae_cli.metrics.price import RefittedPrior
@@ -214,7 +214,7 @@ def test_the_codes_of_a_run_have_the_figures_of_the_run(runs: Path, tmp_path: Pa
     file, notes = export_codes(run, tmp_path)
     assert notes == []
     own, stored = MeasuredRun(run, QUICK), measured(file)
-    undecoded = [kind for kind in METRICS if not kind.decodes]
+    undecoded = [kind for kind in USUAL if not kind.decodes]
     for kind, expected in compute_metrics(own, undecoded).items():
         found = compute_metrics(stored, [one for one in undecoded if one.__name__ == kind])[kind]
         assert found.keys() == expected.keys()
@@ -235,8 +235,8 @@ def test_with_its_decoder_a_run_has_all_figures(runs: Path, tmp_path: Path, name
     scale = given.fit_likelihood(stored)
     run.model.likelihood = Gaussian(scale)  # in the run, it is an average over the last batches
     own = MeasuredRun(run, QUICK)
-    for kind, expected in compute_metrics(own, METRICS).items():
-        (one,) = (one for one in METRICS if one.__name__ == kind)
+    for kind, expected in compute_metrics(own, USUAL).items():
+        (one,) = (one for one in USUAL if one.__name__ == kind)
         found = compute_metrics(stored, [one])[kind]
         assert found.keys() == expected.keys()
         for figure in found.keys() - RECORDED:
@@ -496,7 +496,7 @@ def test_the_command_measures_codes_and_says_where_it_wrote(vae: Any, tmp_path: 
     assert "The file has no split" in said
     assert "codes-evaluation/metrics.json codes-evaluation/rate_per_dimension.png" in said
     found = json.loads((tmp_path / "codes-evaluation/metrics.json").read_text())
-    names = {kind.__name__ for kind in METRICS}
+    names = {kind.__name__ for kind in USUAL}
     assert {one["metric"] for part in ("figures", "left_out") for one in found[part].values()} == names
     assert not found["figures"].keys() & found["left_out"].keys()
     assert vae(*EVALUATE, "--out", "elsewhere")[0] == 0

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from vae_cli.metrics.base import BUDGETS, MeasuredRun, compute_metrics
+from vae_cli.metrics.evaluate_codes import load_codes
 from vae_cli.metrics.price import AggregateFit
 from vae_cli.metrics.second_stage import STAGES, TRAINED, SecondStage, from_nearest, velocity_variance
 from vae_cli.model.flow_matching import FlowMatching
 from vae_cli.runs import second_stage as module
+from vae_cli.runs.export_codes import export_codes
 from vae_cli.runs.run import Run
 from vae_cli.runs.second_stage import build_stage, second_stage
 
@@ -285,3 +287,17 @@ def test_the_velocity_variance_of_gaussian_classes_has_its_closed_value() -> Non
     scaled = velocity_variance(codes * torch.tensor([7.0, 0.1, 3.0]) + 2, labels)
     assert scaled == pytest.approx(velocity_variance(codes, labels))  # the units of z do not matter
     assert velocity_variance(torch.randn(3, 2).double(), torch.arange(3)) is None
+
+
+def test_codes_from_a_file_have_second_stages_too(trained: Run, tmp_path: Path) -> None:
+    file, _ = export_codes(trained, tmp_path / "codes")
+    stored = MeasuredRun(load_codes(file, device="cpu"), BUDGETS["quick"])  # type: ignore[arg-type]
+    own = compute_metrics(MeasuredRun(trained, BUDGETS["quick"]), [SecondStage])["SecondStage"]
+    found = compute_metrics(stored, [SecondStage])["SecondStage"]
+    assert found.keys() == own.keys()
+    for name, figure in found.items():
+        if name.startswith(("nll", "rate")):
+            assert figure.value == pytest.approx(own[name].value, rel=1e-2)
+        else:
+            assert figure.value is None
+            assert figure.reason.startswith("no decoder was given")
