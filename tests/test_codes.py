@@ -544,7 +544,7 @@ def test_a_decoder_of_the_user(vae: Any, tmp_path: Path, mine: ModuleType) -> No
 
 
 def test_figures_of_a_changed_decoder_are_not_mixed(vae: Any, tmp_path: Path, mine: Any) -> None:
-    source = tmp_path / "mine.py"
+    source = tmp_path / "source.txt"  # not mine.py, which another test could import
     mine.__file__ = str(source)
     words = (*EVALUATE, "--decoder", "mine:good", "--trust", "mine", "--metrics")
     source.write_text("one")

@@ -212,6 +212,8 @@ def test_a_decoder_that_is_differentiated_twice_is_not_compiled(
 def test_the_loss_of_every_choice_is_one_graph(compose: Compose, words: list[str]) -> None:
     """A part that torch cannot trace would split the compiled loss, and cost more than compilation gains."""
     hidden = [] if any(word.startswith("network=") for word in words) else ["network.hidden=[8]"]
+    if {"sigma=power_spherical", "prior=sphere"} & {*words}:  # which need each other
+        words = ["sigma=power_spherical", "prior=sphere"]
     experiment = build_experiment(compose("latent=3", *hidden, *words))
     if experiment.regularizer.differentiates:
         pytest.skip("torch does not compile second derivatives")
