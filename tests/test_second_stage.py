@@ -104,6 +104,7 @@ def fit(stage: module.SecondStage, codes: Tensor, steps: int) -> None:
 def test_a_second_stage_learns_a_gaussian(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean, covariance and negative log-likelihood of correlated Gaussian codes far from the origin."""
     monkeypatch.setattr(module, "HIDDEN", [64, 64, 64])
+    monkeypatch.setattr(module, "VAE_HIDDEN", [64, 64])
     torch.manual_seed(0)
     truth = MultivariateNormal(torch.tensor([10.0, -3.0]), torch.tensor([[4.0, 0.9], [0.9, 0.3]]))
     codes = truth.sample((20_000,))

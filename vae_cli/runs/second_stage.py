@@ -17,6 +17,7 @@ from torch.optim import Adam
 from vae_cli.axes.dataset import Split, Splits
 from vae_cli.axes.likelihood import Gaussian, OneLearnedScale
 from vae_cli.axes.network import MLP
+from vae_cli.axes.optimizer import ScheduledOptimizer
 from vae_cli.axes.prior import StandardNormal
 from vae_cli.axes.sigma import Learned
 from vae_cli.config.settings import code_size
@@ -25,7 +26,6 @@ from vae_cli.core.files import digest, locked
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.model.code_vae import CodeVAE
 from vae_cli.model.flow_matching import FlowMatching
-from vae_cli.model.kernels import without_compiler
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.runs.folder import refuse_link
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 Kind = Literal["flow", "vae"]
 
 FORMAT = 1  # version of the models and their training; if it is increased, they are trained again
-HIDDEN = [256, 256, 256]  # units of the velocity's network, and of the second VAE's encoder and decoder
+HIDDEN = [256, 256, 256]  # units of the velocity's network
+VAE_HIDDEN = [256, 256]  # units of the second VAE's encoder and of its decoder
 # Of the second VAE's likelihood. With a scale of 1, the standard deviation of the codes, the VAE starts by ignoring its
 # latent dimensions, and hardly learns to use them: on the digits (sigma=learned, 16 dimensions, one seed), the negative
 # log-likelihood of held-out codes was 22.1 nats from 1, 21.9 from 0.3 and 21.5 from 0.1.
@@ -45,7 +46,7 @@ LEARNING_RATE = 1e-3
 BATCH = 128
 AVERAGED = 0.999  # decay of the exponential moving average of the weights, which is what is kept
 BLOCK = 250  # steps between two measurements of the held-out loss
-BLOCKS = 20
+BLOCKS = 16
 PATIENCE = 4  # blocks without a lower held-out loss, after which training ends
 HELD_OUT = 10_000  # codes, at most
 MARGIN = 1e-6  # of a dimension's standard deviation; a dimension that varies less is constant up to rounding
@@ -136,7 +137,7 @@ def build_stage(kind: Kind, latent: int) -> SecondStage:
     """Return an untrained second stage for codes with `latent` dimensions; its weights are drawn at random."""
     if kind == "flow":
         return SecondStage(FlowMatching(latent, HIDDEN[0], len(HIDDEN)), latent)
-    network, shape = MLP(HIDDEN), (latent, 1, 1)
+    network, shape = MLP(VAE_HIDDEN), (latent, 1, 1)
     encoder, decoder = network.encoder(shape, latent, Learned.raw_size), network.decoder(latent, torch.zeros(shape))
     likelihood = Gaussian("learned")
     assert isinstance(likelihood.scale, OneLearnedScale)
@@ -212,8 +213,8 @@ class SecondStageTraining:
         """Train from a stored state, or from the start, to the end; return the last state."""
         codes = FrozenCodes(self.run, self.run.splits.train)
         held_out = self._held_out()
-        with without_compiler():
-            optimizer = Adam(stage.parameters(), fused=self.run.device.type in ("cpu", "cuda"))
+        settings = {"lr": LEARNING_RATE, "fused": self.run.device.type in ("cpu", "cuda")}
+        optimizer = ScheduledOptimizer(Adam, stage.parameters(), settings)
         if state is None:
             stage.standardize(codes.draw(torch.arange(len(codes), device=self.run.device)))
             average = deepcopy(stage)
@@ -222,8 +223,7 @@ class SecondStageTraining:
             average = deepcopy(stage)
             average.load_state_dict(state["average"])
             stage.load_state_dict(state["current"])
-            with without_compiler():
-                optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(state["optimizer"])
             state = {name: state[name] for name in ("blocks", "since_best", "least", "model")}
         while not is_done(state):
             with evaluating(self.run.model, self._seed(state["blocks"]), self.run.device), torch.enable_grad():
@@ -245,7 +245,7 @@ class SecondStageTraining:
             return codes.draw(torch.arange(min(len(codes), HELD_OUT), device=self.run.device))
 
     def _take_steps(
-        self, stage: SecondStage, average: SecondStage, optimizer: Adam, codes: FrozenCodes, taken: int
+        self, stage: SecondStage, average: SecondStage, optimizer: ScheduledOptimizer, codes: FrozenCodes, taken: int
     ) -> None:
         """Take the steps of one block, and update the moving average of the weights after each."""
         pairs = list(zip(average.parameters(), stage.parameters(), strict=True))
@@ -255,8 +255,9 @@ class SecondStageTraining:
                 z = codes.draw(rows)
             optimizer.zero_grad()
             stage.loss(z).mean().backward()
-            for group in optimizer.param_groups:
+            for group in optimizer.inner.param_groups:
                 group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / (BLOCKS * BLOCK))) / 2
+            optimizer.set_rates()
             optimizer.step()
             decay = min(AVERAGED, (1 + step) / (10 + step))  # at first, the average forgets the initial weights faster
             with torch.no_grad():
