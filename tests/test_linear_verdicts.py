@@ -215,6 +215,9 @@ def test_noise_makes_no_difference_to_neighbours_if_the_decoder_is_linear(member
     assert (found.contrast.figure, found.contrast.reference) == ("jacobian_ratio", reference.label)
     assert found.contrast.arm == arm_of(comparison, "sigma=deterministic").label
     assert found.contrast.value == pytest.approx(0, abs=1e-6)
+    if found.contrast.error is None:  # on some processors, rounding is the same in all seeds, and leaves no spread
+        assert found.why == f"the same difference in all {len(SEEDS)} seeds"
+        return
     assert (found.word, found.text) == ("no difference", "No difference")
 
 
