@@ -100,7 +100,7 @@ def stored_evaluation(folder: RunDir, file: Path | None = None) -> dict[str, Any
 
 
 def stored_evaluation_of_codes(file: Path, again: str) -> dict[str, Any] | None:
-    """Return the evaluation of codes that is stored in a file; None if there is none.
+    """Return the evaluation of codes that is stored in a file, or None if the file does not exist.
 
     Raises Failure if the file is damaged or was written by a newer version; the message ends with `again`.
     """

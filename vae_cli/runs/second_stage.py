@@ -52,19 +52,6 @@ HELD_OUT = 10_000  # codes, at most
 MARGIN = 1e-6  # of a dimension's standard deviation; a dimension that varies less is constant up to rounding
 
 
-class CodeModel(Protocol):
-    """A model of standardized codes (B, D)."""
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Return the loss (B,)."""
-
-    def draw(self, count: int, temperature: float = 1.0) -> Tensor:
-        """Draw codes (count, D)."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return ln p(z) (B,), or a lower bound on it, in nats."""
-
-
 class Encoding(Protocol):
     """What is used of a run, or of codes from a file: its model, its images, and the size or shape of its codes."""
 
@@ -197,7 +184,7 @@ class SecondStageTraining:
         return stage.eval().requires_grad_(False)
 
     def _stored(self) -> dict[str, Any] | None:
-        """Return the stored state; None if there is none, if it is damaged, or if it belongs to other weights."""
+        """Return the stored state. None if no file can be used: it is missing, damaged, or belongs to other weights."""
         if self.file is None:
             return None
         try:
