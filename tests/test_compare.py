@@ -96,6 +96,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             "profile": profile,
             "budget": {"samples": samples},
             "images": "abc",
+            "noise": ["dimensions", "noise", "smooth"] if "rate" in figures else [],
             "figures": {**(before or {}).get("figures", {}), **figures},
             "left_out": {} if "rate" in figures else {"rate": {"reason": REASON, "metric": "Terms", "claim": "bits"}},
         }
@@ -181,7 +182,13 @@ def test_only_the_metrics_that_the_runs_or_the_user_name_are_measured(
         measured.append(names)
         figures = {name.lower(): {"value": 1.0, "metric": name, "claim": "bits"} for name in sorted(names)}
         about = {"format": FORMAT, "weights": "best", "seed": 0, "profile": profile, "budget": {"samples": 1}}
-        found = {**about, "images": "abc", "left_out": {}, "figures": (before or {}).get("figures", {}) | figures}
+        found = {
+            **about,
+            "images": "abc",
+            "noise": ["noise"],
+            "left_out": {},
+            "figures": (before or {}).get("figures", {}) | figures,
+        }
         (folder.path / "evaluation").mkdir(exist_ok=True)
         (folder.path / "evaluation/metrics.json").write_text(json.dumps(found))
         return found

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from vae_cli.axes import sigma
 from vae_cli.comparison.answers import DESCRIBED, answers
 from vae_cli.comparison.arms import Comparison
 from vae_cli.comparison.export import as_plain
@@ -47,6 +48,7 @@ def member(
         "format": 1,
         "profile": "quick",
         "images": "abc",
+        "noise": sorted(getattr(sigma, whole["sigma"].title().replace("_", ""), sigma.Sigma).provides),
         "figures": {
             key: {"value": value, "unit": "nats", "count": 9, "metric": "M", "claim": claim_of(key)}
             | ({"resampled": [0.01, -0.01] * 50} if is_primary(key) else {})
@@ -131,6 +133,14 @@ def test_a_regularizer_without_a_kl_term_can_penalize_the_code() -> None:
         assert sorted(arm.has_price for arm in arms) == [False, True]
 
 
+def test_only_normal_noise_is_compared_as_hard_coded() -> None:
+    for choice in ("fixed", "preserving", "uniform", "random", "deterministic"):
+        figures = {} if choice == "deterministic" else {"scale_min": 0.5, "scale_max": 0.5}
+        arm = Comparison([member(0, {"sigma": choice}, {"distortion": 1.0, **figures})]).reference
+        assert arm.has_noise == (choice != "deterministic")
+        assert arm.has_constant_scale == (choice in ("fixed", "preserving")), choice
+
+
 def test_grouping_reference_and_families() -> None:
     members = [
         member(seed, {"sigma": sigma, "regularizer.beta": beta}, {"rate": 1 / beta, "distortion": beta})
@@ -141,15 +151,17 @@ def test_grouping_reference_and_families() -> None:
     comparison = Comparison(members)
     assert len(comparison.arms) == 12
     assert comparison.reference.label == "learned"  # all weights are equally common, and 1 is the ELBO's
-    members += [member(seed, {"sigma": "more"}, {"distortion": 1.0}, ("rate", "scale_mean")) for seed in (0, 1)]
+    members += [
+        member(seed, {"sigma": "deterministic"}, {"distortion": 1.0}, ("rate", "scale_mean")) for seed in (0, 1)
+    ]
     comparison = Comparison(members)
     assert comparison.reference.label == "learned"
-    assert [arm.label for arm in comparison.shown] == ["learned", "shared", "zero", "more"]
+    assert [arm.label for arm in comparison.shown] == ["learned", "shared", "zero", "deterministic"]
     assert [(f.label, len(f.ladder)) for f in comparison.families] == [
         ("learned", 4),
         ("shared", 4),
         ("zero", 4),
-        ("more", 0),
+        ("deterministic", 0),
     ]
     assert not comparison.arms[-1].has_noise
     assert comparison.arms[-1].seeds == [0, 1]

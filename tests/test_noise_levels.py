@@ -35,9 +35,11 @@ Figures = Callable[[float, int], Mapping[str, float]]
 
 def member(seed: int, settings: Mapping[str, Any], figures: Mapping[str, float]) -> Member:
     """Return a run with these figures; one without noise has no rate."""
+    noise = ["dimensions", "noise", "smooth"] if "rate" in figures else []
     whole = {**SHARED, "sigma": "learned", **settings}
     left_out = {} if "rate" in figures else {"rate": {"reason": "there is no noise"}}
-    evaluation = {"figures": {name: {"value": value} for name, value in figures.items()}, "left_out": left_out}
+    values = {name: {"value": value} for name, value in figures.items()}
+    evaluation = {"noise": noise, "figures": values, "left_out": left_out}
     name = "_".join(map(str, settings.values())) or "default"
     return Member(RunDir(Path(f"runs/{name}_{seed}")), whole, seed, {}, evaluation)
 

@@ -44,7 +44,12 @@ def member(
     figures = {
         name: {"value": value, "resampled": list(deviations)} for name, value in numbers.items() if name not in gone
     }
-    evaluation = {"figures": figures, "left_out": {name: {"reason": "there is no noise"} for name in gone}}
+    noise = [] if is_point else ["dimensions", "noise", "smooth"]
+    evaluation = {
+        "noise": noise,
+        "figures": figures,
+        "left_out": {name: {"reason": "there is no noise"} for name in gone},
+    }
     name = "_".join(map(str, settings.values())) or "default"
     return Member(RunDir(Path(f"runs/{name}_{seed}")), whole, seed, {}, evaluation)
 
@@ -261,8 +266,8 @@ def test_the_price_is_drawn_by_latent_size() -> None:
     assert figure is not None
     (axes,) = figure.axes
     curves = {container.get_label(): container[0].get_data() for container in axes.containers}
-    assert set(curves) == {"sigma 1.0 under N(0, I)", "sigma 1.0, prior scaled_normal"}
-    sizes, prices = curves["sigma 1.0 under N(0, I)"]
+    assert set(curves) == {"fixed 1.0 under N(0, I)", "fixed 1.0, prior scaled_normal"}
+    sizes, prices = curves["fixed 1.0 under N(0, I)"]
     assert list(sizes) == [2, 16, 64]
     assert prices == pytest.approx([5.0] * 3, abs=0.01)
     assert price_by_latent(Comparison(runs({}, fixed))) is None
@@ -281,7 +286,7 @@ def test_the_price_of_codes_with_positions_is_drawn_by_the_number_of_dimensions(
     assert figure is not None
     (axes,) = figure.axes
     curves = {container.get_label(): list(container[0].get_xdata()) for container in axes.containers}
-    assert curves == {"sigma 1.0 under N(0, I)": [8, 32, 64], "sigma 1.0 under N(0, I), 4x4 positions": [32, 64]}
+    assert curves == {"fixed 1.0 under N(0, I)": [8, 32, 64], "fixed 1.0 under N(0, I), 4x4 positions": [32, 64]}
 
 
 def test_the_overview_shows_the_reference_and_the_arms_of_the_verdicts() -> None:

@@ -85,9 +85,8 @@ class Arm:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the encoder has noise; false only if evaluations lack both mean sigma and rate, and give a reason."""
-        names = ("scale_mean", "rate")
-        return any(self.stat(name) for name in names) or not any(self.reason(name) for name in names)
+        """Whether the encoder has noise."""
+        return "noise" in self.members[0].noise
 
     @property
     def has_constant_scale(self) -> bool:
@@ -95,7 +94,7 @@ class Arm:
 
         Noise that is not normal differs from learned noise in more than its scale.
         """
-        if self.members[0].settings.get("sigma") in ("random", "uniform"):
+        if not {"dimensions", "smooth"} <= self.members[0].noise:
             return False
         pairs = [(member.scalar("scale_min"), member.scalar("scale_max")) for member in self.members]
         return all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)

@@ -37,6 +37,11 @@ class Member:
         found: dict[str, dict[str, Any]] = self.evaluation.get("figures", {})
         return found
 
+    @property
+    def noise(self) -> frozenset[str]:
+        """The properties of the encoder's noise (see `provides` of vae_cli.axes.sigma.Sigma)."""
+        return frozenset(map(str, self.evaluation["noise"]))
+
     def scalar(self, name: str) -> float | None:
         """Return the value of a figure that is a single number; None if the run has no such figure."""
         value = self.figures.get(name, {}).get("value")

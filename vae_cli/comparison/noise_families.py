@@ -66,7 +66,7 @@ def stages_of(comparison: Comparison) -> list[str]:
 def without_noise(comparison: Comparison) -> Arm | None:
     """Return the arm without noise that is closest to the reference and has figures of second stages; None without such
     an arm."""
-    arms = [arm for arm in _measured(comparison) if not _has_noise(arm)]
+    arms = [arm for arm in _measured(comparison) if not arm.has_noise]
     return closest(arms, comparison.reference) if arms else None
 
 
@@ -80,7 +80,7 @@ def noise_families(comparison: Comparison) -> list[NoiseFamily]:
     for key in LEVELS:
         others = [other for other in comparison.differing if other != key]
         for arm in _measured(comparison):
-            if _has_noise(arm) and _level(arm, key) is not None:
+            if arm.has_noise and _level(arm, key) is not None:
                 groups.setdefault((key, *(arm.settings.get(other) for other in others)), []).append(arm)
     chosen: list[tuple[str, list[Arm]]] = []
     inside: set[str] = set()
@@ -105,11 +105,6 @@ def noise_families(comparison: Comparison) -> list[NoiseFamily]:
 def _measured(comparison: Comparison) -> list[Arm]:
     names = [generation(stage) for stage in STAGES]
     return [arm for arm in comparison.arms if any(arm.stat(name) for name in names)]
-
-
-def _has_noise(arm: Arm) -> bool:
-    """Return whether an arm has noise, also if the figures that show it were not measured."""
-    return arm.has_noise and arm.members[0].settings.get("sigma") != "deterministic"
 
 
 def _level(arm: Arm, key: str) -> float | None:

@@ -77,9 +77,9 @@ def is_counterpart(other: Arm, arm: Arm) -> bool:
 def _label(arm: Arm) -> str:
     settings = arm.members[0].settings
     choice, value = settings.get("sigma"), settings.get("sigma.value")
-    sigma = value if choice == "fixed" else choice if value is None else f"{choice} {value}"
+    sigma = choice if value is None else f"{choice} {value}"
     prior = " under N(0, I)" if arm.has_standard_prior else f", prior {settings.get('prior')}"
-    return f"sigma {sigma}{prior}" + (f", {arm.positions} positions" if arm.positions else "")
+    return f"{sigma}{prior}" + (f", {arm.positions} positions" if arm.positions else "")
 
 
 def _end(contrast: Contrast) -> float:

@@ -25,7 +25,12 @@ class Need(NamedTuple):
 
 def offers(part: Any, word: str) -> bool:
     """Return whether a part lists this word in its `provides`."""
-    return word in getattr(part, "provides", ())
+    return word in provided(part)
+
+
+def provided(part: Any) -> frozenset[str]:
+    """Return the words in a part's `provides`."""
+    return frozenset(getattr(part, "provides", ()))
 
 
 def check_together(parts: Mapping[str, Any], choices: Mapping[str, str]) -> None:

@@ -165,6 +165,11 @@ class MeasuredRun:
         return offers(self.model.sigma, "noise")
 
     @property
+    def is_on_sphere(self) -> bool:
+        """Whether all codes lie on the sphere |z| = 1, where a Gaussian in all dimensions has no density."""
+        return offers(self.model.prior, "sphere")
+
+    @property
     def no_decoder(self) -> str:
         """The reason why codes from a file cannot be decoded; empty if there is a decoder, as every run has."""
         return getattr(self.run, "no_decoder", "")

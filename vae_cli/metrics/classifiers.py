@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vae_cli.model.kernels import without_compiler
+from vae_cli.model.scales import standardization
 
 ROWS = 256  # rows of a distance matrix that are computed together
 LINEAR_STEPS = 2000  # more than L-BFGS usually needs
@@ -50,9 +51,7 @@ def predict_linearly(codes: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     the convex loss sum_n -log softmax(W z_n + b)[label_n] + |W|^2 / 2; the optimizer is L-BFGS (Liu and Nocedal 1989).
     """
     known, classes = labels.unique(return_inverse=True)
-    center, spread = codes.mean(0), codes.std(0, correction=0)
-    varies = spread > 1e-6 * codes.abs().amax(0)  # more than by rounding
-    unit = torch.where(varies, spread, torch.inf)
+    center, unit = standardization(codes)  # a constant dimension is 0, so its weights stay 0
     inputs = (codes - center) / unit
     layer = torch.nn.Linear(inputs.shape[1], len(known), device=codes.device)
     torch.nn.init.zeros_(layer.weight)

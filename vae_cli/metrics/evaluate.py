@@ -15,6 +15,7 @@ from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.claims import is_primary
 from vae_cli.config.instantiate import find_class
 from vae_cli.config.trust import in_shell
+from vae_cli.core.compatibility import provided
 from vae_cli.core.errors import Failure, UserError, nearest
 from vae_cli.core.files import digest, refuse_unwritable, write_json
 from vae_cli.machine.device import find_threads
@@ -99,7 +100,7 @@ def evaluate_run(
         samples = before["budget"]["samples"]  # as many draws as before
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
     about = {"format": FORMAT, "run": folder.path.name, "profile": profile, "budget": asdict(budget), "seed": seed}
-    about |= {"weights": weights, **_identity(run)}
+    about |= {"weights": weights, **_identity(run), "noise": sorted(provided(run.model.sigma))}
     kept = reusable(before, about, kinds)
     figures, left_out = measure(MeasuredRun(run, budget, seed), kinds, kept, say)
     if stamp(run.weights_file) != about["weights_stamp"]:

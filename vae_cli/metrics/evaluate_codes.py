@@ -11,6 +11,7 @@ from typing import Any
 
 from vae_cli.axes.dataset.split import fingerprint
 from vae_cli.config.instantiate import find_function
+from vae_cli.core.compatibility import provided
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.core.files import digest, refuse_unwritable, write_json
 from vae_cli.machine.device import make_deterministic, take_device
@@ -53,7 +54,7 @@ def evaluate_codes(
     if samples is None and before is not None and (before["profile"], before["format"]) == (profile, FORMAT):
         samples = before["budget"]["samples"]  # as many draws as before
     budget = BUDGETS[profile] if samples is None else replace(BUDGETS[profile], samples=samples)
-    about |= {"profile": profile, "budget": asdict(budget), "seed": seed}
+    about |= {"profile": profile, "budget": asdict(budget), "seed": seed, "noise": sorted(provided(run.model.sigma))}
     subject = MeasuredRun(run, budget, seed)  # type: ignore[arg-type]
     if not run.no_decoder:
         run.fit_likelihood(subject)

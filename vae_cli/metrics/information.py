@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
 from vae_cli.model.inference import Inference, divergence, unbiased_divergence
 from vae_cli.model.mixtures import NoiseMixture
@@ -259,8 +258,7 @@ class AggregateDensity(Metric):
             return {"marginal_kl_lower": undefined(NO_RATE)}
         z = subject.codes("test").z[: subject.budget.draws]
         density = log_aggregate(subject, z)
-        is_on_sphere = offers(subject.model.prior, "sphere")  # where a Gaussian in all dimensions has no density
-        if not subject.too_few_for(MIXTURE_COMPONENTS) and not is_on_sphere:
+        if not subject.too_few_for(MIXTURE_COMPONENTS) and not subject.is_on_sphere:
             mixture = subject.mixture(MIXTURE_COMPONENTS).log_prob(z.cpu().double())
             density = torch.logaddexp(density, mixture) - math.log(2)
         return {"marginal_kl_lower": mean_figure(density - subject.model.prior().log_prob(z).cpu().double(), "nats")}

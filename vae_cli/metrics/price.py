@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import CODES_PER_IMAGE, Codes, Figure, Metric, mean_figure, undefined
 from vae_cli.metrics.information import is_noise_mixture, is_normal, rate_is_bound
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
@@ -204,7 +203,7 @@ class RefittedPrior(Metric):
         names = ("elbo_gaussian_prior", "elbo_gaussian_prior_gain", "elbo_mixture_prior", "elbo_mixture_prior_gain")
         if rate is None:
             return dict.fromkeys(names, undefined(POINT_MASS))
-        if offers(subject.model.prior, "sphere"):
+        if subject.is_on_sphere:
             return dict.fromkeys(names, undefined(ON_SPHERE))
         mean, covariance = moments(subject.codes("train"))
         own = subject.model.prior()

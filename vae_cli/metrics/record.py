@@ -15,7 +15,7 @@ from vae_cli.core.files import digest, is_printable, read_text
 from vae_cli.core.values import is_finite
 from vae_cli.runs.folder import RunDir
 
-FORMAT = 2  # evaluations of format 1 lack the resampling over images
+FORMAT = 3  # evaluations of format 1 lack the resampling over images, and of format 2 the properties of the noise
 Profile = Literal["quick", "default", "full"]
 RESAMPLINGS = 100  # deviations by which a figure's dependence on the sample of images is stored
 PROFILES: tuple[Profile, ...] = ("quick", "default", "full")  # each is more thorough than the one before
@@ -117,6 +117,8 @@ def _read(file: Path, kinds: Mapping[str, type], again: str) -> dict[str, Any] |
         raise Failure(f"{file} is damaged: {first_line(error)}. {again}") from error
     kinds = {"format": int, "profile": str, "seed": int, **kinds}
     kinds |= {"images": str, "budget": dict, "figures": dict, "left_out": dict}
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        kinds |= {"noise": list}
     if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise Failure(
             f"{file} has format {found['format']}, but this version of vae reads formats up to {FORMAT}. {again}"

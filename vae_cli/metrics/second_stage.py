@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vae_cli.core.compatibility import offers
 from vae_cli.metrics.base import BATCH, Figure, MeasuredRun, Metric, mean_figure, undefined
 from vae_cli.metrics.features import FeatureNet, feature_net
 from vae_cli.metrics.price import ON_SPHERE
@@ -103,10 +102,9 @@ class HeldOut(NamedTuple):
     def of(cls, subject: MeasuredRun) -> HeldOut:
         """Return the codes of the first DENSITIES test images."""
         drawn, log_posterior = subject.codes("test").z[:DENSITIES], []
-        is_on_sphere = offers(subject.model.prior, "sphere")
         for x, rows in subject.batches("test", DENSITIES):
             log_posterior.append(subject.model.encode(x).log_prob(drawn[rows]).cpu().double())
-        return cls(drawn, torch.cat(log_posterior) if subject.has_noise else None, is_on_sphere)
+        return cls(drawn, torch.cat(log_posterior) if subject.has_noise else None, subject.is_on_sphere)
 
     def figures(self, name: str, stage: Drawn) -> dict[str, Figure]:
         """Return nll and rate under a second stage."""

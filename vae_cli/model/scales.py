@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 # exp(-15) = 3e-7 to exp(15) = 3e6 includes every scale that is useful in float32, and the square does not overflow.
 LOG_SCALE_BOUND = 15.0
 LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
+ROUNDING = 1e-6  # of numbers, relative to the largest; float32 resolves about 1e-7
 
 # Adam moves a single parameter by about one learning rate per step, but a layer's output by the sum of many such
 # moves. Without this factor, a scale would need thousands of steps to reach a value that a network reaches in a few.
@@ -111,3 +112,11 @@ def diagonal_normal(
     tensor(-2.7568)
     """
     return Independent(kind(loc, scale, log_scale), 1, validate_args=False)
+
+
+def standardization(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of each dimension of codes (N, D), (D,) each. The latter is 1 for a
+    dimension that is constant up to rounding, which is thus not magnified."""
+    spread = codes.std(0, correction=0)
+    varies = spread > ROUNDING * codes.abs().amax(0)
+    return codes.mean(0), torch.where(varies, spread, 1)

@@ -26,6 +26,7 @@ from vae_cli.core.files import digest, locked
 from vae_cli.core.rng import derive_seed, evaluating
 from vae_cli.model.code_vae import CodeVAE
 from vae_cli.model.flow_matching import FlowMatching
+from vae_cli.model.scales import standardization
 from vae_cli.model.vae import VAE
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.runs.folder import refuse_link
@@ -49,7 +50,6 @@ BLOCK = 250  # steps between two measurements of the held-out loss
 BLOCKS = 16
 PATIENCE = 4  # blocks without a lower held-out loss, after which training ends
 HELD_OUT = 10_000  # codes, at most
-MARGIN = 1e-6  # of a dimension's standard deviation; a dimension that varies less is constant up to rounding
 
 
 class Encoding(Protocol):
@@ -102,10 +102,9 @@ class SecondStage(nn.Module):
 
     def standardize(self, codes: Tensor) -> None:
         """Set center and spread to the mean and the standard deviation of codes (N, D)."""
-        self.center.copy_(codes.mean(0))
-        spread = codes.std(0, correction=0)
-        varies = spread > MARGIN * codes.abs().amax(0)
-        self.spread.copy_(torch.where(varies, spread, torch.ones_like(spread)))
+        center, spread = standardization(codes)
+        self.center.copy_(center)
+        self.spread.copy_(spread)
 
     def loss(self, z: Tensor) -> Tensor:
         """Return the loss (B,) of codes z (B, D)."""
@@ -178,7 +177,8 @@ class SecondStageTraining:
         with evaluating(self.run.model, derive_seed(0, "second stage", self.kind), self.run.device):
             stage = build_stage(self.kind, self.latent).to(self.run.device)
             if state is None or not state["is_done"]:
-                say(f"training a second stage on the codes of the training images ({self.kind}), and keeping it")
+                keeping = "" if self.file is None else ", and keeping it"
+                say(f"training a second stage on the codes of the training images ({self.kind}){keeping}")
                 state = self._train(stage, state)
         stage.load_state_dict(state["model"])
         return stage.eval().requires_grad_(False)
