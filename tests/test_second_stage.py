@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 from vae_cli.metrics.base import BUDGETS, MeasuredRun, compute_metrics
 from vae_cli.metrics.evaluate_codes import load_codes
 from vae_cli.metrics.price import AggregateFit
+from vae_cli.metrics.quality import frechet
 from vae_cli.metrics.second_stage import STAGES, TRAINED, SecondStage, from_nearest, velocity_variance
 from vae_cli.model.flow_matching import FlowMatching
 from vae_cli.runs import second_stage as module
@@ -116,6 +117,23 @@ def test_a_second_stage_learns_a_gaussian(kind: Any, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close((drawn / unit).T.cov(), (codes / unit).T.cov(), atol=0.15, rtol=0)
     excess = float((truth.log_prob(held_out) - stage.log_prob(held_out)).mean())  # a KL divergence, estimated
     assert -0.02 < excess < 0.1
+
+
+@pytest.mark.slow
+def test_the_frechet_distance_of_a_flow_tends_to_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The floor is the distance between two samples of the same Gaussian, of the same size."""
+    monkeypatch.setattr(module, "HIDDEN", [64, 64, 64])
+    torch.manual_seed(0)
+    truth = MultivariateNormal(torch.zeros(4), torch.full((4, 4), 0.8) + 0.2 * torch.eye(4))
+    codes, held_out, others = (truth.sample((20_000,)) for _ in range(3))
+    distances = []
+    for steps in (0, 100, 2000):
+        stage = build_stage("flow", 4)
+        fit(stage, codes, steps)
+        distances.append(frechet(stage.draw(20_000), held_out))
+    floor = frechet(others, held_out)
+    assert distances[0] > 1 > distances[1] > distances[2]
+    assert floor < distances[2] < 10 * floor < 0.005
 
 
 # Keeping them with the run -------------------------------------------------------------------------------------------
