@@ -28,7 +28,9 @@ from vae_cli.model.kernels import is_inside_torch_func
 from vae_cli.model.scales import LOG_ROOT_2_PI, log_scale_of
 
 NUMBERS_AT_ONCE = 1 << 24  # in a tensor
-FEW_PIXELS = 1 << 14  # with fewer, torch's own cross-entropy is faster: its calls cost less, and are most of the time
+# With fewer pixels, torch's own cross-entropy is faster, because it launches fewer operations. With AVX-512, its log1p
+# is slow, and few pixels are enough.
+FEW_PIXELS = 1 << (13 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 17)
 
 
 class Delta(Distribution):
