@@ -103,6 +103,9 @@ def test_labels_have_as_few_words_as_possible() -> None:
         "fixed 0.5, beta 0",
     ]
     assert labels({"regularizer.beta": 1.0}, {"regularizer.beta": 4}) == ["beta 1.0", "beta 4"]
+    bounded = {"sigma": "bounded", "sigma.least": 0.1, "sigma.most": 0.9}
+    assert labels({}, bounded) == ["learned", "bounded"]
+    assert labels({}, bounded, {**bounded, "sigma.most": 0.5}) == ["learned", "bounded most 0.9", "bounded most 0.5"]
     network = {"network": "conv", "network.width": 32}
     assert labels({}, network) == ["mlp", "conv"]
     assert labels({}, {"sigma": "fixed", "epochs": 3}) == ["learned", "fixed"]

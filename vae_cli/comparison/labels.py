@@ -32,11 +32,11 @@ def labels_of(rows: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str,
 
 def _needed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys of the settings that labels must mention. A key is left out if the arms can be distinguished
-    without it, unless it is the choice of a component, a setting of sigma or the regularizer's weight."""
+    without it, unless it is the choice of a component, the level of the noise or the regularizer's weight."""
     keys = sorted(all_keys(rows), key=lambda key: (key not in AXES, key != BETA, key))
     for key in reversed(list(keys)):
         rest = [other for other in keys if other != key]
-        if key in AXES or key == BETA or key.startswith("sigma."):
+        if key in AXES or key in (BETA, "sigma.value"):
             continue
         if len({tuple(row.get(k) for k in rest) for row in rows}) == len(rows):
             keys = rest
