@@ -18,7 +18,7 @@ from vae_cli.comparison.statistics import Statistic
 from vae_cli.config.claims import entry
 from vae_cli.core.wording import MINUS, capitalized
 
-APART = 1.05  # factor between the marks of two families at the same level, so that their intervals do not overlap
+APART = 0.035  # of an axis: the distance between the marks of two families at the same level
 FAR = 3.0  # ratio of two values from which on an axis is logarithmic
 
 FamilyLooks = Mapping[str, Look]
@@ -76,12 +76,11 @@ def _draw_column(
         axes.axhline(stat.mean, color=INK, linewidth=1, linestyle=":", label=found.silent.label)
         if stat.interval is not None:
             axes.axhspan(*stat.interval, color=INK, alpha=0.07, linewidth=0)
-    for place, family in enumerate(families):
+    for family in families:
         arms, look = family.at(name), known[family.label]
         if not arms:
             continue
-        shift = APART ** (place - (len(families) - 1) / 2)
-        x = [family.level(arm) * shift for arm in arms]
+        x = [_beside_others(families, family, family.level(arm)) for arm in arms]
         stats = [stat for arm in arms if (stat := arm.stat(name)) is not None]
         y = [stat.mean for stat in stats]
         axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.3, zorder=3)
@@ -107,11 +106,22 @@ def _ends(stats: Sequence[Statistic]) -> list[list[float]]:
     return [[low for low, _ in pairs], [high for _, high in pairs]]
 
 
+def _beside_others(families: Sequence[NoiseFamily], family: NoiseFamily, level: float) -> float:
+    """Return where the mark of a family's level is drawn, so that families with the same level are apart."""
+    low, high = _ends_of_axis([one.level(arm) for one in families for arm in one.arms])
+    same = [one.label for one in families if level in map(one.level, one.arms)]
+    return level * (high / low) ** (APART * (same.index(family.label) - (len(same) - 1) / 2))
+
+
+def _ends_of_axis(levels: Sequence[float]) -> tuple[float, float]:
+    return min(levels) / 1.5, max(levels) * 1.5
+
+
 def _place_levels(axes: Any, levels: Sequence[float]) -> None:
     """Make the horizontal axis logarithmic, with a few ticks at round levels."""
     low, high = min(levels), max(levels)
     axes.set_xscale("log")
-    axes.set_xlim(low / 1.5, high * 1.5)
+    axes.set_xlim(*_ends_of_axis(levels))
     log_ticks(axes.xaxis, (1,) if high >= 30 * low else (1, 3) if high >= 8 * low else (1, 2, 5))
 
 

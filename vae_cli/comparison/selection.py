@@ -9,6 +9,8 @@ TERMINAL = (
     "rate",
     "distortion",
     "elbo",
+    "frechet_flow",
+    "frechet_vae",
     "elbo_gaussian_prior",
     "noise_probe_tolerance",
     "scale_mean",
