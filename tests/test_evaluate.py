@@ -146,13 +146,22 @@ def test_the_same_seed_gives_the_same_figures_whatever_else_is_measured(vae: Vae
     assert "rate" not in other  # under another seed nothing else was measured
 
 
-@pytest.mark.parametrize("flags", [["--quick", "--seed", "1"], ["--quick", "--weights", "last"], []], ids=" ".join)
+@pytest.mark.parametrize(
+    ("flags", "change"),
+    [
+        (["--quick", "--seed", "1"], "leave out --seed 1;"),
+        (["--quick", "--weights", "last"], "leave out --weights last;"),
+        (["--weights", "last"], "add --quick and leave out --weights last;"),
+        ([], "add --quick;"),
+    ],
+)
 def test_a_few_figures_do_not_take_the_place_of_all(
-    vae: Vae, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+    vae: Vae, tmp_path: Path, flags: list[str], change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = found(tmp_path, "shared")
     assert vae("evaluate", "shared", "--metrics", "rate", *flags) == 2
-    assert "which would be replaced by one with only the metrics you chose" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"which would be replaced by one with only the metrics you chose. To add them to it, {change}" in said
     assert found(tmp_path, "shared") == before
 
 

@@ -231,12 +231,22 @@ def _refuse_to_replace(of: Path, stored: Mapping[str, Any], is_complete: bool, a
             f"There is a more thorough evaluation ({stored['profile']}) of {of}, which this one would "
             "replace. To replace it, add --overwrite."
         )
-    if not is_complete and any(stored.get(key) != value for key, value in asked.items()):
+    differing = [key for key, value in asked.items() if stored.get(key) != value]
+    if not is_complete and differing:
         there = ", ".join(f"{key} {stored.get(key)}" for key in asked)
+        change = [f"add {word}" for key in differing if (word := _option(key, stored.get(key)))]
+        change += [f"leave out {_option(key, asked[key])}" for key in differing if not _option(key, stored.get(key))]
         raise UserError(
             f"There is an evaluation of {of} with {there}, which would be replaced by one with only the "
-            "metrics you chose. Use the same settings, leave out --metrics, or add --overwrite."
+            f"metrics you chose. To add them to it, {' and '.join(change)}; to replace it, add --overwrite."
         )
+
+
+def _option(key: str, value: Any) -> str:
+    """Return the option that selects this value of a setting of an evaluation; empty for the default."""
+    if value in ("default", "best", 0, None):
+        return ""
+    return f"--{value}" if key == "profile" else f"--{key} {value}"
 
 
 def _print(
