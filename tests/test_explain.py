@@ -14,6 +14,7 @@ import pytest
 from vae_cli.config import catalog, glossary
 from vae_cli.config.claims import CLAIMS, FIGURES
 from vae_cli.core.errors import UserError
+from vae_cli.metrics.record import metric_words
 
 GROUPS = catalog.groups()
 CHOICES = [f"{group.name}={choice}" for group in GROUPS.values() for choice in group.choices]
@@ -30,6 +31,13 @@ def test_a_choice_a_group_a_claim_and_a_setting_are_explained(word: str) -> None
     for meaning in glossary.explain_word(word):
         assert meaning.name
         assert meaning.text or meaning.tables
+
+
+@pytest.mark.parametrize("word", metric_words())
+def test_a_metric_is_explained(word: str, ask: Callable[..., Any]) -> None:
+    answer = ask("explain", word)
+    assert answer.code == 0
+    assert len(answer.out) > 100
 
 
 def test_the_usage_contains_the_settings_without_a_default() -> None:

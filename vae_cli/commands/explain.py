@@ -24,6 +24,7 @@ vae explain sigma=fixed  a choice: what it does, its formula, its settings, its 
 vae explain free_bits  a choice without its group
 vae explain network.width  a setting
 vae explain bits  a claim, and the figures that test it
+vae explain velocity_variance  a metric of vae evaluate
 """
 
 WIDEST = 100  # columns of text; longer lines are hard to read
@@ -33,7 +34,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="WORD",
-        help="A figure, a claim, a choice, a group or a setting; without WORD, list all figures and choices.",
+        help="A figure, a claim, a choice, a group, a setting or a metric; without WORD, list all figures and choices.",
         autocompletion=complete_word,
     ),
 ]
@@ -47,20 +48,36 @@ def explain(words: Words = None, config_dir: ConfigDir = None) -> None:
     """Explain a figure (a reported quantity), a claim, a choice or a setting.
 
     Prints its definition, formula, unit and paper."""
-    from vae_cli.config.glossary import explain_word, overview
+    from vae_cli.config.glossary import overview
     from vae_cli.core.errors import UserError
 
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: this folder does not exist.")
     folders = [config_dir] if config_dir is not None else []
     width = min(WIDEST, shutil.get_terminal_size().columns)
-    meanings = explain_word(" ".join(words), *folders) if words else overview(*folders)
+    meanings = _meanings(" ".join(words), folders) if words else overview(*folders)
     for number, meaning in enumerate(meanings):
         if number:
             typer.echo()
         _print(meaning, width)
     if not words:
         typer.echo("\nType vae explain WORD for any of these words, for example: vae explain rate")
+
+
+def _meanings(word: str, folders: list[Path]) -> list[Meaning]:
+    """Return all meanings of a word; that of a metric only if it has no other, since many are named like a figure."""
+    from vae_cli.config.glossary import Meaning, documentation, explain_word
+    from vae_cli.core.errors import UserError
+    from vae_cli.metrics.record import MODULES, metric_words
+
+    try:
+        return explain_word(word, *folders)
+    except UserError:
+        if (name := metric_words().get(word)) is None:
+            raise
+    module = next(module for module, names in MODULES.items() if name in names)
+    text = documentation(f"vae_cli.metrics.{module}.{name}")
+    return [Meaning(word, "metric", text, [("usage", f"vae evaluate RUN --metrics {word}")])]
 
 
 def _print(meaning: Meaning, width: int) -> None:
