@@ -39,8 +39,9 @@ class Member:
 
     @property
     def noise(self) -> frozenset[str]:
-        """The properties of the encoder's noise (see `provides` of vae_cli.axes.sigma.Sigma)."""
-        return frozenset(map(str, self.evaluation["noise"]))
+        """The properties of the encoder's noise (see `provides` of vae_cli.axes.sigma.Sigma); before the run is
+        evaluated, only that there is noise."""
+        return frozenset(map(str, self.evaluation.get("noise", ["noise"])))
 
     def scalar(self, name: str) -> float | None:
         """Return the value of a figure that is a single number; None if the run has no such figure."""
