@@ -357,6 +357,16 @@ def test_a_damaged_evaluation_is_reported(
     assert found(tmp_path, "fixed")["figures"].keys() >= {"rate"}
 
 
+def test_an_evaluation_without_the_properties_of_the_noise_is_damaged(
+    vae: Vae, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = found(tmp_path, "fixed")
+    assert evaluation.pop("noise") == ["dimensions", "noise", "separate", "smooth"]
+    (tmp_path / "runs" / "fixed" / "evaluation" / "metrics.json").write_text(json.dumps(evaluation))
+    assert vae("evaluate", "fixed", "--quick") == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
 class Wild(Metric):
     """A metric whose figure is not a finite number."""
 
