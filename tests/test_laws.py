@@ -28,7 +28,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import distributions, kernels
-from vae_cli.model.distributions import BernoulliLogProb, Delta, FastBernoulli, location
+from vae_cli.model.distributions import BernoulliSurprisal, Delta, FastBernoulli, location
 from vae_cli.model.inference import Inference, with_derived
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard, diagonal_normal
@@ -55,7 +55,7 @@ QUICK = {  # settings that make a choice quick, or possible, in a test
 PRESETS_OF_PLUGINS = {"search"}  # see test_search.py
 # Choices that need a download, or images of the user's own.
 DOWNLOADED = {"celeba", "cifar10", "emnist", "fashion_mnist", "image_folder", "kmnist", "mnist", "svhn"}
-INSTEAD = ["dataset=digits", "dataset.validation=100", "likelihood=bernoulli"]  # of the images of a preset
+INSTEAD = ["dataset=digits", "dataset.validation=100"]  # of the images of a preset
 
 
 def choices(*axes: str) -> list[list[str]]:
@@ -539,7 +539,7 @@ def test_the_gradients_of_a_bernoulli_are_those_of_its_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (6 * torch.randn(2, 1, 2, 3, generator=generator, dtype=torch.float64)).requires_grad_()
     value = torch.rand(2, 1, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    function = BernoulliLogProb.apply
+    function = BernoulliSurprisal.apply
     assert torch.autograd.gradcheck(function, (logits, value), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, (logits, value))
 

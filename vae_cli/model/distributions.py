@@ -92,6 +92,13 @@ def location(posterior: Distribution) -> Tensor:
     return posterior.mean if found is None else found
 
 
+def surprisal(distribution: Distribution, value: Tensor) -> Tensor:
+    """Return -log p(value), in nats: by the distribution's own `surprisal`, which saves an operation, if it has one."""
+    own = getattr(distribution, "surprisal", None)
+    result: Tensor = -distribution.log_prob(value) if own is None else own(value)
+    return result
+
+
 class UniformFactors(Distribution):
     """Independent uniform distributions with mean loc and standard deviation `scale`, which broadcasts to loc.
 
@@ -174,13 +181,17 @@ class FastBernoulli(Independent):  # type: ignore[type-arg]
         super().__init__(_Bits(logits), 3, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return -self.surprisal(value)
+
+    def surprisal(self, value: Tensor) -> Tensor:
+        """Return -log_prob(value)."""
         logits: Tensor = self.base_dist.logits
         if value.shape != logits.shape:
             logits, value = torch.broadcast_tensors(logits, value)
         if logits.numel() < FEW_PIXELS or torch.compiler.is_compiling() or is_inside_torch_func():
-            return -F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
-        log_prob: Tensor = BernoulliLogProb.apply(logits, value)
-        return log_prob
+            return F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
+        surprisal: Tensor = BernoulliSurprisal.apply(logits, value)
+        return surprisal
 
 
 class _Bits(BernoulliDistribution):
@@ -194,40 +205,41 @@ class _Bits(BernoulliDistribution):
         return _Bits(self.logits.expand(batch_shape))
 
 
-class BernoulliLogProb(torch.autograd.Function):
-    """sum (x ln p + (1 - x) ln(1 - p)) over pixels with p = sigmoid(l), in nats (*S, B).
+class BernoulliSurprisal(torch.autograd.Function):
+    """-sum (x ln p + (1 - x) ln(1 - p)) over pixels with p = sigmoid(l), in nats (*S, B).
 
-    Logits l and images x have shape (*S, B, C, H, W). The gradient with respect to l is x - p.
+    Logits l and images x have shape (*S, B, C, H, W). The gradient with respect to l is p - x.
 
-    It is computed as x l - relu(l) + ln sigmoid(|l|), with an error of at most 6e-8 nats per pixel, from rounding
-    sigmoid(|l|) near 1. For large batches, forward and backward together take 0.5 to 1.0 times as long as torch's
+    It is computed as relu(l) - x l - ln max(p, 1 - p), with an error of at most 6e-8 nats per pixel, from rounding the
+    larger probability near 1. For large batches, forward and backward together take 0.4 to 0.9 times as long as torch's
     binary_cross_entropy_with_logits, which computes log1p and makes more temporary tensors. Neither torch.func nor
     torch.compile is supported.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, value)
+        p = logits.sigmoid()  # the only exponential: backward uses it, too
+        ctx.save_for_backward(logits, value, p)
         ctx.save_for_forward(logits, value)
+        larger = p.sub(0.5).abs_().add_(0.5)  # of p and 1 - p
         certain = logits.clamp_min(0).addcmul_(logits, value, value=-1)
-        return certain.sub_(logits.abs().sigmoid_().log_()).flatten(-3).sum(-1).neg_()
+        return certain.sub_(larger.log_()).flatten(-3).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, value = ctx.saved_tensors
+        logits, value, p = ctx.saved_tensors
         by_image = gradients[0][..., None, None, None]
-        to_value = logits * by_image if ctx.needs_input_grad[1] else None
-        p = logits.sigmoid()
-        # In place, except if the gradient itself is differentiated, because that needs p.
-        difference = p - value if torch.is_grad_enabled() else p.sub_(value)
-        return difference * -by_image, to_value
+        to_value = -logits * by_image if ctx.needs_input_grad[1] else None
+        if torch.is_grad_enabled():  # the gradient itself is differentiated, so p must depend on the logits
+            p = logits.sigmoid()
+        return (p - value) * by_image, to_value
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         logits, value = ctx.saved_tensors
         of_logits, of_value = tangents
-        along = torch.zeros_like(logits) if of_logits is None else (value - logits.sigmoid()) * of_logits
-        return (along if of_value is None else along + logits * of_value).flatten(-3).sum(-1)
+        along = torch.zeros_like(logits) if of_logits is None else (logits.sigmoid() - value) * of_logits
+        return (along if of_value is None else along - logits * of_value).flatten(-3).sum(-1)
 
 
 class ContinuousBernoulliDistribution(Distribution):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from vae_cli.model.distributions import Delta, location
+from vae_cli.model.distributions import Delta, location, surprisal
 from vae_cli.model.mixtures import NoiseMixture
 from vae_cli.model.scales import Standard, log_scale_of
 
@@ -56,14 +56,14 @@ class Inference:
     decode: Callable[[Tensor], Distribution] | None = None
 
     @computed_once
-    def log_likelihood(self) -> Tensor:
-        """log p(x|z) for each draw of z, (*S, B)."""
-        return self.likelihood.log_prob(self.x)
+    def surprisal(self) -> Tensor:
+        """-log p(x|z) for each draw of z, (*S, B)."""
+        return surprisal(self.likelihood, self.x)
 
     @computed_once
     def distortion(self) -> Tensor:
         """The reconstruction term -log p(x|z), averaged over the draws of z."""
-        return over_samples(-self.log_likelihood)
+        return over_samples(self.surprisal)
 
     @computed_once
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
@@ -93,14 +93,22 @@ class Inference:
         return distance.square(), torch.expm1(log_ratio) - log_ratio
 
     @computed_once
+    def _twice_kl_sums(self) -> tuple[Tensor, Tensor] | None:
+        """The sums of these parts over the dimensions: (B,) and, if images share a scale, ()."""
+        if self._twice_kl_parts is None:
+            return None
+        loc, scale = self._twice_kl_parts
+        return loc.sum(-1), scale.expand(*scale.shape[:-1], loc.shape[-1]).sum(-1)
+
+    @computed_once
     def kl(self) -> Tensor:
         """The divergence that regularizers use: the rate or, for a point mass, the energy -log p(loc).
 
         If the rate has no closed form, it is estimated from z, without bias (see `divergence`).
         """
-        if self._twice_kl_parts is not None:
-            loc, scale = self._twice_kl_parts
-            return (loc + scale).sum(-1) / 2
+        if self._twice_kl_sums is not None:
+            loc, scale = self._twice_kl_sums
+            return (loc + scale) / 2
         return divergence(self.posterior, self.prior, self.z)
 
     @property
@@ -153,8 +161,8 @@ class Inference:
         terms |= {name: part.detach().expand_as(penalty) for name, part in self.parts.items()}
         if self.rate is not None:
             terms["rate"] = self.rate
-        if self._twice_kl_parts is not None:
-            terms["rate_loc"] = self._twice_kl_parts[0].detach().sum(-1) / 2
+        if self._twice_kl_sums is not None:
+            terms["rate_loc"] = self._twice_kl_sums[0].detach() / 2
         return terms
 
 

@@ -80,7 +80,7 @@ class ImportanceWeighted(Regularizer):
         if is_doubled:  # keep the gradient through z, and drop the one through the parameters of the density
             through_parameters = inference.posterior.log_prob(z.detach())
             log_posterior = log_posterior - (through_parameters - through_parameters.detach())
-        log_weight = inference.log_likelihood + self.beta() * (inference.prior.log_prob(z) - log_posterior)
+        log_weight = self.beta() * (inference.prior.log_prob(z) - log_posterior) - inference.surprisal
         log_weight = log_weight.unflatten(0, (-1, len(inference.x))) if log_weight.dim() == 1 else log_weight
         if is_doubled:  # the gradient of the bound gives z_k one factor v_k
             share = log_weight.detach().softmax(0).reshape(z.shape[:-1])
