@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +73,11 @@ def replaced(axis: str, choice: str) -> list[str]:
     """Return overrides that replace the images of a preset, if they must be downloaded."""
     file = GROUPS[axis].choices[choice].file
     assert file is not None
-    return INSTEAD if any(f"override /dataset: {name}\n" in file.read_text() for name in DOWNLOADED) else []
+    text = file.read_text()
+    if any(f"override /dataset: {name}\n" in text for name in DOWNLOADED):
+        return INSTEAD
+    parent = re.search(r"^  - (\w+)(?: #.*)?$", text, re.MULTILINE)  # the preset that it starts from
+    return replaced(axis, parent[1]) if parent else []
 
 
 PRIORS = [prior for prior in GROUPS["prior"].choices if prior != "sphere"]  # those with a density in all dimensions
