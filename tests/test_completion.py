@@ -101,6 +101,13 @@ def test_runs(tmp_path: Path) -> None:
     assert complete("bash", ["vae", "sample", "runs/d"], tmp_path) == ["runs/digits/default"]
 
 
+def test_metrics(tmp_path: Path) -> None:
+    for command in ("evaluate", "compare"):
+        typed = ["vae", command, "runs/a", "--metrics", "rate,noise_p"]
+        assert complete("bash", typed, tmp_path) == ["rate,noise_probe"]
+    assert complete("bash", ["vae", "explain", "velocity_var"], tmp_path) == ["velocity_variance"]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_the_script_works_in_bash(tmp_path: Path) -> None:
     program = tmp_path / "vae"

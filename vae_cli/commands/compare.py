@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vae_cli.commands.options import DataDir, Device, RunsDir, Trust, expanded
-from vae_cli.terminal.completion import complete_run
+from vae_cli.terminal.completion import complete_metrics, complete_run
 
 EXAMPLES = """
 vae compare  compare all finished runs in runs/
@@ -38,6 +38,7 @@ Metrics = Annotated[
         metavar="A,B",
         help="Metrics to measure if they are missing, such as rate,quality, or all.",
         show_default="those that the setting metrics of the runs names; without any, all except second_stage",
+        autocompletion=complete_metrics,
     ),
 ]
 Jobs = Annotated[

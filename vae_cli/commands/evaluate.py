@@ -12,6 +12,7 @@ import typer
 
 from vae_cli.commands.options import DataDir, Device, OptionalRun, RunsDir, Seed, Trust, Weights, expanded
 from vae_cli.core.errors import UserError
+from vae_cli.terminal.completion import complete_metrics
 
 if TYPE_CHECKING:
     from vae_cli.metrics.record import Profile
@@ -57,6 +58,7 @@ Metrics = Annotated[
         metavar="A,B",
         help="Metrics to compute, such as noise_probe, or a class of your own (with --trust), such as mine.Loudness.",
         show_default="all that are defined for the run, except second_stage, which takes minutes",
+        autocompletion=complete_metrics,
     ),
 ]
 Samples = Annotated[

@@ -1,4 +1,4 @@
-"""Shell completion of overrides, runs, and the words that `vae explain` knows."""
+"""Shell completion of overrides, runs, metrics, and the words that `vae explain` knows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,22 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[tuple[str, st
 def complete_word(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the words that `vae explain` knows and that begin with the typed text, each with a description."""
     from vae_cli.config.glossary import words
+    from vae_cli.metrics.record import metric_words
 
     word = (_words_in_bash() or [incomplete])[-1]
     config_dir = ctx.params.get("config_dir")
     known = words(*([Path(config_dir)] if config_dir else []))
+    known = dict.fromkeys(metric_words(), "a metric of vae evaluate") | known
     start = len(word) - len(incomplete)
     return [(text[start:], description) for text, description in known.items() if text.startswith(word)]
+
+
+def complete_metrics(incomplete: str) -> list[str]:
+    """Return lists of metrics, separated by commas, that complete the last of the typed metrics."""
+    from vae_cli.metrics.record import metric_words
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{word}" for word in metric_words() if word.startswith(last)]
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[str]:
