@@ -303,6 +303,8 @@ def test_from_python(runs: Path, sigma: str) -> None:
     assert likelihood.log_prob(x).shape == (4,)
     assert torch.equal(run.sample(7), run.sample(7))
     assert run.sample(7).shape == (7, 1, 8, 8)
+    with pytest.raises(UserError, match="0 or more, not -1"):
+        run.sample(-1)
     eight_bit = (x * 255).round().to(torch.uint8)
     torch.testing.assert_close(run.encode(eight_bit).mean, posterior.mean)
 

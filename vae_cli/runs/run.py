@@ -227,11 +227,13 @@ class Run:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n codes from the prior and return their mean images (n, C, H, W).
 
-        The same seed draws the same codes.
+        The same seed draws the same codes. Raises UserError for a negative n.
 
         >>> load_run("sigma-fixed").sample(16, seed=1).shape
         torch.Size([16, 1, 8, 8])
         """
+        if n < 0:
+            raise UserError(f"sample expects the number of images, 0 or more, not {n}.")
         with evaluating(self.model, seed, self.device):
             return self.decode(self.model.prior().sample((n,))).mean
 
