@@ -201,6 +201,10 @@ def test_the_critic_has_its_own_learning_rate_and_no_weight_decay(compose: Compo
         (["regularizer.betas=[0.5,1.5]"], r"regularizer\.betas=\[0\.5, 1\.5\] is not allowed"),
         (["regularizer.lr=-1"], r"regularizer\.lr=-1 is not allowed"),
         (["+schedule@regularizer.lr=linear"], r"regularizer\.lr would reach 1.*regularizer\.lr\.start=1e-3"),
+        (
+            ["+schedule@regularizer.lr=steps", "regularizer.lr.values=[2,1]", "regularizer.lr.epochs=[1,1]"],
+            r"regularizer\.lr would reach 2.*regularizer\.lr\.values=\[1e-3,1e-4\]",
+        ),
     ],
 )
 def test_what_a_critic_cannot_do_is_refused(compose: Compose, words: list[str], message: str) -> None:

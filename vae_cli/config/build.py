@@ -21,7 +21,7 @@ from vae_cli.axes.network import Network, initialize
 from vae_cli.axes.optimizer import Apart, ScheduledOptimizer
 from vae_cli.axes.prior import Prior
 from vae_cli.axes.regularizer import Regularizer
-from vae_cli.axes.schedule import Constant, Schedule
+from vae_cli.axes.schedule import Constant, Schedule, Steps
 from vae_cli.axes.sigma import Sigma
 from vae_cli.config.instantiate import brief, build, built_arguments, check_value, find_class
 from vae_cli.config.settings import Config, check_settings, code_shape, code_size
@@ -352,9 +352,10 @@ def _check_rate(arguments: Mapping[str, Any], path: str) -> None:
     rate = arguments.get("lr", 0.0)
     check_value(rate, NonNegative | Schedule, path)
     if isinstance(rate, Schedule) and not isinstance(rate, Constant) and rate.bounds()[1] >= 1:
+        smaller = f"{path}.values=[1e-3,1e-4]" if isinstance(rate, Steps) else f"{path}.start=1e-3 {path}.stop=0"
         raise UserError(
-            f"{path} would reach {rate.bounds()[1]:g}, the schedule's default: set where it starts and "
-            f"stops, for example {path}.start=1e-3 {path}.stop=0."
+            f"{path} would reach {rate.bounds()[1]:g}, which is too large for a learning rate; type smaller values, "
+            f"for example {smaller}."
         )
 
 
