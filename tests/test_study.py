@@ -89,6 +89,20 @@ def test_the_tokenizer_study_has_levels_seeds_and_the_metrics_that_its_report_ne
     assert preset["runs_dir"] != "runs"  # its report would contain the runs of others
 
 
+def test_the_rae_table_has_the_weights_of_the_authors_code() -> None:
+    """Its loss is the mean of (x - x')^2 over 1024 pixels plus w times the mean of z^2 over 16 dimensions; for the VAEs
+    it is the sum of (x - x')^2 plus w KL. Ours is -ln N(x; x', s^2) with 2 s^2 = 1, plus beta |z|^2 / 2 or beta KL."""
+    preset = yaml.safe_load((configs_dir() / "experiment" / "rae_table.yaml").read_text())
+    jobs = [dict(word.split("=") for word in job) for job in jobs_of_study([], preset["arms"])]
+    assert 2 * preset["likelihood"]["scale"] ** 2 == pytest.approx(1, abs=1e-4)
+    assert [float(job["regularizer.beta"]) for job in jobs if "regularizer" not in job] == [0.312, 2 * 0.0195]
+    without_noise = [job for job in jobs if job["sigma"] == "deterministic" and "regularizer.beta" in job]
+    on_code = [float(job["regularizer.beta"]) for job in without_noise]
+    assert on_code == pytest.approx([2 * 1024 / 16 * weight for weight in (0.5e-3, 1e-4, 0.009, 1e-4)])
+    assert preset["metrics"] == ["quality"]
+    assert preset["runs_dir"] != "runs"
+
+
 def test_a_study_trains_its_arms_and_adds_nothing_to_their_settings(commands: Any, tmp_path: Path) -> None:
     words = ["experiment=sigma_study", "epochs=1", "sigma=fixed", "sigma.value=0.5", "seed=0", "network.hidden=[8]"]
     done = commands.run("train", *words, cwd=tmp_path)
