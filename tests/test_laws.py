@@ -518,15 +518,19 @@ def test_factors_are_torchs_normal_to_the_last_bit(scale_shape: tuple[int, ...])
     assert torch.equal(kl_divergence(ours, theirs), torch.zeros(5, 3))
 
 
-def test_the_standard_normal_is_torchs_to_the_last_bit() -> None:
+def test_the_standard_normal_is_torchs() -> None:
     zero, one, value = torch.zeros(3), torch.ones(3), torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for distribution in (Standard(zero, one), Normal(zero, one)):
+    ours, theirs = Standard(zero, one), Independent(Normal(zero, one), 1)
+    found = []
+    for distribution in (ours, theirs):
         leaf = value.clone().requires_grad_()
         log_prob = distribution.log_prob(leaf)
         (log_prob.sum() * 3).backward()
-        gradients.append(torch.cat([log_prob.detach(), leaf.grad]))  # type: ignore[list-item]
-    assert torch.equal(*gradients)
+        found.append((log_prob.detach(), leaf.grad))
+    torch.testing.assert_close(*found)
+    assert torch.equal(ours.surprisal(value), -ours.log_prob(value))
+    torch.testing.assert_close(ours.expand((2, 7)).log_prob(value), theirs.expand((2, 7)).log_prob(value))
+    assert torch.equal(kl_divergence(ours, theirs), torch.tensor(0.0))
 
 
 @pytest.mark.parametrize("side", [4, 40])  # few pixels, and many

@@ -44,7 +44,7 @@ def seeded() -> None:
 
 def standard(dimensions: int, dtype: torch.dtype = torch.float32) -> Distribution:
     zeros, ones = torch.zeros(dimensions, dtype=dtype), torch.ones(dimensions, dtype=dtype)
-    return diagonal_normal(zeros, ones, Standard)
+    return Standard(zeros, ones)
 
 
 def normals(images: int, dimensions: int, dtype: torch.dtype = torch.float64) -> Distribution:

@@ -68,7 +68,7 @@ class StandardNormal(Prior):
 
     def forward(self) -> Distribution:
         if self._made is None or self._made[0] is not self.loc:  # which is replaced on another device
-            self._made = self.loc, diagonal_normal(self.loc, self.scale, Standard)
+            self._made = self.loc, Standard(self.loc, self.scale)
         return self._made[1]
 
 

@@ -53,6 +53,10 @@ class Schedule(Number):
     def forward(self) -> Tensor:
         return self.value
 
+    def times(self, quantity: Tensor) -> Tensor:
+        """Return the current number times a quantity of any shape."""
+        return self.value * quantity
+
 
 class Constant(Schedule):
     """A number that stays the same throughout training.
@@ -74,6 +78,11 @@ class Constant(Schedule):
 
     def advance(self, epoch: float) -> None:
         """Do nothing: the number never changes."""
+
+    def times(self, quantity: Tensor) -> Tensor:
+        """Return the number times a quantity of any shape: the quantity itself if the number is 1, which saves an
+        operation."""
+        return quantity if self.number == 1 else super().times(quantity)
 
 
 class _Ramp(Schedule):

@@ -27,6 +27,7 @@ from torch.distributions import (
 from vae_cli.model.kernels import is_inside_torch_func
 from vae_cli.model.scales import LOG_ROOT_2_PI, log_scale_of
 
+PIXELS = (-3, -2, -1)  # the dimensions of an image
 NUMBERS_AT_ONCE = 1 << 24  # in a tensor
 # With fewer pixels, torch's own cross-entropy is faster, because it launches fewer operations. With AVX-512, its log1p
 # is slow, and few pixels are enough.
@@ -83,7 +84,7 @@ def energy(point: Delta, prior: Distribution) -> Tensor:
     constant, so is its entropy, and the gradient of the KL divergence tends to the gradient of the energy. For a prior
     N(0, I), the energy is |loc|^2 / 2 + D ln(2 pi) / 2.
     """
-    return -prior.log_prob(point.loc)
+    return surprisal(prior, point.loc)
 
 
 def location(posterior: Distribution) -> Tensor:
@@ -189,7 +190,7 @@ class FastBernoulli(Independent):  # type: ignore[type-arg]
         if value.shape != logits.shape:
             logits, value = torch.broadcast_tensors(logits, value)
         if logits.numel() < FEW_PIXELS or torch.compiler.is_compiling() or is_inside_torch_func():
-            return F.binary_cross_entropy_with_logits(logits, value, reduction="none").flatten(-3).sum(-1)
+            return F.binary_cross_entropy_with_logits(logits, value, reduction="none").sum(PIXELS)
         surprisal: Tensor = BernoulliSurprisal.apply(logits, value)
         return surprisal
 
@@ -223,7 +224,7 @@ class BernoulliSurprisal(torch.autograd.Function):
         ctx.save_for_forward(logits, value)
         larger = p.sub(0.5).abs_().add_(0.5)  # of p and 1 - p
         certain = logits.clamp_min(0).addcmul_(logits, value, value=-1)
-        return certain.sub_(larger.log_()).flatten(-3).sum(-1)
+        return certain.sub_(larger.log_()).sum(PIXELS)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +240,7 @@ class BernoulliSurprisal(torch.autograd.Function):
         logits, value = ctx.saved_tensors
         of_logits, of_value = tangents
         along = torch.zeros_like(logits) if of_logits is None else (logits.sigmoid() - value) * of_logits
-        return (along if of_value is None else along - logits * of_value).flatten(-3).sum(-1)
+        return (along if of_value is None else along - logits * of_value).sum(PIXELS)
 
 
 class ContinuousBernoulliDistribution(Distribution):

@@ -87,7 +87,7 @@ class Inference:
         if q is None or p is None:
             return None
         # For N(0, I), subtracting a = 0 and dividing by t = 1 are skipped, which saves time.
-        is_standard = isinstance(p, Standard)
+        is_standard = isinstance(self.prior, Standard)
         distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
         log_ratio = 2 * (log_scale_of(q) if is_standard else log_scale_of(q) - log_scale_of(p))
         return distance.square(), torch.expm1(log_ratio) - log_ratio
@@ -98,7 +98,8 @@ class Inference:
         if self._twice_kl_parts is None:
             return None
         loc, scale = self._twice_kl_parts
-        return loc.sum(-1), scale.expand(*scale.shape[:-1], loc.shape[-1]).sum(-1)
+        is_whole = scale.shape[-1:] == loc.shape[-1:]
+        return loc.sum(-1), scale.sum(-1) if is_whole else loc.shape[-1] * scale.sum(-1)
 
     @computed_once
     def kl(self) -> Tensor:

@@ -317,7 +317,7 @@ def describe_prior(prior: Distribution) -> dict[str, Any]:
     normal = _normal(prior if mixture is None else mixture.component_distribution)
     if normal is None:
         return {"distribution": _name(prior), "parameters": None}
-    if mixture is None and isinstance(normal, Standard):
+    if isinstance(prior, Standard):
         return {"distribution": "N(0, I)", "parameters": {}}
     parameters = {"loc": normal.loc, "scale": normal.scale.expand_as(normal.loc)}
     if mixture is not None:

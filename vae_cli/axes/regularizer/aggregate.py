@@ -75,7 +75,7 @@ class MMD(Regularizer):
     def forward(self, inference: Inference) -> Tensor:
         mmd = mean_discrepancy(inference.z, inference.prior, self.kernel, self.scales)
         inference.parts["mmd"] = mmd
-        return weighted_kl(self.beta, inference) + self.weight() * mmd
+        return weighted_kl(self.beta, inference) + self.weight.times(mmd)
 
 
 class TotalCorrelation(Regularizer):
@@ -140,7 +140,7 @@ class TotalCorrelation(Regularizer):
         correlation = over_samples(joint - single.sum(-1))
         rest = inference.kl - information - correlation
         inference.parts.update(zip(self.parts, (information, correlation, rest), strict=True))
-        return self.alpha() * information + self.beta() * correlation + self.gamma() * rest
+        return self.alpha.times(information) + self.beta.times(correlation) + self.gamma.times(rest)
 
 
 class DIP(Regularizer):
@@ -186,7 +186,7 @@ class DIP(Regularizer):
         if distributed.size(inference.x) == 1:
             off, away = 0 * off, 0 * away
         inference.parts.update(zip(self.parts, (off, away), strict=True))
-        return weighted_kl(self.beta, inference) + self.lambda_od() * off + self.lambda_d() * away
+        return weighted_kl(self.beta, inference) + self.lambda_od.times(off) + self.lambda_d.times(away)
 
 
 class Factor(Regularizer):
@@ -240,7 +240,7 @@ class Factor(Regularizer):
     def forward(self, inference: Inference) -> Tensor:
         loss, total_correlation = self.critic.loss(inference.z), over_samples(self.critic(inference.z, frozen=True))
         inference.parts.update(zip(self.parts, (loss, total_correlation), strict=True))
-        penalty = self.beta() * inference.kl + self.gamma() * total_correlation
+        penalty = self.beta.times(inference.kl) + self.gamma.times(total_correlation)
         return penalty + (loss - loss.detach())  # 0, with the gradient of the critic's loss
 
 

@@ -26,7 +26,7 @@ class Energy(Regularizer):
         self.beta = as_schedule(beta)
 
     def forward(self, inference: Inference) -> Tensor:
-        return self.beta() * _energy(inference)
+        return self.beta.times(_energy(inference))
 
 
 class GradientPenalty(Regularizer):
@@ -54,7 +54,7 @@ class GradientPenalty(Regularizer):
     def forward(self, inference: Inference) -> Tensor:
         squared_jacobian = over_samples(_pulled_back(inference).square().sum(-1))
         inference.parts["squared_jacobian"] = squared_jacobian
-        return self.beta() * _energy(inference) + self.weight() * squared_jacobian
+        return self.beta.times(_energy(inference)) + self.weight.times(squared_jacobian)
 
 
 def _energy(inference: Inference) -> Tensor:

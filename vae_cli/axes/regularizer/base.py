@@ -58,4 +58,4 @@ def weighted_kl(beta: Schedule, inference: Inference) -> Tensor:
 
     If beta is always 0, the divergence is not computed: nothing limits the codes then, and 0 times infinity is NaN.
     """
-    return beta() * inference.kl if has_weight(beta) else torch.zeros_like(inference.distortion)
+    return beta.times(inference.kl) if has_weight(beta) else torch.zeros_like(inference.distortion)

@@ -37,7 +37,7 @@ class KL(Regularizer):
         self.draws = draws
 
     def forward(self, inference: Inference) -> Tensor:
-        return self.beta() * inference.kl
+        return self.beta.times(inference.kl)
 
 
 class ImportanceWeighted(Regularizer):
@@ -80,7 +80,7 @@ class ImportanceWeighted(Regularizer):
         if is_doubled:  # keep the gradient through z, and drop the one through the parameters of the density
             through_parameters = inference.posterior.log_prob(z.detach())
             log_posterior = log_posterior - (through_parameters - through_parameters.detach())
-        log_weight = self.beta() * (inference.prior.log_prob(z) - log_posterior) - inference.surprisal
+        log_weight = self.beta.times(inference.prior.log_prob(z) - log_posterior) - inference.surprisal
         log_weight = log_weight.unflatten(0, (-1, len(inference.x))) if log_weight.dim() == 1 else log_weight
         if is_doubled:  # the gradient of the bound gives z_k one factor v_k
             share = log_weight.detach().softmax(0).reshape(z.shape[:-1])
@@ -110,7 +110,7 @@ class FreeBits(Regularizer):
     def forward(self, inference: Inference) -> Tensor:
         assert inference.rate_per_dimension is not None  # ensured by `needs`
         rates = distributed.mean(inference.rate_per_dimension, 0)
-        return (self.beta() * torch.maximum(rates, self.floor()).sum()).expand(len(inference.x))
+        return self.beta.times(torch.maximum(rates, self.floor()).sum()).expand(len(inference.x))
 
 
 class Capacity(Regularizer):
@@ -128,4 +128,4 @@ class Capacity(Regularizer):
         self.gamma = as_schedule(gamma)
 
     def forward(self, inference: Inference) -> Tensor:
-        return (self.gamma() * (distributed.mean(inference.kl) - self.capacity()).abs()).expand(len(inference.x))
+        return self.gamma.times((distributed.mean(inference.kl) - self.capacity()).abs()).expand(len(inference.x))
