@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, Uniform, kl_divergence
 
-from vae_cli.axes.schedule import Linear
+from vae_cli.axes.schedule import Constant, Linear, Schedule
 from vae_cli.axes.sigma import (
     Bounded,
     Fixed,
@@ -563,6 +563,14 @@ def test_regularizers_that_suit_uniform_noise_or_a_sphere_are_accepted(compose: 
         check_config(compose("sigma=power_spherical", "prior=sphere", f"regularizer={name}"))
     check_config(compose("sigma=uniform", "regularizer=free_bits"))
     check_config(compose("sigma=uniform", "regularizer=importance_weighted"))
+
+
+@pytest.mark.parametrize("schedule", [Constant(1), Constant(0.3), Linear(0.5, 1, 10)], ids=["1", "0.3", "linear"])
+def test_a_schedule_multiplies_by_its_current_number(schedule: Schedule) -> None:
+    quantity = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    for epoch in (0.0, 4.0, 10.0):
+        schedule.advance(epoch)
+        assert torch.equal(schedule.times(quantity), schedule() * quantity)
 
 
 def test_noise_levels_can_be_schedules() -> None:
