@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
-from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 from torch.func import functional_call, jvp, vmap
 from torch.optim import Adam
 
@@ -29,7 +29,7 @@ from vae_cli.config.build import Experiment, build_experiment, build_model, chec
 from vae_cli.config.instantiate import build
 from vae_cli.core.errors import Failure, UserError
 from vae_cli.model import distributions, kernels
-from vae_cli.model.distributions import BernoulliSurprisal, Delta, FastBernoulli, location
+from vae_cli.model.distributions import BernoulliSurprisal, Delta, FastBernoulli, MixtureDistribution, location
 from vae_cli.model.inference import Inference, with_derived
 from vae_cli.model.kernels import Dense
 from vae_cli.model.scales import Factors, Standard, diagonal_normal
@@ -264,6 +264,25 @@ def test_a_mixture_does_not_need_memory_for_all_codes_at_once(monkeypatch: pytes
     whole = mixture().log_prob(z)
     monkeypatch.setattr(distributions, "NUMBERS_AT_ONCE", 3 * 3 * 4)
     torch.testing.assert_close(mixture().log_prob(z), whole)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 1.0, 30.0])
+def test_the_density_of_a_mixture_is_torchs(scale: float) -> None:
+    """Its matrix products must not lose the small distances from a narrow component."""
+    generator = torch.Generator().manual_seed(0)
+    loc, noise = torch.randn(50, 6, generator=generator), torch.randn(50, 6, generator=generator)
+    logits, width = torch.randn(50, generator=generator), scale * torch.rand(50, 1, generator=generator).add(0.5)
+    given, results = (loc, width, logits, loc + scale * noise), []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in given]
+        components = diagonal_normal(leaves[0], leaves[1])
+        kind = MixtureDistribution if dtype == torch.float32 else MixtureSameFamily
+        density = kind(Categorical(logits=leaves[2]), components).log_prob(leaves[3])
+        density.sum().backward()
+        results.append([density.detach().double(), *(leaf.grad.double() for leaf in leaves)])  # type: ignore[union-attr]
+    for found, exact in zip(*results, strict=True):
+        # The distances that decide are given in float32, too: relative to the scale, their rounding grows as 1 / scale.
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("choice", GROUPS["likelihood"].choices)

@@ -25,7 +25,7 @@ from torch.distributions import (
 )
 
 from vae_cli.model.kernels import is_inside_torch_func
-from vae_cli.model.scales import LOG_ROOT_2_PI, log_scale_of
+from vae_cli.model.scales import LOG_ROOT_2_PI, factors_of, log_densities, log_scale_of
 
 PIXELS = (-3, -2, -1)  # the dimensions of an image
 NUMBERS_AT_ONCE = 1 << 24  # in a tensor
@@ -160,16 +160,23 @@ def uniform_from_normal(posterior: UniformFactors, prior: Normal) -> Tensor:
 class MixtureDistribution(MixtureSameFamily):
     """A mixture of K components with batch shape (K,) and event shape (D,): batch shape ().
 
-    log_prob uses at most NUMBERS_AT_ONCE numbers at a time, since it needs K * D for each code.
+    log_prob uses at most NUMBERS_AT_ONCE numbers at a time: for each code, it needs K if the components are diagonal
+    normals, otherwise K * D.
     """
 
     def __init__(self, weights: Categorical, components: Distribution) -> None:
         super().__init__(weights, components, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        codes = value.reshape(-1, value.shape[-1])
-        parts = codes.split(max(1, NUMBERS_AT_ONCE // self.component_distribution.mean.numel()))
-        return torch.cat([super(MixtureDistribution, self).log_prob(part) for part in parts]).reshape(value.shape[:-1])
+        codes, components = value.reshape(-1, value.shape[-1]), self.component_distribution
+        weights: Tensor = self.mixture_distribution.logits  # normalized by torch
+        factors = factors_of(components)
+        if factors is not None and value.device.type != "mps":  # which lacks double precision
+            by_component, numbers = log_densities(factors), len(weights)
+        else:
+            by_component, numbers = lambda part: components.log_prob(part.unsqueeze(1)), components.mean.numel()
+        parts = codes.split(max(1, NUMBERS_AT_ONCE // numbers))
+        return torch.cat([(by_component(part) + weights).logsumexp(-1) for part in parts]).reshape(value.shape[:-1])
 
 
 class FastBernoulli(Independent):  # type: ignore[type-arg]

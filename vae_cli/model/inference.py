@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 from vae_cli.model.distributions import Delta, location, surprisal
 from vae_cli.model.mixtures import NoiseMixture
-from vae_cli.model.scales import Standard, log_scale_of
+from vae_cli.model.scales import Standard, factors_of, log_scale_of
 
 
 class computed_once(property):  # noqa: N801 (used like functools.cached_property)
@@ -83,7 +83,7 @@ class Inference:
 
         If images or dimensions share a scale, the scale part is not expanded; it broadcasts to (B, D).
         """
-        q, p = _factor(self.posterior), _factor(self.prior)
+        q, p = factors_of(self.posterior), factors_of(self.prior)
         if q is None or p is None:
             return None
         # For N(0, I), subtracting a = 0 and dividing by t = 1 are skipped, which saves time.
@@ -206,10 +206,3 @@ def unbiased_divergence(posterior: Distribution, prior: Distribution, z: Tensor)
 def over_samples(values: Tensor) -> Tensor:
     """Return the mean (B,) of values (*S, B) over the draws of z."""
     return values if values.dim() == 1 else values.flatten(0, -2).mean(0)
-
-
-def _factor(distribution: Distribution) -> Normal | None:
-    """Return the elementwise Normal inside a diagonal normal; None for any other distribution."""
-    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
-        return distribution.base_dist
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -113,6 +114,33 @@ def log_scale_of(normal: Normal) -> Tensor:
     """Return ln(scale) of a normal, which broadcasts to the shape of its loc."""
     log_scale = normal.log_scale if isinstance(normal, Factors) else None
     return normal.scale.log() if log_scale is None else log_scale
+
+
+def factors_of(distribution: Distribution) -> Normal | None:
+    """Return the univariate factors of a diagonal normal; None for any other distribution."""
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        return distribution.base_dist
+    return None
+
+
+def log_densities(normals: Normal) -> Callable[[Tensor], Tensor]:
+    """Return a function from codes z (N, D) to their log-densities (N, K) under K normals, loc and scale (K, D).
+
+    ln N(z; m, s^2) = -sum_j (z_j^2 / s_j^2 - 2 z_j m_j / s_j^2 + m_j^2 / s_j^2 + 2 ln s_j + ln(2 pi)) / 2 is a matrix
+    product of z^2 and z with coefficients of the normals, so no tensor has N K D numbers. For small s the terms are
+    much larger than their sum, hence the double precision.
+    """
+    loc, log_scale = normals.loc.double(), log_scale_of(normals).double().expand_as(normals.loc)
+    precision = (-2 * log_scale).exp()
+    coefficients = torch.cat([precision, -2 * precision * loc], -1).mT
+    constant = (precision * loc.square() + 2 * (log_scale + LOG_ROOT_2_PI)).sum(-1)
+
+    def of(z: Tensor) -> Tensor:
+        wide = z.double()  # once: its two gradients are much larger than their sum, which is rounded to the type of z
+        powers = torch.cat([wide.square(), wide], -1)
+        return torch.addmm(constant, powers, coefficients).div(-2).to(z.dtype)
+
+    return of
 
 
 def diagonal_normal(loc: Tensor, scale: Tensor, log_scale: Tensor | None = None) -> Distribution:

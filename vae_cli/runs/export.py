@@ -25,7 +25,7 @@ from vae_cli.core.rng import derive_seed
 from vae_cli.core.wording import listed
 from vae_cli.model.distributions import Delta, UniformFactors, location
 from vae_cli.model.mixtures import NoiseMixture
-from vae_cli.model.scales import Standard
+from vae_cli.model.scales import Standard, factors_of
 from vae_cli.model.sphere import PowerSphericalDistribution, UniformOnSphere
 from vae_cli.runs.run import Run
 
@@ -284,7 +284,7 @@ def describe_posterior(posterior: Distribution) -> str:
     """Return a posterior as a formula of the encoder's outputs, or as the name of its distribution."""
     if isinstance(posterior, Delta):
         return "a point mass at loc"
-    if _normal(posterior) is not None:
+    if factors_of(posterior) is not None:
         return "N(loc, diag(scale^2))"
     if isinstance(posterior, NoiseMixture | PowerSphericalDistribution):
         return posterior.formula
@@ -314,7 +314,7 @@ def describe_prior(prior: Distribution) -> dict[str, Any]:
     if isinstance(prior, UniformOnSphere):
         return {"distribution": "uniform on the sphere |z| = 1", "parameters": {}}
     mixture = prior if isinstance(prior, MixtureSameFamily) else None
-    normal = _normal(prior if mixture is None else mixture.component_distribution)
+    normal = factors_of(prior if mixture is None else mixture.component_distribution)
     if normal is None:
         return {"distribution": _name(prior), "parameters": None}
     if isinstance(prior, Standard):
@@ -326,11 +326,6 @@ def describe_prior(prior: Distribution) -> dict[str, Any]:
     is_small = sum(value.numel() for value in parameters.values()) <= MOST_NUMBERS
     numbers = {name: value.detach().cpu().tolist() for name, value in parameters.items()} if is_small else None
     return {"distribution": formula, "parameters": numbers}
-
-
-def _normal(distribution: Distribution) -> Normal | None:
-    base = distribution.base_dist if isinstance(distribution, Independent) else None
-    return base if isinstance(base, Normal) else None
 
 
 def _name(distribution: Distribution) -> str:
