@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
 from vae_cli.model.inference import Inference, divergence, unbiased_divergence
 from vae_cli.model.mixtures import NoiseMixture
-from vae_cli.model.scales import diagonal_normal
+from vae_cli.model.scales import Factors, diagonal_normal, log_densities
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 
 TENSOR_NUMBERS = 1 << 22  # numbers in one intermediate tensor
@@ -286,17 +286,14 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
 
     z is (M, D), loc and scale are (N, D), all in double precision; rows (M,) are the indices of the codes' own images,
     or None if they are not among the N.
-    Squares are expanded into a matrix product, (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2. If scales are
-    small, these terms are much larger than their sum. If the rounding error could therefore exceed a hundredth of a
-    nat, the squared differences are summed dimension by dimension instead, which is slower. Memory: a few tensors of
-    TENSOR_NUMBERS doubles (or of N doubles if N is larger).
+    The densities are a matrix product (see `log_densities`). If its rounding error could exceed a hundredth of a nat,
+    because scales are small, the squared differences are summed dimension by dimension instead, which is slower.
+    Memory: a few tensors of TENSOR_NUMBERS doubles (or of N doubles if N is larger).
     """
     center = loc.mean(0)
-    z, loc = z - center, loc - center
     norm = -scale.log().sum(1) - loc.shape[1] * math.log(2 * math.pi) / 2
-    precision = scale.square().reciprocal()
-    weight = torch.cat([-precision / 2, loc * precision], 1).T
-    reach = torch.maximum(z.abs().amax(0), loc.abs().amax(0)) / scale.amin(0)
+    product = log_densities(Factors(loc, scale))
+    reach = torch.maximum((z - center).abs().amax(0), (loc - center).abs().amax(0)) / scale.amin(0)
     expand = float(reach.square().sum()) * 4 * loc.shape[1] * torch.finfo(torch.float64).eps < 1e-2
     columns = list(zip(loc.T.contiguous(), (1 / scale).T.contiguous(), strict=True))
     found = []
@@ -304,7 +301,7 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
     size = max(1, (TENSOR_NUMBERS if expand else TENSOR_NUMBERS >> 4) // len(loc))
     for number, part in enumerate(z.split(size)):
         if expand:
-            density = torch.cat([part.square(), part], 1) @ weight + (norm - (loc.square() * precision).sum(1) / 2)
+            density = product(part)
         else:
             density = norm.repeat(len(part), 1)
             for values, (column, inverse) in zip(part.T, columns, strict=True):

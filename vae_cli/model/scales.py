@@ -128,17 +128,19 @@ def log_densities(normals: Normal) -> Callable[[Tensor], Tensor]:
 
     ln N(z; m, s^2) = -sum_j (z_j^2 / s_j^2 - 2 z_j m_j / s_j^2 + m_j^2 / s_j^2 + 2 ln s_j + ln(2 pi)) / 2 is a matrix
     product of z^2 and z with coefficients of the normals, so no tensor has N K D numbers. For small s the terms are
-    much larger than their sum, hence the double precision.
+    much larger than their sum, hence the double precision. With z and m measured from the center of the locs, the
+    error is about 1e-16 (z / s)^2, less than that of rounding z to float32.
     """
-    loc, log_scale = normals.loc.double(), log_scale_of(normals).double().expand_as(normals.loc)
+    center = normals.loc.detach().double().mean(0)
+    loc, log_scale = normals.loc.double() - center, log_scale_of(normals).double().expand_as(normals.loc)
     precision = (-2 * log_scale).exp()
-    coefficients = torch.cat([precision, -2 * precision * loc], -1).mT
-    constant = (precision * loc.square() + 2 * (log_scale + LOG_ROOT_2_PI)).sum(-1)
+    coefficients = torch.cat([precision / -2, precision * loc], -1).mT
+    constant = -(precision * loc.square() / 2 + log_scale + LOG_ROOT_2_PI).sum(-1)
 
     def of(z: Tensor) -> Tensor:
-        wide = z.double()  # once: its two gradients are much larger than their sum, which is rounded to the type of z
-        powers = torch.cat([wide.square(), wide], -1)
-        return torch.addmm(constant, powers, coefficients).div(-2).to(z.dtype)
+        centered = z.double() - center
+        powers = torch.cat([centered.square(), centered], -1)
+        return torch.addmm(constant, powers, coefficients).to(z.dtype)
 
     return of
 
