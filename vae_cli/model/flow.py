@@ -93,7 +93,7 @@ class FlowDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         def of_part(z: Tensor) -> Tensor:
             u, log_det = self.normalized(z)
-            return (-u.square() / 2 - LOG_ROOT_2_PI).sum(-1) + log_det
+            return log_det - u.square().sum(-1) / 2 - u.shape[-1] * LOG_ROOT_2_PI
 
         return self._in_parts(of_part, value)
 
