@@ -6,10 +6,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent
 
 from vae_cli.metrics.base import CODES_PER_IMAGE, Figure, Metric, mean_figure, undefined
 from vae_cli.model.distributions import UniformFactors
+from vae_cli.model.scales import factors_of
 
 NOT_UNIFORM = "only uniform noise can be replaced by shared noise and rounding; see sigma=uniform"
 NOT_FACTORIZED = "the entropy coder needs a prior that is normal with independent dimensions"
@@ -33,8 +34,8 @@ class Dither(Metric):
     claim = "bits"
 
     def compute(self) -> dict[str, Figure]:
-        subject, prior = self.subject, self.subject.model.prior()
-        if not isinstance(prior, Independent) or not isinstance(prior.base_dist, Normal):
+        subject, normal = self.subject, factors_of(self.subject.model.prior())
+        if normal is None:
             return {"dithered_bits": undefined(NOT_FACTORIZED)}
         lengths = []
         for x, _ in subject.batches("test"):
@@ -45,7 +46,7 @@ class Dither(Metric):
             width = factors.width.cpu().double()
             loc = factors.loc.cpu().double()
             u = width * (torch.rand(CODES_PER_IMAGE, *loc.shape, dtype=torch.float64) - 0.5)
-            mean, scale = (values.cpu().double() for values in (prior.base_dist.loc, prior.base_dist.scale))
+            mean, scale = (values.cpu().double() for values in (normal.loc, normal.scale))
             nats = -log_mass(dithered(loc, u, width)[1], width, mean, scale).sum(-1)
             lengths.append(nats.mean(0) / math.log(2))
         return {"dithered_bits": mean_figure(torch.cat(lengths), "bits")}

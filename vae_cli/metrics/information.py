@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_cli.metrics.base import Figure, MeasuredRun, Metric, curve_figure, mean_figure, standard_error, undefined
 from vae_cli.model.inference import Inference, divergence, unbiased_divergence
 from vae_cli.model.mixtures import NoiseMixture
-from vae_cli.model.scales import Factors, diagonal_normal, log_densities
+from vae_cli.model.scales import LOG_ROOT_2_PI, Factors, diagonal_normal, factors_of, log_densities
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 
 TENSOR_NUMBERS = 1 << 22  # numbers in one intermediate tensor
@@ -291,7 +291,7 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
     Memory: a few tensors of TENSOR_NUMBERS doubles (or of N doubles if N is larger).
     """
     center = loc.mean(0)
-    norm = -scale.log().sum(1) - loc.shape[1] * math.log(2 * math.pi) / 2
+    norm = -(scale.log() + LOG_ROOT_2_PI).sum(1)
     product = log_densities(Factors(loc, scale))
     reach = torch.maximum((z - center).abs().amax(0), (loc - center).abs().amax(0)) / scale.amin(0)
     expand = float(reach.square().sum()) * 4 * loc.shape[1] * torch.finfo(torch.float64).eps < 1e-2
@@ -315,7 +315,7 @@ def log_others(z: Tensor, rows: Tensor | None, loc: Tensor, scale: Tensor) -> Te
 
 def is_normal(posterior: Distribution) -> bool:
     """Return whether a posterior is normal with independent dimensions."""
-    return isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
+    return factors_of(posterior) is not None
 
 
 def rate_is_bound(subject: MeasuredRun) -> bool:

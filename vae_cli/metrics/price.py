@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_cli.metrics.base import CODES_PER_IMAGE, Codes, Figure, Metric, mean_figure, undefined
 from vae_cli.metrics.information import is_noise_mixture, is_normal, rate_is_bound
+from vae_cli.model.scales import factors_of
 from vae_cli.runs.codes import MIXTURE_COMPONENTS
 from vae_cli.runs.mixture import Mixture
 
@@ -163,13 +164,13 @@ class AggregateFit(Metric):
         }
 
     def _kl(self, mean: Tensor, covariance: Tensor, spectrum: Tensor, count: int) -> Figure:
-        prior = self.subject.model.prior()
-        if not isinstance(prior, Independent) or not isinstance(prior.base_dist, Normal):
+        factors = factors_of(self.subject.model.prior())
+        if factors is None:
             return undefined("the prior is not normal with independent dimensions")
         # Eigenvalues below this share of the largest are rounding errors of codes in single precision.
         if not spectrum[-1] > 1e-12 * spectrum[0]:
             return undefined("the codes do not span the latent space, so the KL divergence is infinite")
-        loc, scale = prior.base_dist.loc.cpu().double(), prior.base_dist.scale.cpu().double()
+        loc, scale = factors.loc.cpu().double(), factors.scale.cpu().double()
         away = ((mean - loc) / scale).square() + covariance.diagonal() / scale.square() - 1
         return Figure(float((away.sum() - spectrum.log().sum()) / 2 + scale.log().sum()), "nats", count)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
 from vae_cli.axes.dataset import Split
 from vae_cli.core.errors import UserError
@@ -17,6 +17,7 @@ from vae_cli.core.files import refuse_unwritable, replace_file
 from vae_cli.core.rng import evaluating
 from vae_cli.machine.memory import refuse_oversize
 from vae_cli.model.distributions import Delta
+from vae_cli.model.scales import factors_of
 from vae_cli.runs.codes import BATCH
 from vae_cli.runs.codes_file import SPLITS
 from vae_cli.runs.export import describe_posterior
@@ -87,9 +88,7 @@ def _refuse_others(run: Run, posterior: Distribution) -> None:
 
     Draws would misrepresent any other posterior: as codes without noise, they would be measured as point masses.
     """
-    if not (isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)) and not isinstance(
-        posterior, Delta
-    ):
+    if factors_of(posterior) is None and not isinstance(posterior, Delta):
         raise UserError(
             f"The posterior of {run.path} is {describe_posterior(posterior)}, but a file of codes can hold only "
             "posteriors N(loc, diag(scale^2)) and point masses. To measure this run type vae evaluate "
