@@ -231,7 +231,8 @@ class BernoulliSurprisal(torch.autograd.Function):
         p = logits.sigmoid()  # the only exponential: backward uses it, too
         ctx.save_for_backward(logits, value, p)
         ctx.save_for_forward(logits, value)
-        larger = torch.maximum(p, 1 - p)
+        larger = 1 - p
+        torch.maximum(p, larger, out=larger)
         rows = larger.prod(-1, keepdim=True) if larger.shape[-1] <= WIDE else larger
         certain = logits.clamp_min(0).addcmul_(logits, value, value=-1)
         return certain.sum(PIXELS) - rows.log_().sum(PIXELS)
