@@ -32,6 +32,7 @@ from vae_cli.model import distributions, kernels
 from vae_cli.model.distributions import BernoulliSurprisal, Delta, FastBernoulli, MixtureDistribution, location
 from vae_cli.model.inference import Inference, with_derived
 from vae_cli.model.kernels import Dense
+from vae_cli.model.normal_kl import normal_kl, normal_kl_parts
 from vae_cli.model.scales import Factors, Standard, diagonal_normal
 from vae_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vae_cli.training.validation import evaluate_split
@@ -571,6 +572,32 @@ def test_the_gradients_of_a_bernoulli_are_those_of_its_formula() -> None:
     function = BernoulliSurprisal.apply
     assert torch.autograd.gradcheck(function, (logits, value), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, (logits, value))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (1, 3), (3,), (1,), ()])
+def test_the_gradients_of_a_normal_kl_are_those_of_its_formula(shape: tuple[int, ...]) -> None:
+    """For a scale of each code, of each image, of each dimension, or of all."""
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    log_ratio = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    kl, of_locations = normal_kl(distance, log_ratio)
+    parts = normal_kl_parts(distance, log_ratio)
+    torch.testing.assert_close(kl, (parts[0] + parts[1]).sum(-1))
+    torch.testing.assert_close(of_locations, parts[0].sum(-1).detach())
+    assert not of_locations.requires_grad
+    ratio = (2 * log_ratio).exp()
+    exact = (distance.square() / 2).sum(-1) + ((ratio - 1 - ratio.log()) / 2).expand(4, 3).sum(-1)
+    torch.testing.assert_close(kl, exact)
+    first = torch.autograd.grad(kl.sum(), (distance, log_ratio), create_graph=True)
+    torch.testing.assert_close(first, torch.autograd.grad(exact.sum(), (distance, log_ratio)))
+
+    def function(*given: torch.Tensor) -> torch.Tensor:
+        return normal_kl(*given)[0]
+
+    assert torch.autograd.gradcheck(function, (distance, log_ratio), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, (distance, log_ratio))
+    along = torch.func.jvp(function, (distance.detach(), log_ratio.detach()), (distance.detach(), ratio.detach()))[1]
+    torch.testing.assert_close(along, (first[0] * distance + (ratio - 1) * ratio).sum(-1))
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 10.0, 1e2, 1e4])

@@ -2,5 +2,5 @@
 
 __all__ = [
     *("aggregate", "bessel", "code_vae", "critic", "distributions", "flow", "flow_matching", "geodesics", "inference"),
-    *("kernels", "loss", "mixtures", "scales", "spectral", "sphere", "vae"),
+    *("kernels", "loss", "mixtures", "normal_kl", "scales", "spectral", "sphere", "vae"),
 ]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from vae_cli.model.distributions import Delta, location, surprisal
 from vae_cli.model.mixtures import NoiseMixture
+from vae_cli.model.normal_kl import normal_kl, normal_kl_parts
 from vae_cli.model.scales import Standard, factors_of, log_scale_of
 
 
@@ -69,37 +69,24 @@ class Inference:
     def normal_kl_parts(self) -> tuple[Tensor, Tensor] | None:
         """The location part and the scale part of the KL divergence in each latent dimension, both (B, D).
 
-        With posterior N(m, s^2) and prior N(a, t^2) they are ((m - a) / t)^2 / 2 and (r - 1 - ln r) / 2, r = s^2 / t^2.
-        None unless posterior and prior are both diagonal normals.
+        None unless posterior and prior are both diagonal normals. See `normal_kl_parts` in model/normal_kl.py.
         """
-        if self._twice_kl_parts is None:
-            return None
-        loc, scale = self._twice_kl_parts
-        return loc / 2, scale.expand_as(loc) / 2
+        return None if self._difference is None else normal_kl_parts(*self._difference)
 
     @computed_once
-    def _twice_kl_parts(self) -> tuple[Tensor, Tensor] | None:
-        """The parts of the KL divergence, times 2: halving their sums later is cheaper than halving every element.
-
-        If images or dimensions share a scale, the scale part is not expanded; it broadcasts to (B, D).
-        """
+    def _difference(self) -> tuple[Tensor, Tensor] | None:
+        """With posterior N(m, s^2) and prior N(a, t^2): (m - a) / t, (B, D), and ln(s / t), which broadcasts to it."""
         q, p = factors_of(self.posterior), factors_of(self.prior)
         if q is None or p is None:
             return None
-        # For N(0, I), subtracting a = 0 and dividing by t = 1 are skipped, which saves time.
-        is_standard = isinstance(self.prior, Standard)
-        distance = q.loc if is_standard else (q.loc - p.loc) / p.scale
-        log_ratio = 2 * (log_scale_of(q) if is_standard else log_scale_of(q) - log_scale_of(p))
-        return distance.square(), torch.expm1(log_ratio) - log_ratio
+        if isinstance(self.prior, Standard):  # a = 0 and t = 1: nothing to compute
+            return q.loc, log_scale_of(q)
+        return (q.loc - p.loc) / p.scale, log_scale_of(q) - log_scale_of(p)
 
     @computed_once
-    def _twice_kl_sums(self) -> tuple[Tensor, Tensor] | None:
-        """The sums of these parts over the dimensions: (B,) and, if images share a scale, ()."""
-        if self._twice_kl_parts is None:
-            return None
-        loc, scale = self._twice_kl_parts
-        is_whole = scale.shape[-1:] == loc.shape[-1:]
-        return loc.sum(-1), scale.sum(-1) if is_whole else loc.shape[-1] * scale.sum(-1)
+    def _normal_kl(self) -> tuple[Tensor, Tensor] | None:
+        """The KL divergence of diagonal normals and its location part, (B,) each; the latter has no gradient."""
+        return None if self._difference is None else normal_kl(*self._difference)
 
     @computed_once
     def kl(self) -> Tensor:
@@ -107,9 +94,8 @@ class Inference:
 
         If the rate has no closed form, it is estimated from z, without bias (see `divergence`).
         """
-        if self._twice_kl_sums is not None:
-            loc, scale = self._twice_kl_sums
-            return (loc + scale) / 2
+        if self._normal_kl is not None:
+            return self._normal_kl[0]
         return divergence(self.posterior, self.prior, self.z)
 
     @property
@@ -162,8 +148,8 @@ class Inference:
         terms |= {name: part.detach().expand_as(penalty) for name, part in self.parts.items()}
         if self.rate is not None:
             terms["rate"] = self.rate
-        if self._twice_kl_sums is not None:
-            terms["rate_loc"] = self._twice_kl_sums[0].detach() / 2
+        if self._normal_kl is not None:
+            terms["rate_loc"] = self._normal_kl[1]
         return terms
 
 
