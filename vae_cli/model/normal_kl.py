@@ -17,8 +17,8 @@ def normal_kl_parts(distance: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor
 
     distance is (B, D); log_ratio = ln(s / t) broadcasts to it.
     """
-    excess = torch.expm1(2 * log_ratio)
-    return distance.square() / 2, (torch.sub(excess, log_ratio, alpha=2) / 2).expand_as(distance)
+    of_location, of_scale = _twice_parts(distance, log_ratio, torch.expm1(2 * log_ratio))
+    return of_location / 2, of_scale.expand_as(distance) / 2
 
 
 def normal_kl(distance: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,8 +69,13 @@ class NormalKL(torch.autograd.Function):
         return along.sum(-1), None
 
 
+def _twice_parts(distance: Tensor, log_ratio: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both parts in each dimension, times 2, from excess = r - 1; the scale part broadcasts to (B, D)."""
+    return distance.square(), torch.sub(excess, log_ratio, alpha=2)
+
+
 def _sums(distance: Tensor, log_ratio: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of both parts, and of the location part, from excess = r - 1."""
-    of_locations = distance.square().sum(-1)
-    of_scales = torch.sub(excess, log_ratio, alpha=2).expand_as(distance).sum(-1)
-    return (of_locations + of_scales) / 2, of_locations / 2
+    """Return the KL divergence and its location part, (B,) each; halving sums is cheaper than halving every element."""
+    of_location, of_scale = _twice_parts(distance, log_ratio, excess)
+    location = of_location.sum(-1)
+    return (location + of_scale.expand_as(distance).sum(-1)) / 2, location / 2
